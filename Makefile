@@ -1,0 +1,40 @@
+# make repro | test | lint | bench | soak — each makes .venv first, where it is missing or out of date.
+PYTHON ?= python3
+BIN := .venv/bin
+FAISS := $(if $(wildcard /proc/driver/nvidia/version),gpu,cpu)
+export DVC_NO_ANALYTICS := 1
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: repro test lint bench soak clean
+.DELETE_ON_ERROR:
+
+repro: .venv/ready-$(FAISS)
+	dvc repro
+	cusa-train --show
+
+test: .venv/ready-test
+	HF_HUB_OFFLINE=1 python -m pytest -m "not soak"
+
+soak: .venv/ready-test
+	HF_HUB_OFFLINE=1 python -m pytest -m soak
+
+lint: .venv/ready-lint
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+bench: .venv/ready-$(FAISS)
+	python -m benchmarks
+
+clean:
+	rm -rf .venv artifacts dvc_plots
+
+.venv/ready-%: pyproject.toml constraints.txt | .venv/bin/python
+	python -m pip install --quiet --constraint constraints.txt --editable ".[$(FAISS),$*]"
+	touch $@
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "cusa needs Python 3.11 or newer; say make PYTHON=python3.12, for example")'
+	$(PYTHON) -m venv .venv
+	python -m pip install --quiet --upgrade pip

@@ -1,0 +1,64 @@
+"""cusa-extract: stage 1 from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from stores import ExtractParameters, ParameterError, load_parameters
+
+
+@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.option("--params", type=click.Path(path_type=Path), help="Parameters file; without it, ./params.yaml.")
+@click.option(
+    "--store", type=click.Path(path_type=Path), default=Path("artifacts/store"), help="Where the store is made."
+)
+@click.option(
+    "--source",
+    multiple=True,
+    help="scenes, a Karpathy split file, or SPLIT=FILE for each COCO captions file  [data.source]",
+)
+@click.option("--images", help="Folder of the images  [data.images]")
+@click.option("--image-teacher", help="family:name  [teachers.image]")
+@click.option("--image-weights", help="Its checkpoint file  [teachers.image_weights]")
+@click.option("--text-teacher", help="family:name  [teachers.text]")
+@click.option("--text-weights", help="Its checkpoint file  [teachers.text_weights]")
+@click.option("-S", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override any parameter.")
+def main(
+    params: Path | None,
+    store: Path,
+    source: tuple[str, ...],
+    images: str | None,
+    image_teacher: str | None,
+    image_weights: str | None,
+    text_teacher: str | None,
+    text_weights: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Shard a data set and extract teacher features into a store. Run it again to resume or repair."""
+    flags = {
+        "data.source": _source(source),
+        "data.images": images,
+        "teachers.image": image_teacher,
+        "teachers.image_weights": image_weights,
+        "teachers.text": text_teacher,
+        "teachers.text_weights": text_weights,
+    }
+    parameters = load_parameters(ExtractParameters, params, flags, overrides)
+    # Imported late: the libraries behind it take seconds, a wrong flag should not.
+    from pipeline.extract import extract, summary
+
+    Console().print(summary(extract(parameters, store), store))
+
+
+def _source(given: tuple[str, ...]) -> str | dict[str, str] | None:
+    if not given:
+        return None
+    if len(given) == 1 and "=" not in given[0]:
+        return given[0]
+    pairs = dict(entry.partition("=")[::2] for entry in given)
+    if not all(pairs.values()) or len(pairs) != len(given):
+        raise ParameterError(f"--source {' '.join(given)}: expected one file, or SPLIT=FILE once for each split.")
+    return pairs

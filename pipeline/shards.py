@@ -1,0 +1,268 @@
+"""Shards: tar files in WebDataset's layout, each a pure function of a run of the source's records.
+
+A shard is made from a fixed run of records, whatever becomes of the others; so shards can be made, resumed and
+repaired one by one, and the same source gives the same bytes. Beside each tar lies its receipt, written after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import pydantic
+import webdataset
+from PIL import Image, UnidentifiedImageError
+from pydantic import NonNegativeInt
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from pipeline.sources import BadRecord, Record, Rejected
+from stores.atomic import atomic_path, write_json
+from stores.digests import file_digest, value_digest
+from stores.errors import StoreError
+from stores.images import decode_rgb
+from stores.layout import Layout
+from stores.manifest import Sha256
+
+SHARD_FORMAT: Final = 1
+EXTENSIONS: Final = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+_AHEAD: Final = 64
+"""How many images are read and checked ahead of the tar's writer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedShard:
+    """A run of one split's records that becomes one shard; `first_key` numbers its first record over all splits."""
+
+    name: str
+    split: str
+    first_key: int
+    records: Sequence[Record | BadRecord]
+    max_pixels: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with everything that the shard's bytes depend on, but the images' bytes themselves."""
+        identities = [
+            [r.source_id, r.image_identity, r.captions, r.label]
+            if isinstance(r, Record)
+            else [r.source_id, str(r.rejected)]
+            for r in self.records
+        ]
+        return value_digest([SHARD_FORMAT, self.name, self.first_key, self.max_pixels, identities])
+
+
+@checked_dataclass(frozen=True, kw_only=True)
+class Quarantined:
+    """One rejected sample, or (with `caption`) one rejected caption of a sample that stays."""
+
+    source_id: str
+    split: str
+    reason: str
+    detail: str
+    caption: int | None = None
+
+
+@checked_dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What a shard was made from and what came of it; a tar without its receipt is made again."""
+
+    fingerprint: Sha256
+    sha256: Sha256
+    bytes: NonNegativeInt
+    samples: NonNegativeInt
+    captions: NonNegativeInt
+    quarantined: tuple[Quarantined, ...]
+
+
+_RECEIPT: Final = pydantic.TypeAdapter(Receipt)
+
+
+@checked_dataclass(frozen=True, kw_only=True)
+class StoredSample:
+    """A sample as its shard holds it: the `.json` member, and where in the tar the image's bytes lie."""
+
+    key: Annotated[str, pydantic.StringConstraints(pattern=r"^\d+$")]
+    source_id: str
+    image_sha256: Sha256
+    width: int
+    height: int
+    captions: list[str]
+    label: str | None
+    image_offset: NonNegativeInt = 0
+    image_bytes: NonNegativeInt = 0
+
+
+@dataclass(frozen=True)
+class _CheckedImage:
+    data: bytes
+    extension: str
+    width: int
+    height: int
+
+
+_CheckedRecord = tuple[Record, _CheckedImage]
+
+
+def shard_fault(shard: PlannedShard, layout: Layout) -> str | None:
+    """Return why the shard must be made (again), or None if it is whole and made from these records."""
+    tar, receipt_path = layout.shard(shard.name), layout.shard_receipt(shard.name)
+    if not receipt_path.exists() or not tar.exists():
+        return "missing"
+    try:
+        receipt = read_receipt(receipt_path)
+    except StoreError:
+        return "damaged: receipt"
+    if receipt.fingerprint != shard.fingerprint:
+        return "stale: other records"
+    if tar.stat().st_size != receipt.bytes or file_digest(tar) != receipt.sha256:
+        return "damaged: checksum"
+    return None
+
+
+def read_receipt(path: Path) -> Receipt:
+    """Read and check the receipt of a shard."""
+    try:
+        return _RECEIPT.validate_json(path.read_bytes())
+    except (OSError, pydantic.ValidationError) as error:
+        raise StoreError(f"{path} cannot be read as a shard's receipt ({str(error).splitlines()[0]}).") from None
+
+
+def make_shard(shard: PlannedShard, layout: Layout, readers: ThreadPoolExecutor) -> Iterator[int]:
+    """Write the shard's tar and receipt, yielding 1 for each record that is done."""
+    quarantined: list[Quarantined] = []
+    samples = captions = 0
+    tar = layout.shard(shard.name)
+    layout.shard_receipt(shard.name).unlink(missing_ok=True)
+    with atomic_path(tar) as temporary:
+        with temporary.open("wb") as stream:
+            writer = webdataset.TarWriter(
+                stream, encoder=False, mtime=0, user="", group="", format=tarfile.USTAR_FORMAT
+            )
+            for number, outcome in enumerate(_checked(shard, readers)):
+                kept = _keep(shard, number, outcome, quarantined)
+                if kept is not None:
+                    members, caption_count = kept
+                    writer.write(members)
+                    samples += 1
+                    captions += caption_count
+                yield 1
+            writer.close()
+        receipt = Receipt(
+            fingerprint=shard.fingerprint,
+            sha256=file_digest(temporary),
+            bytes=temporary.stat().st_size,
+            samples=samples,
+            captions=captions,
+            quarantined=tuple(quarantined),
+        )
+    write_json(layout.shard_receipt(shard.name), _RECEIPT.dump_python(receipt, mode="json"))
+
+
+def _checked(shard: PlannedShard, readers: ThreadPoolExecutor) -> Iterator[_CheckedRecord | Rejected]:
+    """Read and check the images on threads, a bounded number ahead, in the records' order."""
+    records = iter(shard.records)
+    waiting = deque(readers.submit(_check, record, shard.max_pixels) for record in islice(records, _AHEAD))
+    while waiting:
+        yield waiting.popleft().result()
+        waiting.extend(readers.submit(_check, record, shard.max_pixels) for record in islice(records, 1))
+
+
+def _check(record: Record | BadRecord, max_pixels: int) -> _CheckedRecord | Rejected:
+    if isinstance(record, BadRecord):
+        return record.rejected
+    try:
+        return record, check_image(record.read_image(), max_pixels)
+    except Rejected as rejected:
+        return rejected
+
+
+def check_image(data: bytes, max_pixels: int) -> _CheckedImage:
+    """Decode an image file's bytes to see that they are whole.
+
+    Raises:
+        Rejected: they are no image, truncated, of an unknown format, or of more than `max_pixels`.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            form, pixels = image.format or "unknown", image.width * image.height
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise Rejected("unreadable-image", f"{len(data)} bytes are no image: {_without_address(error)}") from None
+    if form not in EXTENSIONS:
+        raise Rejected("unknown-format", f"the image is {form}, expected one of {', '.join(EXTENSIONS)}")
+    if pixels > max_pixels:
+        raise Rejected("too-many-pixels", f"{pixels:,} pixels, data.max_pixels is {max_pixels:,}")
+    try:
+        upright = decode_rgb(data)
+    except OSError as error:
+        raise Rejected("truncated-image", _without_address(error)) from None
+    return _CheckedImage(data, EXTENSIONS[form], upright.width, upright.height)
+
+
+def _without_address(error: Exception) -> str:
+    # Pillow names the buffer's memory address, which would differ from run to run.
+    return str(error).split(" <_io.BytesIO")[0]
+
+
+def _keep(
+    shard: PlannedShard, number: int, outcome: _CheckedRecord | Rejected, quarantined: list[Quarantined]
+) -> tuple[dict[str, Any], int] | None:
+    """Return the tar members of a good record and its number of captions; note what is rejected."""
+
+    def reject(rejected: Rejected, caption: int | None = None) -> None:
+        quarantined.append(
+            Quarantined(
+                source_id=shard.records[number].source_id,
+                split=shard.split,
+                reason=rejected.reason,
+                detail=rejected.detail,
+                caption=caption,
+            )
+        )
+
+    if isinstance(outcome, Rejected):
+        reject(outcome)
+        return None
+    record, image = outcome
+    captions = []
+    for position, caption in enumerate(record.captions):
+        if text := caption.strip():
+            captions.append(text)
+        else:
+            reject(Rejected("empty-caption", f"caption {position} is {caption!r}"), position)
+    if not captions:
+        reject(Rejected("no-captions", f"none of {len(record.captions)} captions holds text"))
+        return None
+    facts = {
+        "source_id": record.source_id,
+        "image_sha256": hashlib.sha256(image.data).hexdigest(),
+        "width": image.width,
+        "height": image.height,
+        "captions": captions,
+        "label": record.label,
+    }
+    text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
+    key = f"{shard.first_key + number:09d}"
+    return {"__key__": key, image.extension: image.data, "json": text.encode()}, len(captions)
+
+
+def read_shard(tar: Path) -> Iterator[StoredSample]:
+    """Yield the samples that a shard holds, in order, with the places of their images."""
+    with tarfile.open(tar, "r:") as archive:
+        for key, group in groupby(archive, key=lambda member: member.name.partition(".")[0]):
+            members = {member.name.partition(".")[2]: member for member in group}
+            json_member = members.pop("json", None)
+            stream = json_member and archive.extractfile(json_member)
+            if not stream or len(members) != 1:
+                raise StoreError(f"{tar}: the sample {key} is not one image and one .json.")
+            (image,) = members.values()
+            facts = json.loads(stream.read())
+            yield StoredSample(key=key, image_offset=image.offset_data, image_bytes=image.size, **facts)

@@ -1,0 +1,1 @@
+"""Scenes: a deterministic data set whose truth is known."""

@@ -1,0 +1,69 @@
+"""The embedded data set as a source: pictures drawn on demand, captions, and the exact truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline.sources.base import BadRecord, Record, Truth
+from pipeline.sources.scenes.drawing import draw, png
+from pipeline.sources.scenes.language import say
+from pipeline.sources.scenes.truth import relevance, similarity_pairs
+from pipeline.sources.scenes.world import Scene, draw_scene, object_table
+from stores.parameters import Scenes
+
+GENERATOR_VERSION: Final = 1
+"""Raised with every change to what the generator makes, so that stores made before are seen to be stale."""
+_SPLIT_SEEDS: Final = {"train": 0, "val": 1, "test": 2}
+_GRADED_PAIRS: Final = 2000
+
+
+class ScenesSource:
+    """Scenes drawn from a seed; a split's size changes no other picture."""
+
+    def __init__(self, settings: Scenes) -> None:
+        self._settings = settings
+        counts = {"train": settings.train, "val": settings.val, "test": settings.test}
+        self._scenes = {
+            split: [draw_scene(settings.seed, _SPLIT_SEEDS[split], number) for number in range(count)]
+            for split, count in counts.items()
+            if count
+        }
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return {"format": "scenes", "generator": GENERATOR_VERSION, **asdict(self._settings)}
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self._scenes)
+
+    def records(self, split: str) -> Sequence[Record | BadRecord]:
+        return [self._record(split, number, scene) for number, scene in enumerate(self._scenes[split])]
+
+    def truth(self, split: str, kept: Sequence[int]) -> Truth:
+        scenes = [self._scenes[split][number] for number in kept]
+        meanings = [meaning for scene in scenes for meaning in scene.captions]
+        seed = (self._settings.seed, _SPLIT_SEEDS[split], len(kept))
+        return Truth(
+            relevance=relevance(meanings, object_table(scenes)),
+            caption_pairs=similarity_pairs(meanings, _GRADED_PAIRS, seed),
+        )
+
+    def _record(self, split: str, number: int, scene: Scene) -> Record:
+        random = np.random.default_rng((*scene.seed, 2))
+        return Record(
+            source_id=f"{split}-{number}",
+            captions=tuple(say(meaning, random) for meaning in scene.captions),
+            read_image=partial(_render, scene, self._settings.pixels),
+            image_identity=f"{scene.seed}@{self._settings.pixels}v{GENERATOR_VERSION}",
+            label=scene.label,
+        )
+
+
+def _render(scene: Scene, pixels: int) -> bytes:
+    return png(draw(scene, pixels))

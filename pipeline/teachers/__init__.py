@@ -1,0 +1,62 @@
+"""Teachers: frozen single-modality models, by name."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from pipeline.teachers.base import Teacher
+from stores.errors import TeacherError
+from stores.hardware import resolve_device, resolve_precision
+from stores.parameters import Precision
+from stores.plugins import import_factory
+
+__all__ = ["Teacher", "load_teacher"]
+
+FAMILIES: Final = (
+    "hog-color",
+    "minilm",
+    "unicom:<ViT-B/32, ViT-B/16, ViT-L/14 or ViT-L/14@336px>",
+    "sentence-transformers:<hub name or folder>",
+    "package.module:factory",
+)
+
+
+def load_teacher(spec: str, weights: str | None = None, device: str = "auto", precision: Precision = "auto") -> Teacher:
+    """Load the teacher that `spec` (`family:name`) names.
+
+    A `package.module:factory` is called with the keywords `weights`, `device` and `precision` (resolved), and returns
+    a `Teacher`.
+
+    Raises:
+        TeacherError: there is no such teacher, or it cannot be loaded.
+    """
+    where = resolve_device(device)
+    how = resolve_precision(precision, where)
+    family, _, name = spec.partition(":")
+    if weights is not None and family in ("hog-color", "minilm", "sentence-transformers"):
+        raise TeacherError(f"The teacher {spec} takes no separate weights, but {weights} was given. Leave them out.")
+    # Each family is imported when it is asked for: their libraries take seconds to load.
+    match family:
+        case "hog-color":
+            from pipeline.teachers.hog_color import HogColorTeacher
+
+            return HogColorTeacher()
+        case "minilm":
+            from pipeline.teachers.sentences import minilm
+
+            return minilm(where, how)
+        case "sentence-transformers":
+            from pipeline.teachers.sentences import SentenceTeacher
+
+            return SentenceTeacher(name, where, how)
+        case "unicom":
+            from pipeline.teachers.unicom import UnicomTeacher
+
+            return UnicomTeacher(name, weights, where, how)
+    if not re.fullmatch(r"[\w.]+:\w+", spec):
+        raise TeacherError(f"No teacher is called {spec!r}. Known: {'; '.join(FAMILIES)}.")
+    teacher = import_factory(spec, TeacherError)(weights=weights, device=where, precision=how)
+    if not isinstance(teacher, Teacher):
+        raise TeacherError(f"{spec} returned a {type(teacher).__name__}, expected a pipeline.teachers.Teacher.")
+    return teacher

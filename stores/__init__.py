@@ -1,0 +1,35 @@
+"""The ground floor: what both stages agree on — layout, formats, parameters, errors."""
+
+from stores.errors import (
+    CusaError,
+    ParameterError,
+    SourceError,
+    StoreError,
+    StudentError,
+    TeacherError,
+    TrainingError,
+)
+from stores.features import Features
+from stores.index import Index
+from stores.manifest import Manifest, Modality, Shard
+from stores.parameters import ExtractParameters, TrainParameters, load_parameters
+from stores.store import Store
+
+__all__ = [
+    "CusaError",
+    "ExtractParameters",
+    "Features",
+    "Index",
+    "Manifest",
+    "Modality",
+    "ParameterError",
+    "Shard",
+    "SourceError",
+    "Store",
+    "StoreError",
+    "StudentError",
+    "TeacherError",
+    "TrainParameters",
+    "TrainingError",
+    "load_parameters",
+]

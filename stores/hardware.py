@@ -1,0 +1,36 @@
+"""Which device and precision "auto" means on this machine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from stores.errors import ParameterError
+from stores.parameters import Precision
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device called `name`; "auto" is the machine's accelerator, or the CPU where there is none."""
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ParameterError(
+            f"The device {name!r} cannot be used: {str(error).splitlines()[0]} Try auto or cpu."
+        ) from None
+    return device
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """Return the precision that `precision` means on `device`; "auto" is bf16 where the hardware multiplies in it."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu":
+        abilities = torch.cpu.get_capabilities()
+        return "bf16" if abilities.get("avx512_bf16") or abilities.get("amx_bf16") else "fp32"
+    return "fp32"

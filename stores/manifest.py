@@ -1,0 +1,105 @@
+"""The manifest: what is in a store. It is written last and is the commit mark: no manifest, no store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import pydantic
+from pydantic import Field, NonNegativeInt, StringConstraints
+from pydantic.dataclasses import dataclass
+
+from stores.atomic import write_text
+from stores.errors import StoreError
+from stores.layout import SAFE_NAME, Layout
+
+FORMAT_VERSION: Final = 1
+Name = Annotated[str, StringConstraints(pattern=SAFE_NAME)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Modality = Literal["image", "text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One tar: `samples` rows from `first_sample`, `captions` rows from `first_caption`."""
+
+    name: Name
+    split: Name
+    samples: NonNegativeInt
+    captions: NonNegativeInt
+    first_sample: NonNegativeInt
+    first_caption: NonNegativeInt
+    bytes: NonNegativeInt
+    sha256: Sha256
+
+    def first_row(self, modality: Modality) -> int:
+        return self.first_sample if modality == "image" else self.first_caption
+
+    def rows(self, modality: Modality) -> int:
+        return self.samples if modality == "image" else self.captions
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherFeatures:
+    """One teacher's features; `parts` gives the checksum of each shard's feature part."""
+
+    spec: str
+    modality: Modality
+    dim: Annotated[int, Field(gt=0)]
+    precision: Literal["fp32", "bf16"]
+    fingerprint: Sha256
+    parts: dict[Name, Sha256]
+    invalid: NonNegativeInt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What is in a store; files are named by their SHA-256."""
+
+    format_version: int
+    source: dict[str, Any]
+    source_fingerprint: Sha256
+    files: dict[Name, Sha256]
+    shards: tuple[Shard, ...]
+    teachers: dict[Name, TeacherFeatures]
+    indices: dict[Name, dict[Name, Sha256]]
+    parameters: dict[str, Any]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits in the order of their rows."""
+        return tuple(dict.fromkeys(shard.split for shard in self.shards))
+
+
+_ADAPTER: Final = pydantic.TypeAdapter(Manifest)
+
+
+def write_manifest(manifest: Manifest, layout: Layout) -> None:
+    """Write the manifest, atomically; do it when everything that it names is in place."""
+    write_text(layout.manifest, _ADAPTER.dump_json(manifest, indent=2).decode() + "\n")
+
+
+def read_manifest(layout: Layout) -> Manifest:
+    """Read and check the manifest of the store at `layout.root`.
+
+    Raises:
+        StoreError: there is no manifest, or it is of another format, or damaged.
+    """
+    path: Path = layout.manifest
+    try:
+        manifest = _ADAPTER.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise StoreError(
+            f"{layout.root} is not a finished store: it has no manifest.json. Run cusa-extract --store {layout.root}."
+        ) from None
+    except (pydantic.ValidationError, OSError) as error:
+        raise StoreError(
+            f"{path} cannot be read as a manifest ({str(error).splitlines()[0]}). "
+            f"Delete it and run cusa-extract again: what is whole in the store is kept."
+        ) from None
+    if manifest.format_version != FORMAT_VERSION:
+        raise StoreError(
+            f"{path} has format version {manifest.format_version}, this cusa reads {FORMAT_VERSION}. "
+            f"Make the store again with cusa-extract, in a new folder."
+        )
+    return manifest

@@ -1,0 +1,273 @@
+"""Parameters: one frozen dataclass a section of params.yaml, each checking itself at birth.
+
+`params.yaml` is the record of a run; flags override single values. The defaults here and the file at the top of the
+checkout say the same (a test holds them together), so that a person's own file needs to name only what differs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, TypeVar, get_type_hints
+
+import pydantic
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stores.errors import ParameterError
+
+_STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Scenes:
+    """The embedded data set: how many pictures, of what size, from which seed."""
+
+    seed: NonNegativeInt = 0
+    train: NonNegativeInt = 2000
+    val: NonNegativeInt = 300
+    test: NonNegativeInt = 500
+    pixels: Annotated[int, Field(ge=16, le=1024)] = 64
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Data:
+    """The data set to ingest."""
+
+    # "scenes", a Karpathy split file, or one COCO captions file a split: {train: …, val: …, test: …}
+    source: str | dict[str, str] = "scenes"
+    # folder of the images; without it, the folder of the captions file
+    images: str | None = None
+    # images with more pixels than this are quarantined
+    max_pixels: PositiveInt = 50_000_000
+    # the run stops when a larger share of the samples, or of the captions, is bad
+    max_bad_fraction: Fraction = 0.05
+    scenes: Scenes = Field(default_factory=Scenes)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Teachers:
+    """The two frozen teachers, as family:name, and their weights where the name does not say."""
+
+    image: str = "hog-color"
+    image_weights: str | None = None
+    text: str = "minilm"
+    text_weights: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Extract:
+    """How stage 1 runs; of these only `shard_size` and `precision` change what it makes."""
+
+    shard_size: PositiveInt = 1000
+    device: str = "auto"
+    # auto: bf16 where the hardware has it, else fp32
+    precision: Precision = "auto"
+    image_batch: PositiveInt = 64
+    text_batch: PositiveInt = 128
+    # processes that decode images beside the model
+    workers: NonNegativeInt = 2
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Student:
+    """The model to train."""
+
+    # open-clip:<model>[/<pretrained tag or file>], or package.module:factory
+    model: str = "open-clip:small-clip"
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Loss:
+    """InfoNCE + alpha · CSA + beta · USA (CUSA, arXiv 2403.05261, eq. 9)."""
+
+    alpha: NonNegativeFloat = 1.0
+    beta: NonNegativeFloat = 0.5
+    # τ_P of the soft labels (eq. 5); the paper's is 1
+    teacher_temperature: PositiveFloat = 0.1
+    # where the soft labels come from: each modality's own teacher, the mean of both, or their geometric mean
+    mix: Literal["each", "add", "dot"] = "each"
+    # mean: the paper's InfoNCE; reference: divided by the batch size once more, as the authors' code does
+    reduction: Literal["mean", "reference"] = "mean"
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Train:
+    """How stage 2 trains."""
+
+    seed: NonNegativeInt = 0
+    epochs: PositiveInt = 8
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    learning_rate: PositiveFloat = 3e-3
+    # where the cosine schedule ends
+    final_learning_rate: NonNegativeFloat = 1e-5
+    # share of the steps over which the learning rate rises linearly
+    warmup: Fraction = 0.05
+    weight_decay: NonNegativeFloat = 0.05
+    clip_norm: PositiveFloat = 1.0
+    # all: every pair once an epoch; one: a random caption of each image
+    captions: Literal["all", "one"] = "all"
+    # this many shards are read and shuffled together
+    shuffle_shards: PositiveInt = 16
+    device: str = "auto"
+    precision: Precision = "auto"
+    workers: NonNegativeInt = 0
+    # teacher features up to this size lie on the device; larger ones are gathered on the host
+    device_table_gib: NonNegativeFloat = 4.0
+    # images of a student that does not augment are kept up to this size, in each loading process
+    cache_gib: NonNegativeFloat = 0.5
+    # first train the same student with InfoNCE alone, same seed and epochs, to show what the soft labels change
+    compare: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Evaluation:
+    """What is measured, and on which splits."""
+
+    # chooses the best checkpoint, after each epoch
+    validation: str = "val"
+    # measured once, with the best checkpoint
+    test: str = "test"
+    batch_size: PositiveInt = 256
+
+
+SECTIONS: Final[dict[str, type[Any]]] = {
+    "data": Data,
+    "teachers": Teachers,
+    "extract": Extract,
+    "student": Student,
+    "loss": Loss,
+    "train": Train,
+    "eval": Evaluation,
+}
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ExtractParameters:
+    """The sections that cusa-extract reads."""
+
+    data: Data = Field(default_factory=Data)
+    teachers: Teachers = Field(default_factory=Teachers)
+    extract: Extract = Field(default_factory=Extract)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TrainParameters:
+    """The sections that cusa-train reads."""
+
+    teachers: Teachers = Field(default_factory=Teachers)
+    student: Student = Field(default_factory=Student)
+    loss: Loss = Field(default_factory=Loss)
+    train: Train = Field(default_factory=Train)
+    eval: Evaluation = Field(default_factory=Evaluation)
+
+
+PARAMS_FILE: Final = Path("params.yaml")
+P = TypeVar("P", ExtractParameters, TrainParameters)
+
+
+def load_parameters(
+    kind: type[P], path: Path | None = None, flags: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
+) -> P:
+    """Load the sections of `kind` from the YAML file at `path`, then apply what the command line says.
+
+    Args:
+        kind: which sections.
+        path: without it ./params.yaml is read, if there is one.
+        flags: values by `section.key`; None leaves the file's.
+        overrides: texts `section.key=value`, each value in YAML.
+
+    Raises:
+        ParameterError: the file cannot be read, or a key or value is not one; the message names the nearest key.
+    """
+    if path is None and PARAMS_FILE.exists():
+        path = PARAMS_FILE
+    values = _read(path) if path else {}
+    for name, value in (flags or {}).items():
+        if value is not None:
+            _set(values, name.split("."), value)
+    for override in overrides:
+        _set(values, *_parse(override))
+    where = str(path) if path else "parameters"
+    for section in values:
+        if section not in SECTIONS:
+            raise ParameterError(f"{where}: {section!r} is not a section.{_nearest(section, SECTIONS)}")
+    try:
+        read = {name: values[name] for name in _names(kind) if values.get(name) is not None}
+        # By way of JSON, where strict checking knows that a mapping may become a dataclass.
+        return pydantic.TypeAdapter(kind).validate_json(json.dumps(read, default=str))
+    except pydantic.ValidationError as error:
+        raise ParameterError("\n".join(_explain(where, kind, fault) for fault in error.errors())) from None
+
+
+def as_dict(parameters: Any) -> dict[str, Any]:
+    """Return parameters as plain values, for JSON."""
+    values: dict[str, Any] = pydantic.TypeAdapter(type(parameters)).dump_python(parameters, mode="json")
+    return values
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = _yaml().load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParameterError(f"The parameters file {path} cannot be read: {error}.") from None
+    except YAMLError as error:
+        raise ParameterError(f"{path} is not YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(section, dict | None) for section in values.values()):
+        raise ParameterError(f"{path} must map sections ({', '.join(SECTIONS)}) to their keys and values.")
+    return values
+
+
+def _parse(override: str) -> tuple[list[str], Any]:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or len(keys) < 2:
+        raise ParameterError(f"-S {override!r} is not of the form section.key=value, such as loss.alpha=0.1.")
+    try:
+        return keys, _yaml().load(io.StringIO(text))
+    except YAMLError:
+        raise ParameterError(f"-S {override!r}: {text!r} is not a YAML value.") from None
+
+
+def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
+    place = values
+    for key in keys[:-1]:
+        inner = place.get(key)
+        place[key] = dict(inner) if isinstance(inner, dict) else {}
+        place = place[key]
+    place[keys[-1]] = value
+
+
+def _yaml() -> YAML:
+    # As DVC parses it: YAML 1.2, in which 1e-4 is a number.
+    return YAML(typ="safe", pure=True)
+
+
+def _explain(where: str, kind: type[Any], fault: Any) -> str:
+    location = [str(part) for part in fault["loc"] if part not in ("str", "dict[str,str]")]
+    name = ".".join(location)
+    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        owner: Any = kind
+        for part in location[:-1]:
+            owner = get_type_hints(owner)[part]
+        return f"{where}: {name} is not a parameter.{_nearest(location[-1], _names(owner))}"
+    return f"{where}: {name} is {fault['input']!r}: {fault['msg'].lower()}."
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."
+
+
+def _names(kind: type[Any]) -> list[str]:
+    return [field.name for field in fields(kind)]

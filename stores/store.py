@@ -1,0 +1,105 @@
+"""A finished store, opened for reading."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from stores import tables
+from stores.errors import StoreError
+from stores.features import Features
+from stores.images import Images
+from stores.index import Index
+from stores.layout import Layout
+from stores.manifest import Manifest, Modality, Shard, read_manifest
+
+
+class Store:
+    """Samples, captions, images, teacher features and indices of one data set; row numbers are global and dense."""
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.root = root
+        self.manifest = manifest
+        self._layout = Layout(root)
+
+    @classmethod
+    def open(cls, path: Path | str) -> Store:
+        """Open the store at `path`.
+
+        Raises:
+            StoreError: there is no finished store, or it is damaged or of another format.
+        """
+        root = Path(path)
+        return cls(root, read_manifest(Layout(root)))
+
+    @cached_property
+    def samples(self) -> pa.Table:
+        """One row a sample; the schema is `stores.tables.SAMPLES`."""
+        return tables.read_table(self._layout.samples, tables.SAMPLES)
+
+    @cached_property
+    def captions(self) -> pa.Table:
+        """One row a caption; the schema is `stores.tables.CAPTIONS`."""
+        return tables.read_table(self._layout.captions, tables.CAPTIONS)
+
+    @cached_property
+    def images(self) -> Images:
+        """The encoded image files, by sample row."""
+        return Images(self._layout, self.samples)
+
+    @property
+    def relevance(self) -> pa.Table | None:
+        """Every true (caption row, sample row) pair, or None where the source does not know."""
+        return self._optional(self._layout.relevance, tables.RELEVANCE)
+
+    @property
+    def caption_pairs(self) -> pa.Table | None:
+        """Graded caption pairs, or None where the source has none."""
+        return self._optional(self._layout.caption_pairs, tables.CAPTION_PAIRS)
+
+    def shards(self, split: str) -> tuple[Shard, ...]:
+        """Return the shards of `split`, in the order of their rows.
+
+        Raises:
+            StoreError: the store has no such split.
+        """
+        shards = tuple(shard for shard in self.manifest.shards if shard.split == split)
+        if not shards:
+            raise StoreError(f"{self.root} has no split {split!r}; it has {', '.join(self.manifest.splits) or 'none'}.")
+        return shards
+
+    def rows(self, split: str, modality: Modality) -> NDArray[np.int64]:
+        """Return the global rows of a split's samples ("image") or captions ("text"); they are consecutive."""
+        shards = self.shards(split)
+        last = shards[-1]
+        return np.arange(shards[0].first_row(modality), last.first_row(modality) + last.rows(modality))
+
+    def features(self, slug: str) -> Features:
+        """Return the features of the teacher whose folder is `slug`.
+
+        Raises:
+            StoreError: that teacher has not been extracted.
+        """
+        teacher = self.manifest.teachers.get(slug)
+        if teacher is None:
+            known = ", ".join(sorted(self.manifest.teachers)) or "none"
+            raise StoreError(
+                f"{self.root} has no features of the teacher {slug!r}; it has {known}. "
+                f"Run cusa-extract with that teacher: it adds a folder and touches nothing else."
+            )
+        return Features(self._layout, slug, self.manifest.shards, teacher)
+
+    def index(self, slug: str, split: str) -> Index:
+        """Open the FAISS index of a teacher and split."""
+        if split not in self.manifest.indices.get(slug, {}):
+            raise StoreError(
+                f"{self.root} has no index of the teacher {slug!r} over the split {split!r}. Run cusa-extract."
+            )
+        return Index.read(self._layout.index(slug, split))
+
+    def _optional(self, path: Path, schema: pa.Schema) -> pa.Table | None:
+        return tables.read_table(path, schema) if path.name in self.manifest.files else None

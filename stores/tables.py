@@ -1,0 +1,68 @@
+"""The store's Arrow tables: their schemas, an atomic writer, and readers that map the file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+
+from stores.atomic import atomic_path
+from stores.errors import StoreError
+
+_NAMES = pa.dictionary(pa.int32(), pa.string())
+
+SAMPLES: Final = pa.schema(
+    [
+        ("key", pa.string()),
+        ("split", _NAMES),
+        ("shard", _NAMES),
+        ("source_id", pa.string()),
+        ("image_sha256", pa.string()),
+        ("image_offset", pa.int64()),
+        ("image_bytes", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("caption_first", pa.int64()),
+        ("caption_count", pa.int32()),
+        ("label", pa.string()),
+    ]
+)
+"""One row a sample. The image's bytes lie at `image_offset` of the shard's tar, `image_bytes` long."""
+
+CAPTIONS: Final = pa.schema([("text", pa.large_string()), ("sample", pa.int64())])
+"""One row a caption."""
+
+RELEVANCE: Final = pa.schema([("caption", pa.int64()), ("sample", pa.int64())])
+"""Every caption row and sample row that truly belong together, sorted; whole splits or none."""
+
+CAPTION_PAIRS: Final = pa.schema([("first", pa.int64()), ("second", pa.int64()), ("similarity", pa.float64())])
+"""Graded similarity of pairs of caption rows."""
+
+
+def write_table(path: Path, schema: pa.Schema, batches: Iterable[dict[str, object]]) -> None:
+    """Write columns, batch by batch, as an Arrow IPC file, atomically."""
+    options = pa.ipc.IpcWriteOptions(unify_dictionaries=True)
+    with atomic_path(path) as temporary:
+        tables = [pa.table(batch, schema=schema) for batch in batches]
+        table = pa.concat_tables([schema.empty_table(), *tables]).unify_dictionaries().combine_chunks()
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema, options=options) as writer:
+            writer.write_table(table)
+
+
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """Map an Arrow IPC file; nothing is read before it is touched.
+
+    Raises:
+        StoreError: the file is absent, damaged, or has other columns.
+    """
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise StoreError(f"{path} cannot be read ({error}). Run cusa-extract again: it repairs the store.") from None
+    if not table.schema.equals(schema):
+        raise StoreError(
+            f"{path} has the columns {table.schema.names}, expected {schema.names}. Run cusa-extract again."
+        )
+    return table

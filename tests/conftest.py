@@ -1,0 +1,38 @@
+"""Shared fixtures: one small store of scenes, extracted once a session with the embedded teachers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from pipeline.extract import extract
+from stores import ExtractParameters, Store
+from stores.parameters import Data, Extract, Scenes
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def small_scenes(**changes: int) -> ExtractParameters:
+    """Parameters for a small store of scenes in several shards."""
+    scenes = {"train": 48, "val": 12, "test": 20, "pixels": 64, **changes}
+    return ExtractParameters(data=Data(scenes=Scenes(**scenes)), extract=Extract(shard_size=16, workers=0))
+
+
+@pytest.fixture(scope="session")
+def scenes_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A finished store of 80 scenes; tests must not change it."""
+    path = tmp_path_factory.mktemp("scenes") / "store"
+    extract(small_scenes(), path)
+    return Store.open(path)
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real pictures and sentence pairs; the test is skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the real pictures and sentence pairs in ../shared/data, which are not part of the project")
+    return SHARED

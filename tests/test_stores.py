@@ -1,0 +1,188 @@
+"""The ground floor: atomic files, features by row, images by row, indices, the manifest."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import pipeline
+import stores
+import train
+from stores import Features, Index, Shard, Store, StoreError
+from stores.atomic import atomic_path, remove_leftovers
+from stores.features import PartOrigin, part_fault, write_part
+from stores.layout import Layout, teacher_slug
+from stores.manifest import TeacherFeatures, read_manifest, write_manifest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+ORIGIN = PartOrigin(teacher_fingerprint="a" * 64, shard_sha256="b" * 64)
+
+
+def unit_rows(count: int, dim: int, seed: int = 0) -> np.ndarray:
+    rows = np.random.default_rng(seed).normal(size=(count, dim))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+
+
+def make_features(folder: Path, counts: list[int], dim: int = 8) -> tuple[Features, np.ndarray]:
+    """Write feature parts of the given sizes; return the reader and all rows."""
+    layout, table, shards, first = Layout(folder), unit_rows(sum(counts), dim), [], 0
+    for number, count in enumerate(counts):
+        name = f"train-{number:06d}"
+        shards.append(
+            Shard(
+                name=name,
+                split="train",
+                samples=count,
+                captions=0,
+                first_sample=first,
+                first_caption=0,
+                bytes=0,
+                sha256="b" * 64,
+            )
+        )
+        write_part(layout.features("t", name), table[first : first + count], np.ones(count, bool), ORIGIN)
+        first += count
+    teacher = TeacherFeatures(
+        spec="t", modality="image", dim=dim, precision="fp32", fingerprint="a" * 64, parts={}, invalid=0
+    )
+    return Features(layout, "t", tuple(shards), teacher), table
+
+
+@pytest.mark.parametrize("package", [pipeline, stores, train])
+def test_each_package_is_the_checkout_s(package: object) -> None:
+    assert Path(package.__file__).is_relative_to(CHECKOUT)
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(RuntimeError, match="stop"), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("stop")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_leftovers_of_a_killed_run_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "a.h5.tmp-123").touch()
+    (tmp_path / "notes.tmp-draft").touch()
+    assert remove_leftovers(tmp_path) == 1
+    assert (tmp_path / "notes.tmp-draft").exists()
+
+
+def test_slugs_are_safe_folder_names() -> None:
+    assert teacher_slug("unicom:ViT-B/32") == "unicom-ViT-B-32"
+    assert teacher_slug("sentence-transformers:../../etc") == "sentence-transformers-..-..-etc"
+    with pytest.raises(StoreError):
+        teacher_slug("::")
+
+
+@pytest.mark.parametrize("counts", [[30], [7, 1, 12, 10]])
+def test_gather_finds_rows_in_any_order_with_repeats(tmp_path: Path, counts: list[int]) -> None:
+    features, table = make_features(tmp_path, counts)
+    rows = np.random.default_rng(1).integers(30, size=200)
+    np.testing.assert_array_equal(features.gather(rows), table[rows])
+    assert features.gather(np.array([], dtype=np.int64)).shape == (0, 8)
+
+
+@pytest.mark.parametrize("row", [-1, 30])
+def test_rows_outside_are_refused(tmp_path: Path, row: int) -> None:
+    features, _ = make_features(tmp_path, [30])
+    with pytest.raises(StoreError, match="it has rows 0 to 29"):
+        features.gather(np.array([0, row]))
+
+
+def test_features_are_mapped_not_read_and_cross_no_pickle(tmp_path: Path) -> None:
+    features, table = make_features(tmp_path, [10, 20])
+    features.gather(np.arange(30))
+    copy = pickle.loads(pickle.dumps(features))
+    assert not copy._parts
+    np.testing.assert_array_equal(copy.gather(np.arange(30)), table)
+    part = features._parts[0]
+    assert not part.flags.owndata
+    assert not part.flags.writeable
+
+
+def test_equal_parts_are_equal_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_part(tmp_path / name, unit_rows(5, 4), np.ones(5, bool), ORIGIN)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_every_flipped_feature_byte_is_a_fault(tmp_path: Path) -> None:
+    path = tmp_path / "part"
+    write_part(path, unit_rows(5, 4), np.ones(5, bool), ORIGIN)
+    assert part_fault(path, 5, 4, ORIGIN) is None
+    with h5py.File(path) as file:
+        start, size = file["features"].id.get_offset(), file["features"].id.get_storage_size()
+    whole = path.read_bytes()
+    for place in range(start, start + size):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert part_fault(path, 5, 4, ORIGIN) == "damaged: checksum"
+
+
+def test_stale_and_broken_parts_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "part"
+    assert part_fault(path, 5, 4, ORIGIN) == "missing"
+    write_part(path, unit_rows(5, 4), np.ones(5, bool), ORIGIN)
+    assert part_fault(path, 5, 4, replace(ORIGIN, teacher_fingerprint="c" * 64)) == "stale: other teacher"
+    assert part_fault(path, 5, 4, replace(ORIGIN, shard_sha256="c" * 64)) == "stale: other shard"
+    assert part_fault(path, 6, 4, ORIGIN) == "damaged: other shape"
+    path.write_bytes(path.read_bytes()[:100])
+    assert part_fault(path, 5, 4, ORIGIN) == "damaged: not readable as HDF5"
+
+
+def test_a_damaged_part_is_named_when_it_is_gathered(tmp_path: Path) -> None:
+    features, _ = make_features(tmp_path, [10])
+    path = Layout(tmp_path).features("t", "train-000000")
+    path.write_bytes(b"not HDF5")
+    with pytest.raises(StoreError, match=r"train-000000.h5 cannot be read.*Run cusa-extract again"):
+        features.gather(np.array([0]))
+
+
+def test_exact_index_equals_brute_force_and_ids_are_rows(tmp_path: Path) -> None:
+    table, rows = unit_rows(50, 16), np.arange(100, 150)
+    Index.exact(table, rows).write(tmp_path / "i.faiss")
+    index = Index.read(tmp_path / "i.faiss")
+    similarity, found = index.search(table[:9], 4)
+    scores = table[:9].astype(np.float32) @ table.astype(np.float32).T
+    order = np.argsort(-scores, axis=1)[:, :4]
+    np.testing.assert_array_equal(found, order + 100)
+    np.testing.assert_allclose(similarity, np.take_along_axis(scores, order, axis=1), atol=1e-6)
+    with pytest.raises(StoreError, match=r"the index searches \(n, 16\)"):
+        index.search(table[:, :8], 1)
+
+
+def test_no_manifest_no_store(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="not a finished store"):
+        Store.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("found", "replaced"),
+    [('"format_version": 1', '"format_version": 99'), ('"train-000000"', '"../train-0"'), ("{", "[")],
+)
+def test_foreign_or_hostile_manifests_are_refused(
+    tmp_path: Path, scenes_store: Store, found: str, replaced: str
+) -> None:
+    layout = Layout(tmp_path)
+    write_manifest(scenes_store.manifest, layout)
+    assert read_manifest(layout) == scenes_store.manifest
+    layout.manifest.write_text(layout.manifest.read_text().replace(found, replaced))
+    with pytest.raises(StoreError, match=r"manifest.json"):
+        Store.open(tmp_path)
+
+
+def test_unknown_splits_and_teachers_name_the_known_ones(scenes_store: Store) -> None:
+    with pytest.raises(StoreError, match="it has train, val, test"):
+        scenes_store.shards("dev")
+    with pytest.raises(StoreError, match="it has hog-color, minilm"):
+        scenes_store.features("unicom")
+    with pytest.raises(StoreError, match="no index"):
+        scenes_store.index("hog-color", "dev")

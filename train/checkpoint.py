@@ -1,0 +1,80 @@
+"""Checkpoints: one safetensors file each, so that it appears whole or not at all; its header holds the JSON record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from stores.atomic import atomic_path
+from stores.errors import TrainingError
+
+CHECKPOINT_FORMAT: Final = 1
+_RECORD: Final = "cusa"
+
+
+def save_checkpoint(
+    path: Path, model: nn.Module, record: dict[str, Any], optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Write the model's weights, the optimiser's state if given, and `record` (JSON-able), atomically."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    if optimizer is not None:
+        for number, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    header = {_RECORD: json.dumps({"format": CHECKPOINT_FORMAT, **record}, sort_keys=True)}
+    with atomic_path(path) as temporary:
+        save_file(
+            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, temporary, header
+        )
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the record of a checkpoint without reading its tensors.
+
+    Raises:
+        TrainingError: the file is absent or not a checkpoint of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = json.loads((file.metadata() or {})[_RECORD])
+    except FileNotFoundError:
+        raise TrainingError(f"There is no checkpoint {path}.") from None
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise TrainingError(f"{path} is not a checkpoint of cusa-train: {error}.") from None
+    if record.get("format") != CHECKPOINT_FORMAT:
+        raise TrainingError(f"{path} has checkpoint format {record.get('format')}, expected {CHECKPOINT_FORMAT}.")
+    found: dict[str, Any] = record
+    return found
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
+    """Load a checkpoint into the model, and the optimiser if given; return its record.
+
+    Raises:
+        TrainingError: the file is damaged, or its weights are another model's.
+    """
+    record = read_record(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 — not a mapping
+        weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+        model.load_state_dict(weights, strict=True)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise TrainingError(f"The checkpoint {path} does not fit this model: {str(error)[:400]}") from None
+    if optimizer is not None:
+        _load_optimizer(optimizer, tensors)
+    return record
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, number, key = name.split(".", 2)
+            state.setdefault(int(number), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

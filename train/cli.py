@@ -1,0 +1,46 @@
+"""cusa-train: stage 2 from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from stores import Store, TrainParameters, load_parameters
+
+
+@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.option("--params", type=click.Path(path_type=Path), help="Parameters file; without it, ./params.yaml.")
+@click.option(
+    "--store", type=click.Path(path_type=Path), default=Path("artifacts/store"), help="The store to train from."
+)
+@click.option("--run", type=click.Path(path_type=Path), default=Path("artifacts/run"), help="Where the run is written.")
+@click.option("--student", help="open-clip:<model>[/<pretrained tag or file>]  [student.model]")
+@click.option("--image-teacher", help="family:name  [teachers.image]")
+@click.option("--text-teacher", help="family:name  [teachers.text]")
+@click.option("-S", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override any parameter.")
+@click.option("--overwrite", is_flag=True, help="Replace a run with other parameters in the same folder.")
+@click.option("--show", is_flag=True, help="Print the results of the finished run again, and nothing more.")
+def main(
+    params: Path | None,
+    store: Path,
+    run: Path,
+    student: str | None,
+    image_teacher: str | None,
+    text_teacher: str | None,
+    overrides: tuple[str, ...],
+    overwrite: bool,
+    show: bool,
+) -> None:
+    """Train a retrieval model with soft labels from a store. Run it again to resume."""
+    flags = {"student.model": student, "teachers.image": image_teacher, "teachers.text": text_teacher}
+    parameters = load_parameters(TrainParameters, params, flags, overrides)
+    opened = None if show else Store.open(store)
+    # Imported late: the libraries behind it take seconds, a wrong flag should not.
+    from train import report
+    from train import run as runs
+
+    metrics = report.read_metrics(run) if opened is None else runs.run(parameters, opened, run, overwrite=overwrite)
+    Console().print(report.result_table(metrics, run))
+    click.echo(f"Plots: {run / 'plots' / 'curves.png'}, {run / 'dvclive' / 'plots'} (dvc plots show)")

@@ -1,0 +1,127 @@
+"""Evaluation on a split: cross-modal tasks by the cross-modal heads, uni-modal ones by the uni-modal heads."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from stores import Store
+from train.data import ImageRows
+from train.losses import cosine_similarity
+from train.metrics import class_recall, first_ranks, many_to_many, recalls, spearman
+from train.model import AlignedModel
+
+
+class SplitEmbeddings(NamedTuple):
+    """All embeddings of a split, on the CPU in float32: images (S, D), captions (C, D)."""
+
+    image: Tensor
+    uni_image: Tensor
+    text: Tensor
+    uni_text: Tensor
+
+
+@torch.inference_mode()
+def embed_split(
+    model: AlignedModel, store: Store, split: str, accelerator: Accelerator, batch_size: int, workers: int
+) -> SplitEmbeddings:
+    """Embed every image and caption of a split, in the order of their rows."""
+    was_training = model.training
+    model.eval()
+    student, device = model.student, accelerator.device
+    rows = ImageRows(store, store.rows(split, "image"), student.eval_transform)
+    images, texts = [], []
+    with accelerator.autocast():
+        for batch in DataLoader(rows, batch_size=batch_size, num_workers=workers):
+            images.append([e.float().cpu() for e in model.embed_images(batch.to(device))])
+        captions = store.captions["text"].take(store.rows(split, "text")).to_pylist()
+        for start in range(0, len(captions), batch_size):
+            tokens = student.tokenizer(captions[start : start + batch_size])
+            texts.append([e.float().cpu() for e in model.embed_texts(tokens.to(device))])
+    model.train(was_training)
+    image, uni_image = (torch.cat(part) for part in zip(*images, strict=True))
+    text, uni_text = (torch.cat(part) for part in zip(*texts, strict=True))
+    return SplitEmbeddings(image, uni_image, text, uni_text)
+
+
+def retrieval(model: AlignedModel, embeddings: SplitEmbeddings, store: Store, split: str) -> dict[str, Any]:
+    """Return R@1, R@5, R@10 both ways and RSUM over a split."""
+    similarity = model.student.similarity(embeddings.image, embeddings.text).numpy()
+    return _retrieval(similarity, _ownership(store, split))
+
+
+def evaluate(model: AlignedModel, embeddings: SplitEmbeddings, store: Store, split: str) -> dict[str, Any]:
+    """Return everything that the store allows to measure on a split.
+
+    R@K both ways and RSUM; on the true relevance, where the source has it, mAP@R, R-Precision and R@1 both ways;
+    image R@1 by class and the Spearman correlation of caption similarity.
+    """
+    similarity = model.student.similarity(embeddings.image, embeddings.text).numpy()
+    measured = _retrieval(similarity, _ownership(store, split))
+    if (relevant := _relevance(store, split)) is not None:
+        measured["true_relevance"] = {
+            "image_to_text": many_to_many(similarity, relevant),
+            "text_to_image": many_to_many(similarity.T, sparse.csr_array(relevant.T)),
+        }
+    samples = store.rows(split, "image")
+    labels = store.samples["label"].slice(samples[0], len(samples))
+    if labels.null_count == 0:
+        images = cosine_similarity(embeddings.uni_image, embeddings.uni_image).numpy()
+        measured["image_class_R@1"] = class_recall(images, np.array(labels.to_pylist()))
+    if (pairs := _caption_pairs(store, split)) is not None:
+        first, second, gold = pairs
+        scores = torch.nn.functional.cosine_similarity(embeddings.uni_text[first], embeddings.uni_text[second])
+        measured["caption_spearman"] = spearman(scores.numpy(), gold)
+    return measured
+
+
+def _retrieval(similarity: NDArray[np.float32], own: sparse.csr_array) -> dict[str, Any]:
+    measured: dict[str, Any] = {
+        "image_to_text": recalls(first_ranks(similarity, own)),
+        "text_to_image": recalls(first_ranks(similarity.T, sparse.csr_array(own.T))),
+    }
+    measured["RSUM"] = sum(measured["image_to_text"].values()) + sum(measured["text_to_image"].values())
+    return measured
+
+
+def _ownership(store: Store, split: str) -> sparse.csr_array:
+    """Return which caption is whose, (images, captions) of the split."""
+    captions = store.rows(split, "text")
+    return _incidence(store, split, captions, store.captions["sample"].to_numpy()[captions])
+
+
+def _relevance(store: Store, split: str) -> sparse.csr_array | None:
+    table, rows = store.relevance, store.rows(split, "text")
+    if table is None:
+        return None
+    captions, samples = table["caption"].to_numpy(), table["sample"].to_numpy()
+    here = (captions >= rows[0]) & (captions <= rows[-1])
+    return _incidence(store, split, captions[here], samples[here]) if here.any() else None
+
+
+def _incidence(store: Store, split: str, captions: NDArray[np.int64], samples: NDArray[np.int64]) -> sparse.csr_array:
+    images, texts = store.rows(split, "image"), store.rows(split, "text")
+    matrix = sparse.csr_array(
+        (np.ones(len(captions), dtype=bool), (samples - images[0], captions - texts[0])),
+        shape=(len(images), len(texts)),
+    )
+    matrix.sort_indices()
+    return matrix
+
+
+def _caption_pairs(store: Store, split: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]] | None:
+    table, rows = store.caption_pairs, store.rows(split, "text")
+    if table is None:
+        return None
+    first, second = table["first"].to_numpy(), table["second"].to_numpy()
+    here = (first >= rows[0]) & (first <= rows[-1])
+    if not here.any():
+        return None
+    return first[here] - rows[0], second[here] - rows[0], table["similarity"].to_numpy()[here]

@@ -1,0 +1,99 @@
+"""A student with what soft-label alignment puts around it: projection heads and learned temperatures.
+
+Shapes: N batch, D the student's embedding size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from train.student import Student
+
+
+class Embeddings(NamedTuple):
+    """What the model makes of a batch: (N, D) each, not normalised."""
+
+    image: Tensor
+    text: Tensor
+    uni_image: Tensor
+    uni_text: Tensor
+
+
+class Head(nn.Sequential):
+    """LayerNorm, then Linear D→D (CUSA, appendix).
+
+    The linear layer starts as the identity, so that a pretrained student starts out with the similarities it has.
+    """
+
+    def __init__(self, dim: int) -> None:
+        linear = nn.Linear(dim, dim)
+        nn.init.eye_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        super().__init__(nn.LayerNorm(dim), linear)
+
+
+class Temperature(nn.Module):
+    """A learned temperature, kept in log space and within its bounds by `clamp_` after every optimiser step."""
+
+    def __init__(self, start: float, low: float, high: float) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+        self.log = nn.Parameter(torch.tensor(math.log(start)))
+
+    def forward(self) -> Tensor:
+        return self.log.exp()
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Bring the temperature back within its bounds."""
+        self.log.clamp_(math.log(self.low), math.log(self.high))
+
+
+class Temperatures(nn.Module):
+    """The four temperatures with the starts and bounds of CUSA's appendix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.contrast = Temperature(0.05, 0.01, 0.10)
+        self.cross = Temperature(0.45, 0.10, 0.99)
+        self.image = Temperature(0.45, 0.10, 1.00)
+        self.text = Temperature(0.45, 0.10, 1.00)
+
+    def clamp_(self) -> None:
+        """Bring all temperatures back within their bounds."""
+        for temperature in self.children():
+            if isinstance(temperature, Temperature):
+                temperature.clamp_()
+
+
+class AlignedModel(nn.Module):
+    """A student, a cross-modal and a uni-modal head for each modality, and the temperatures."""
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.student = student
+        self.image_head = Head(student.embed_dim)
+        self.text_head = Head(student.embed_dim)
+        self.uni_image_head = Head(student.embed_dim)
+        self.uni_text_head = Head(student.embed_dim)
+        self.temperatures = Temperatures()
+
+    def forward(self, images: Tensor, tokens: Tensor) -> Embeddings:
+        """Embed a batch of images and of tokenised texts."""
+        image, uni_image = self.embed_images(images)
+        text, uni_text = self.embed_texts(tokens)
+        return Embeddings(image, text, uni_image, uni_text)
+
+    def embed_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the cross-modal and the uni-modal embedding of images."""
+        embedding = self.student.encode_image(images)
+        return self.image_head(embedding), self.uni_image_head(embedding)
+
+    def embed_texts(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the cross-modal and the uni-modal embedding of tokenised texts."""
+        embedding = self.student.encode_text(tokens)
+        return self.text_head(embedding), self.uni_text_head(embedding)

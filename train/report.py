@@ -1,0 +1,77 @@
+"""What a person looks at after a run: the table of results, and the curves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from rich.table import Table
+
+from stores import TrainingError
+from train.trainer import Epoch
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Return the metrics.json of a run.
+
+    Raises:
+        TrainingError: the run has not finished.
+    """
+    try:
+        metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    except (OSError, ValueError):
+        raise TrainingError(f"{folder} holds no finished run: it has no metrics.json. Run cusa-train.") from None
+    return metrics
+
+
+def result_table(metrics: dict[str, Any], folder: Path) -> Table:
+    """Return the test figures, a column a training, and what the soft labels change."""
+    table = Table(title=f"test split · run {folder}", title_justify="left")
+    table.add_column("metric")
+    for title in metrics:
+        table.add_column(title, justify="right")
+    flat = {title: _flat(values) for title, values in metrics.items()}
+    compare = len(flat) == 2
+    if compare:
+        table.add_column("difference", justify="right")
+    for name in next(iter(flat.values())):
+        values = [figures[name] for figures in flat.values()]
+        difference = [f"{values[1] - values[0]:+.1f}"] if compare else []
+        table.add_row(name, *(f"{value:.1f}" for value in values), *difference)
+    return table
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for name, value in values.items():
+        spoken = f"{prefix}{name}".replace("_", " ")
+        flat |= _flat(value, f"{spoken} · ") if isinstance(value, dict) else {spoken: float(value)}
+    return flat
+
+
+def draw_curves(histories: dict[str, list[Epoch]], metrics: dict[str, Any], folder: Path) -> None:
+    """Draw loss parts, validation RSUM and temperatures by epoch into `folder`/curves.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
+    for (title, history), style in zip(histories.items(), ("--", "-") if len(histories) == 2 else ("-",), strict=True):
+        epochs = [epoch.epoch + 1 for epoch in history]
+        axes[0].plot(epochs, [e.validation_rsum for e in history], style, marker="o", color="black", label=title)
+        for number, part in enumerate(p for p in history[0].loss if p != "total"):
+            axes[1].plot(epochs, [e.loss[part] for e in history], style, color=f"C{number}", label=f"{part} ({title})")
+        for number, name in enumerate(history[0].temperatures):
+            if title == list(histories)[-1] or name == "contrast":
+                values = [e.temperatures[name] for e in history]
+                axes[2].plot(epochs, values, style, color=f"C{number}", label=f"{name} ({title})")
+    for axis, heading in zip(axes, ("validation RSUM", "loss parts", "temperatures"), strict=True):
+        axis.set_title(heading)
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    axes[1].set_yscale("log")
+    figure.savefig(folder / "curves.png", dpi=110)
+    pyplot.close(figure)
