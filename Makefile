@@ -31,7 +31,7 @@ clean:
 	rm -rf .venv artifacts dvc_plots
 
 .venv/ready-%: pyproject.toml constraints.txt | .venv/bin/python
-	python -m pip install --quiet --constraint constraints.txt --editable ".[$(FAISS),$*]"
+	PYTHONWARNINGS=ignore python -m pip install --quiet --constraint constraints.txt --editable ".[$(FAISS),$*]"
 	touch $@
 
 .venv/bin/python:

@@ -1,14 +1,17 @@
 """Feature extraction: a teacher over the rows of the pending shards, written part by part.
 
-Images are decoded by worker processes beside the model, texts are ordered by length within a window of shards so
-that batches hold little padding; batches cross shard borders. A part is written the moment its last row arrives.
+Images are decoded by worker processes beside the model, in batches that cross shard borders; the texts of a shard are
+ordered by length, so that batches hold little padding. A part is written the moment its last row arrives.
+
+Rounding may depend on what else is in a batch. So the batches are a function of the whole store, never of what is
+still missing: a resumed or repaired store is byte-identical to an undisturbed one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +29,6 @@ from stores.images import Images, decode_rgb
 from stores.layout import Layout
 from stores.parameters import Extract
 
-TEXT_WINDOW: Final = 65_536
-"""About how many captions are ordered by length together."""
-
 
 @dataclass
 class _OpenPart:
@@ -38,12 +38,13 @@ class _OpenPart:
 
 
 class PartWriter:
-    """Collects encoded rows, in any order, and writes each shard's part when it is full."""
+    """Collects encoded rows, in any order, and writes each pending shard's part when it is full."""
 
-    def __init__(self, teacher: Teacher, shards: Sequence[Shard], layout: Layout) -> None:
+    def __init__(self, teacher: Teacher, pending: Sequence[Shard], layout: Layout) -> None:
         self._teacher = teacher
-        self._shards = sorted(shards, key=lambda shard: shard.first_row(teacher.modality))
+        self._shards = sorted(pending, key=lambda shard: shard.first_row(teacher.modality))
         self._firsts = np.array([shard.first_row(teacher.modality) for shard in self._shards])
+        self._counts = np.array([shard.rows(teacher.modality) for shard in self._shards])
         self._open: dict[int, _OpenPart] = {}
         self._layout = layout
         self.invalid = 0
@@ -58,21 +59,29 @@ class PartWriter:
         """Take rows that the teacher could not encode."""
         self._put(rows, np.zeros((len(rows), self._teacher.dim), np.float16), np.zeros(len(rows), bool))
 
+    def wanted(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell which rows belong to a pending shard."""
+        owners = np.searchsorted(self._firsts, rows, side="right") - 1
+        kept: NDArray[np.bool_] = (owners >= 0) & (rows < self._firsts[owners] + self._counts[owners])
+        return kept
+
     def _put(self, rows: NDArray[np.int64], features: NDArray[np.float16], valid: NDArray[np.bool_]) -> None:
+        kept = self.wanted(rows)
+        rows, features, valid = rows[kept], features[kept], valid[kept]
         self.invalid += int((~valid).sum())
         owners = np.searchsorted(self._firsts, rows, side="right") - 1
         for owner in np.unique(owners):
             here = owners == owner
-            count = self._shards[owner].rows(self._teacher.modality)
-            part = self._open.setdefault(
-                int(owner),
-                _OpenPart(np.zeros((count, self._teacher.dim), np.float16), np.zeros(count, bool), count),
-            )
+            part = self._open.get(owner) or self._open.setdefault(owner, self._new_part(owner))
             places = rows[here] - self._firsts[owner]
             part.features[places], part.valid[places] = features[here], valid[here]
             part.missing -= len(places)
             if not part.missing:
-                self._write(int(owner))
+                self._write(owner)
+
+    def _new_part(self, number: int) -> _OpenPart:
+        count = int(self._counts[number])
+        return _OpenPart(np.zeros((count, self._teacher.dim), np.float16), np.zeros(count, bool), count)
 
     def _write(self, number: int) -> None:
         part, shard = self._open.pop(number), self._shards[number]
@@ -81,17 +90,21 @@ class PartWriter:
 
 
 def extract_features(
-    teacher: Teacher, shards: Sequence[Shard], layout: Layout, settings: Extract, progress: Progress
+    teacher: Teacher,
+    shards: Sequence[Shard],
+    pending: Sequence[Shard],
+    layout: Layout,
+    settings: Extract,
+    progress: Progress,
 ) -> None:
-    """Encode all rows of `shards` with `teacher` and write their parts."""
-    writer = PartWriter(teacher, shards, layout)
-    total = sum(shard.rows(teacher.modality) for shard in shards)
+    """Encode the rows of the `pending` ones among all `shards` with `teacher` and write their parts."""
+    writer = PartWriter(teacher, pending, layout)
+    total = sum(shard.rows(teacher.modality) for shard in pending)
     task = progress.add_task(f"{teacher.modality}s · {teacher.slug}", total=total, note=teacher.precision)
-    batches = (
-        _image_batches(teacher, shards, layout, settings)
-        if teacher.modality == "image"
-        else (_text_batches(teacher, shards, layout, settings))
-    )
+    if teacher.modality == "image":
+        batches = _image_batches(teacher, shards, writer, layout, settings)
+    else:
+        batches = _text_batches(teacher, pending, layout, settings)
     checked = False
     for rows, batch, failed in batches:
         if len(failed):
@@ -101,7 +114,7 @@ def extract_features(
                 _say_if_imprecise(teacher, batch)
                 checked = True
             writer.add(rows, teacher.encode(batch))
-        _advance(progress, task, len(rows) + len(failed), writer.invalid)
+        _advance(progress, task, int(writer.wanted(np.concatenate([rows, failed])).sum()), writer.invalid)
 
 
 def _advance(progress: Progress, task: TaskID, done: int, invalid: int) -> None:
@@ -124,16 +137,15 @@ Batch = tuple[NDArray[np.int64], Any, NDArray[np.int64]]
 
 
 class _ImageRows(Dataset[tuple[int, Any]]):
-    """Preprocessed images by position among `rows`; None where one cannot be decoded."""
+    """Preprocessed images by row; None where one cannot be decoded."""
 
-    def __init__(self, images: Images, rows: NDArray[np.int64], teacher: Teacher) -> None:
-        self._images, self._rows, self._teacher = images, rows, teacher
+    def __init__(self, images: Images, teacher: Teacher) -> None:
+        self._images, self._teacher = images, teacher
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._images)
 
-    def __getitem__(self, position: int) -> tuple[int, Any]:
-        row = int(self._rows[position])
+    def __getitem__(self, row: int) -> tuple[int, Any]:
         try:
             return row, self._teacher.preprocess(decode_rgb(self._images[row]))
         except OSError:
@@ -147,12 +159,15 @@ class _ImageRows(Dataset[tuple[int, Any]]):
         return np.array([row for row, _ in good], dtype=np.int64), batch, failed
 
 
-def _image_batches(teacher: Teacher, shards: Sequence[Shard], layout: Layout, settings: Extract) -> Iterator[Batch]:
-    images = Images(layout, tables.read_table(layout.samples, tables.SAMPLES))
-    dataset = _ImageRows(images, _rows(shards, teacher), teacher)
+def _image_batches(
+    teacher: Teacher, shards: Sequence[Shard], writer: PartWriter, layout: Layout, settings: Extract
+) -> Iterator[Batch]:
+    dataset = _ImageRows(Images(layout, tables.read_table(layout.samples, tables.SAMPLES)), teacher)
+    rows = np.concatenate([shard.first_sample + np.arange(shard.samples) for shard in shards])
+    batches = [rows[start : start + settings.image_batch] for start in range(0, len(rows), settings.image_batch)]
     yield from DataLoader(
         dataset,
-        batch_size=settings.image_batch,
+        batch_sampler=[batch.tolist() for batch in batches if writer.wanted(batch).any()],
         num_workers=settings.workers,
         collate_fn=dataset.collate,
         pin_memory=teacher.device.type == "cuda",
@@ -160,20 +175,12 @@ def _image_batches(teacher: Teacher, shards: Sequence[Shard], layout: Layout, se
     )
 
 
-def _text_batches(teacher: Teacher, shards: Sequence[Shard], layout: Layout, settings: Extract) -> Iterator[Batch]:
+def _text_batches(teacher: Teacher, pending: Sequence[Shard], layout: Layout, settings: Extract) -> Iterator[Batch]:
     texts = tables.read_table(layout.captions, tables.CAPTIONS)["text"]
-    none = np.empty(0, dtype=np.int64)
-    rows = _rows(shards, teacher)
-    for start in range(0, len(rows), TEXT_WINDOW):
-        window = rows[start : start + TEXT_WINDOW]
-        captions = texts.take(window).to_pylist()
+    for shard in pending:
+        captions = texts.slice(shard.first_caption, shard.captions).to_pylist()
         order = np.argsort([-len(caption) for caption in captions], kind="stable")
         for first in range(0, len(order), settings.text_batch):
             places = order[first : first + settings.text_batch]
             batch = teacher.collate([teacher.preprocess(captions[place]) for place in places])
-            yield window[places], batch, none
-
-
-def _rows(shards: Sequence[Shard], teacher: Teacher) -> NDArray[np.int64]:
-    runs = [shard.first_row(teacher.modality) + np.arange(shard.rows(teacher.modality)) for shard in shards]
-    return np.concatenate(runs).astype(np.int64)
+            yield shard.first_caption + places, batch, np.empty(0, dtype=np.int64)

@@ -76,7 +76,7 @@ def extract(parameters: ExtractParameters, store: Path) -> Extracted:
         indices=indices,
         parameters=as_dict(parameters),
     )
-    if manifest != before:
+    if manifest != before or not layout.manifest.exists():
         write_manifest(manifest, layout)
     return Extracted(manifest=manifest, ingested=ingested, made=made, rows=rows, seconds=time.monotonic() - started)
 
@@ -144,7 +144,7 @@ def _ensure_features(
             path.unlink()
     pending = [shard for shard in shards if shard.name in faults]
     if pending:
-        extract_features(teacher, pending, layout, parameters.extract, progress)
+        extract_features(teacher, shards, pending, layout, parameters.extract, progress)
     entry = TeacherFeatures(
         spec=teacher.spec,
         modality=teacher.modality,

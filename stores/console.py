@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Final
 
 from rich.console import Console
@@ -12,12 +13,12 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
 
-console: Final = Console(stderr=True, highlight=False)
+# Where there is no terminal (a log file, DVC's pipe), lines should not be folded at 80 columns.
+console: Final = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
 
 
 class _RateColumn(ProgressColumn):
@@ -29,13 +30,12 @@ class _RateColumn(ProgressColumn):
 
 
 def progress_bar() -> Progress:
-    """Return a progress bar with counts, rate, elapsed and remaining time; quiet where there is no terminal."""
+    """Return a progress bar with counts, rate and remaining time; quiet where there is no terminal."""
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         _RateColumn(),
-        TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=console,

@@ -6,6 +6,7 @@ Shapes: N batch, Di and Dt the teachers' feature sizes.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -43,48 +44,58 @@ class Batch(NamedTuple):
         return self._replace(**{name: move(tensor) for name, tensor in self._asdict().items() if tensor is not None})
 
 
+class Kept:
+    """Tensors by row, made when first asked for and kept up to so many bytes; the least recently used go first."""
+
+    def __init__(self, make: Callable[[int], Tensor], room: int) -> None:
+        self._make, self._room = make, room
+        self._tensors: OrderedDict[int, Tensor] = OrderedDict()
+
+    def __getitem__(self, row: int) -> Tensor:
+        if row in self._tensors:
+            self._tensors.move_to_end(row)
+            return self._tensors[row]
+        tensor = self._tensors[row] = self._make(row)
+        self._room -= tensor.nbytes
+        while self._room < 0 and self._tensors:
+            self._room += self._tensors.popitem(last=False)[1].nbytes
+        return tensor
+
+
 class PairBatches(Dataset[Batch]):
     """Makes the batch of a list of (sample row, caption row) pairs; used with a batch sampler, in any process.
 
     A student whose training transform is its measuring transform (no augmentation) sees an image the same way every
-    time: such images are kept, up to `cache_gib` in each loading process, the least recently used going first.
+    time: such images are kept in memory, up to `cache_gib` in each loading process.
     """
 
     def __init__(
         self, store: Store, student: Student, teachers: tuple[Features, Features] | None, cache_gib: float
     ) -> None:
-        self._images = store.images
-        self._texts = store.captions["text"]
+        self._images, self._texts = store.images, store.captions["text"]
         self._transform, self._tokenizer = student.train_transform, student.tokenizer
         self._teachers = teachers
-        self._kept: OrderedDict[int, Tensor] = OrderedDict()
-        augments = student.train_transform is not student.eval_transform
-        self._room = 0 if augments else int(cache_gib * 2**30)
+        room = int(cache_gib * 2**30)
+        augments = student.train_transform != student.eval_transform
+        self._pictures = Kept(self._picture, 0 if augments else room)
+        self._tokens = Kept(self._tokenised, room // 8)
 
     def __getitems__(self, pairs: list[Pair]) -> Batch:
         samples, captions = np.array(pairs, dtype=np.int64).T.copy()
         rows = zip(self._teachers or (), (samples, captions), strict=False)
         return Batch(
-            torch.stack([self._image(int(row)) for row in samples]),
-            self._tokenizer([self._texts[int(row)].as_py() for row in captions]),
+            torch.stack([self._pictures[int(row)] for row in samples]),
+            torch.stack([self._tokens[int(row)] for row in captions]),
             torch.from_numpy(samples),
             torch.from_numpy(captions),
             *(torch.from_numpy(teacher.gather(wanted)) for teacher, wanted in rows),
         )
 
-    def _image(self, row: int) -> Tensor:
-        if row in self._kept:
-            self._kept.move_to_end(row)
-            return self._kept[row]
-        image = self._transform(decode_rgb(self._images[row]))
-        self._room -= image.nbytes
-        while self._room < 0 and self._kept:
-            self._room += self._kept.popitem(last=False)[1].nbytes
-        if self._room >= 0:
-            self._kept[row] = image
-        else:
-            self._room += image.nbytes
-        return image
+    def _picture(self, row: int) -> Tensor:
+        return self._transform(decode_rgb(self._images[row]))
+
+    def _tokenised(self, row: int) -> Tensor:
+        return self._tokenizer([self._texts[row].as_py()])[0]
 
 
 class ImageRows(Dataset[Tensor]):

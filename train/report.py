@@ -49,7 +49,7 @@ def result_table(metrics: dict[str, Any], folder: Path) -> Table:
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
     flat: dict[str, float] = {}
     for name, value in values.items():
-        spoken = f"{prefix}{name}".replace("_", " ")
+        spoken = f"{prefix}{name}".replace("_to_", "→").replace("true_relevance", "true").replace("_", " ")
         flat |= _flat(value, f"{spoken} · ") if isinstance(value, dict) else {spoken: float(value)}
     return flat
 

@@ -15,6 +15,7 @@ from stores.atomic import remove_leftovers, write_json
 from stores.console import console
 from stores.digests import value_digest
 from stores.hardware import resolve_device, resolve_precision
+from stores.layout import teacher_slug
 from stores.parameters import Loss, as_dict
 from train.checkpoint import load_checkpoint
 from train.evaluate import embed_split, evaluate
@@ -34,9 +35,11 @@ def run(parameters: TrainParameters, store: Store, folder: Path, *, overwrite: b
     Raises:
         CusaError: the folder holds another run, the store lacks something, or the loss is no longer finite.
     """
-    _claim(folder, parameters, store, overwrite)
     for split in ("train", parameters.eval.validation, parameters.eval.test):
         store.shards(split)
+    for teacher in (parameters.teachers.image, parameters.teachers.text):
+        store.features(teacher_slug(teacher))
+    _claim(folder, parameters, store, overwrite)
     accelerator = _accelerator(parameters)
     trainings = [(SOFT, folder, parameters.loss)]
     if parameters.train.compare and (parameters.loss.alpha or parameters.loss.beta):
@@ -68,7 +71,7 @@ def _claim(folder: Path, parameters: TrainParameters, store: Store, overwrite: b
                 f"{folder} holds a run that differs in {changed}. Choose another folder with --run, or say --overwrite."
             )
         shutil.rmtree(folder)
-    elif folder.exists() and any(folder.iterdir()) and not overwrite:
+    elif folder.exists() and any(folder.iterdir()):
         raise TrainingError(f"{folder} is not empty and holds no run of ours. Choose another folder with --run.")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, wanted)

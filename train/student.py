@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +12,13 @@ import open_clip
 from PIL import Image
 from torch import Tensor, nn
 
+import train.small_conv  # noqa: F401 — registers the embedded student's tower with timm
 from stores.errors import StudentError
 from stores.plugins import import_factory
-from train import small_conv
 from train.losses import cosine_similarity
 
-CONFIGS: Final = Path(__file__).parent / "configs"
-"""Our own model configurations, in open_clip's format; their towers are registered with timm on import."""
-TOWERS: Final = (small_conv.small_conv,)
+SMALL_CLIP: Final = Path(__file__).with_name("small-clip.json")
+"""The embedded student's configuration, in open_clip's format; its image tower is `train.small_conv`."""
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -99,10 +99,12 @@ def load_student(spec: str) -> Student:
 
 
 def _create(name: str, pretrained: str | None) -> Any:
-    open_clip.add_model_config(CONFIGS)
+    open_clip.add_model_config(SMALL_CLIP)
     if name not in open_clip.list_models():
         raise StudentError(f"open_clip knows no model {name!r}. It knows {', '.join(open_clip.list_models()[:8])}, … .")
     try:
+        # open_clip warns of random weights; here they are asked for by leaving the weights out.
+        logging.disable(logging.NOTSET if pretrained else logging.WARNING)
         return open_clip.create_model_and_transforms(name, pretrained=pretrained, weights_only=True)
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
@@ -110,3 +112,5 @@ def _create(name: str, pretrained: str | None) -> Any:
             f"The student {name} with the weights {pretrained!r} could not be loaded: {str(error)[:400]} "
             f"The weights are a file or one of open_clip's tags ({tags})."
         ) from None
+    finally:
+        logging.disable(logging.NOTSET)

@@ -68,7 +68,7 @@ class Training:
         slugs = (teacher_slug(parameters.teachers.image), teacher_slug(parameters.teachers.text))
         self._join = Join(store, "train", slugs, accelerator.device, self._settings.device_table_gib)
         self._stream = _stream(store, self._settings, self._join)
-        self._loader = _loader(store, self.model, self._stream, self._join, self._settings, accelerator)
+        self.loader = _loader(store, self.model, self._stream, self._join, self._settings, accelerator)
         optimizer = _optimizer(self.model, self._settings)
         schedule = _schedule(optimizer, self._settings, len(self._stream))
         self._wrapped, self._optimizer, self._schedule = accelerator.prepare(self.model, optimizer, schedule)
@@ -78,15 +78,16 @@ class Training:
         """Train, from the last finished epoch if there is one, and return every epoch's figures."""
         self._resume()
         self._announce()
-        with (
-            progress_bar() as progress,
-            Live(str(self._run / "dvclive"), resume=True, report=None, save_dvc_exp=False, dvcyaml=None) as live,
-        ):
+        curves = Live(str(self._run / "dvclive"), report=None, save_dvc_exp=False, dvcyaml=None)
+        with progress_bar() as progress, curves:
+            # The checkpoint's history is the truth: a run that was killed between saving and logging loses no point.
+            for figures in self.history:
+                _log(curves, figures)
             for epoch in range(len(self.history), self._settings.epochs):
                 figures = self._epoch(epoch, progress)
                 self.history.append(figures)
                 self._save(figures)
-                _log(live, figures)
+                _log(curves, figures)
         return self.history
 
     def _resume(self) -> None:
@@ -119,8 +120,8 @@ class Training:
         started = time.monotonic()
         seen: list[dict[str, float]] = []
         waiting: list[dict[str, Tensor]] = []
-        for step, batch in enumerate(self._loader):
-            waiting.append(self._step(batch))
+        for step, batch in enumerate(self.loader):
+            waiting.append(self.step(batch))
             if len(waiting) == LOOK_EVERY or step + 1 == len(self._stream):
                 seen.extend(self._look(waiting, epoch, step))
                 progress.update(task, advance=len(waiting) * self._settings.batch_size, note=_written(seen[-1]))
@@ -140,7 +141,8 @@ class Training:
         temperatures = {name: module().item() for name, module in self.model.temperatures.named_children()}
         return Epoch(epoch=epoch, loss=mean, temperatures=temperatures, validation_rsum=rsum, samples_per_second=rate)
 
-    def _step(self, batch: Batch) -> dict[str, Tensor]:
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """Take one optimiser step; return the loss's parts and total, still on the device."""
         batch = batch.to(self._accelerator.device)
         embeddings = self._wrapped(batch.images, batch.tokens)
         total, parts = objective(embeddings, self._join(batch), batch.samples, self.model, self._loss)

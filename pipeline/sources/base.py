@@ -78,9 +78,9 @@ class ImageFile:
 
     def __call__(self) -> bytes:
         path = self.root / self.name
-        if not path.resolve().is_relative_to(self.root.resolve()):
-            raise Rejected("path-outside", f"{self.name} leads out of {self.root}")
         try:
+            if not path.resolve().is_relative_to(self.root.resolve()):
+                raise Rejected("path-outside", f"{self.name} leads out of {self.root}")
             return path.read_bytes()
         except FileNotFoundError:
             raise Rejected("missing-file", f"{path} does not exist") from None

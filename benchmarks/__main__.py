@@ -1,0 +1,39 @@
+"""Run every benchmark, print the table, and write it as JSON."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import extraction, gather, step
+from stores.atomic import write_json
+
+REPORT = Path("artifacts/benchmarks.json")
+
+
+def main() -> None:
+    """Measure, print, write; a bound that is missed is shown, not hidden."""
+    measured = [gather.benchmark(1), gather.benchmark(10), extraction.benchmark(), step.benchmark()]
+    results = [result for result in measured if result is not None]
+    machine = {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    machine["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    table = Table(title=f"benchmarks · {machine['device']}, {machine['cpus']} cores", title_justify="left")
+    for column in ("benchmark", "ours", "yardstick", "ratio", "bound", "kept"):
+        table.add_column(column, justify="left" if column == "benchmark" else "right")
+    for result in results:
+        figures = (f"{value:,.3g} {result.unit}" for value in (result.ours, result.yardstick))
+        table.add_row(result.name, *figures, f"{result.ratio:.3f}", result.bound, "yes" if result.kept else "NO")
+    Console(width=140).print(table)
+    if len(results) < len(measured):
+        print(f"Left out: extraction needs the pictures in {extraction.PICTURES}.")
+    write_json(REPORT, {"machine": machine, "results": [asdict(result) for result in results]})
+    print(f"Written to {REPORT}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Extracting image features end to end, from shards to HDF5 parts, against the same model's pure forward pass."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from rich.progress import Progress
+
+from benchmarks.measure import Result, in_turn
+from pipeline.encode import extract_features
+from pipeline.ingest import ingest
+from pipeline.sources import open_source
+from pipeline.teachers import Teacher, load_teacher
+from pipeline.teachers.unicom import MODELS, UnicomViT
+from stores import tables
+from stores.images import Images, decode_rgb
+from stores.layout import Layout
+from stores.parameters import Data, Extract
+
+PICTURES = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco-original-size"
+BOUND = 0.80
+ROUNDS = 3
+
+
+def benchmark() -> Result | None:
+    """Measure with a random-weight Unicom B/32; None where the pictures are absent."""
+    if not PICTURES.is_dir():
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        return _measure(Path(folder))
+
+
+def _measure(folder: Path) -> Result:
+    entries = [
+        {"filename": path.name, "split": "test", "sentences": [{"raw": path.stem}]} for path in PICTURES.glob("*.jpg")
+    ]
+    source = folder / "dataset.json"
+    source.write_text(json.dumps({"images": sorted(entries, key=lambda entry: str(entry["filename"]))}))
+    data = Data(source=str(source), images=str(PICTURES))
+    layout, settings = Layout(folder / "store"), Extract()
+    quiet = Progress(disable=True)
+    shards = ingest(open_source(data), data, settings.shard_size, layout, quiet).shards
+    teacher = _random_unicom(folder)
+    ready = _ready_batches(teacher, layout, settings.image_batch)
+    count = sum(shard.samples for shard in shards)
+    end_to_end, forward, ratio = in_turn(
+        lambda: extract_features(teacher, shards, shards, layout, settings, quiet),
+        lambda: [teacher.encode(batch) for batch in ready],
+        ROUNDS,
+    )
+    return Result(
+        name=f"extract features of {count} pictures end to end, Unicom B/32 in {teacher.precision} on "
+        f"{teacher.device.type}, against its forward pass",
+        ours=count / end_to_end,
+        yardstick=count / forward,
+        unit="images/s",
+        ratio=1 / ratio,
+        bound=f"≥ {BOUND}",
+        kept=1 / ratio >= BOUND,
+    )
+
+
+def _random_unicom(folder: Path) -> Teacher:
+    torch.manual_seed(0)
+    torch.save(UnicomViT(MODELS["ViT-B/32"]).state_dict(), folder / "unicom.pt")
+    return load_teacher("unicom:ViT-B/32", str(folder / "unicom.pt"))
+
+
+def _ready_batches(teacher: Teacher, layout: Layout, size: int) -> list[torch.Tensor]:
+    images = Images(layout, tables.read_table(layout.samples, tables.SAMPLES))
+    ready = [teacher.preprocess(decode_rgb(images[row])) for row in range(len(images))]
+    return [teacher.collate(ready[start : start + size]).to(teacher.device) for start in range(0, len(ready), size)]

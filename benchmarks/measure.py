@@ -1,0 +1,41 @@
+"""Measuring two things in turn, and what a benchmark reports."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One benchmark: what was measured against which yardstick, and the bound that it should keep."""
+
+    name: str
+    ours: float
+    yardstick: float
+    unit: str
+    ratio: float
+    bound: str
+    kept: bool
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Return how long one call takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def in_turn(ours: Callable[[], object], yardstick: Callable[[], object], rounds: int) -> tuple[float, float, float]:
+    """Run both in turn after one unmeasured call each.
+
+    Returns:
+        The median seconds of ours and of the yardstick, and the median of the ratios ours / yardstick round by round.
+    """
+    ours()
+    yardstick()
+    pairs = [(seconds(ours), seconds(yardstick)) for _ in range(rounds)]
+    one, other = (statistics.median(side) for side in zip(*pairs, strict=True))
+    return one, other, statistics.median(a / b for a, b in pairs)

@@ -1,0 +1,310 @@
+"""Training: model and checkpoint, resuming, refusing, measuring; on small real stores with the embedded student."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+
+from stores import Store, StoreError, StudentError, TrainingError, TrainParameters
+from stores.parameters import Evaluation, Loss, Student, Train
+from train import trainer
+from train.checkpoint import load_checkpoint, read_record, save_checkpoint
+from train.evaluate import embed_split, evaluate
+from train.model import AlignedModel, Head, Temperature
+from train.objective import objective
+from train.run import run
+from train.student import load_student
+
+QUICK = TrainParameters(train=Train(epochs=2, batch_size=16, device="cpu", precision="fp32", compare=False))
+
+
+def changed(**settings: Any) -> TrainParameters:
+    return replace(QUICK, train=replace(QUICK.train, **settings))
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    model = AlignedModel(load_student("open-clip:small-clip"))
+    load_checkpoint(path, model)
+    return model.state_dict()
+
+
+def test_heads_start_as_the_identity_after_layer_norm() -> None:
+    embedding = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(Head(8)(embedding), nn.functional.layer_norm(embedding, (8,)))
+
+
+def test_temperatures_stay_in_bounds_and_come_back_from_them() -> None:
+    temperature = Temperature(0.05, 0.01, 0.10)
+    optimizer = torch.optim.SGD(temperature.parameters(), lr=10.0)
+    for sign, bound in ((-1.0, 0.10), (1.0, 0.01)):
+        optimizer.zero_grad()
+        (sign * temperature()).backward()
+        assert temperature.log.grad is not None
+        assert temperature.log.grad.abs() > 0, "a temperature at its bound must still have a gradient"
+        for _ in range(30):
+            optimizer.step()
+            temperature.clamp_()
+        assert temperature().item() == pytest.approx(bound)
+
+
+def test_the_objective_is_the_weighted_sum_and_skips_what_weighs_nothing() -> None:
+    model = AlignedModel(load_student("open-clip:small-clip"))
+    generator = torch.Generator().manual_seed(0)
+    embeddings = model(
+        torch.randn(6, 3, 64, 64, generator=generator), model.student.tokenizer([f"caption {n}" for n in range(6)])
+    )
+    teachers = (torch.randn(6, 12, generator=generator).half(), torch.randn(6, 9, generator=generator).half())
+    groups = torch.tensor([0, 0, 1, 2, 3, 4])
+    total, parts = objective(embeddings, teachers, groups, model, Loss(alpha=0.3, beta=0.7))
+    torch.testing.assert_close(total, parts["InfoNCE"] + 0.3 * parts["CSA"] + 0.7 * parts["USA"])
+    plain, alone = objective(embeddings, teachers, groups, model, Loss(alpha=0.0, beta=0.0))
+    assert list(alone) == ["InfoNCE"]
+    torch.testing.assert_close(plain, parts["InfoNCE"])
+
+
+def test_a_checkpoint_brings_back_weights_and_optimiser(tmp_path: Path) -> None:
+    def make() -> tuple[nn.Linear, torch.optim.AdamW]:
+        linear = nn.Linear(3, 2)
+        return linear, torch.optim.AdamW(linear.parameters(), lr=0.1)
+
+    def step(linear: nn.Linear, optimizer: torch.optim.AdamW) -> None:
+        linear(torch.ones(4, 3)).pow(2).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    one, optimizer = make()
+    step(one, optimizer)
+    save_checkpoint(tmp_path / "c.safetensors", one, {"epoch": 3}, optimizer)
+    other, other_optimizer = make()
+    record = load_checkpoint(tmp_path / "c.safetensors", other, other_optimizer)
+    assert record["epoch"] == 3
+    for _ in range(3):
+        step(one, optimizer)
+        step(other, other_optimizer)
+    torch.testing.assert_close(one.weight, other.weight, rtol=0, atol=0)
+
+
+def test_foreign_and_broken_checkpoints_are_explained(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    with pytest.raises(TrainingError, match="There is no checkpoint"):
+        read_record(path)
+    path.write_bytes(b"junk")
+    with pytest.raises(TrainingError, match="is not a checkpoint of cusa-train"):
+        read_record(path)
+    save_checkpoint(path, nn.Linear(3, 2), {})
+    with pytest.raises(TrainingError, match="does not fit this model"):
+        load_checkpoint(path, nn.Linear(4, 2))
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) - 4])
+    with pytest.raises(TrainingError):
+        load_checkpoint(path, nn.Linear(3, 2))
+
+
+def test_a_run_leaves_what_it_should(scenes_store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    measured = run(replace(QUICK, train=replace(QUICK.train, compare=True)), scenes_store, folder)
+    assert json.loads((folder / "metrics.json").read_text()) == measured
+    assert list(measured) == ["infonce", "soft_labels"]
+    for figures in measured.values():
+        percent = [*figures["image_to_text"].values(), *figures["text_to_image"].values()]
+        assert all(0 <= value <= 100 for value in percent)
+        assert figures["RSUM"] == pytest.approx(sum(percent))
+        assert set(figures["true_relevance"]["text_to_image"]) == {"mAP@R", "R-Precision", "R@1"}
+        assert {"image_class_R@1", "caption_spearman", "best_epoch", "validation_RSUM"} <= set(figures)
+    for name in ("best.safetensors", "last.safetensors", "infonce/best.safetensors", "plots/curves.png", "run.json"):
+        assert (folder / name).exists()
+    lines = (folder / "dvclive/plots/metrics/loss/CSA.tsv").read_text().splitlines()
+    assert len(lines) == 3, "a header and two epochs"
+    assert not (folder / "infonce/dvclive/plots/metrics/loss/CSA.tsv").exists()
+
+
+def test_training_learns(scenes_store: Store, tmp_path: Path) -> None:
+    training = trainer.Training(
+        tmp_path, scenes_store, changed(epochs=6), Loss(), "soft_labels", Accelerator(cpu=True, mixed_precision="no")
+    )
+    history = training.fit()
+    for part in ("InfoNCE", "CSA", "USA"):
+        assert history[-1].loss[part] < 0.8 * history[0].loss[part]
+
+
+@pytest.mark.parametrize("captions", ["all", "one"])
+def test_a_stopped_run_resumes_to_the_same_weights(
+    scenes_store: Store, tmp_path: Path, captions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters = changed(epochs=3, captions=captions, device_table_gib=0.0)
+    run(parameters, scenes_store, tmp_path / "whole")
+    look = trainer.Training._look
+
+    def stop_in_the_second_epoch(self: Any, waiting: Any, epoch: int, last_step: int) -> Any:
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return look(self, waiting, epoch, last_step)
+
+    monkeypatch.setattr(trainer.Training, "_look", stop_in_the_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        run(parameters, scenes_store, tmp_path / "cut")
+    monkeypatch.undo()
+    assert read_record(tmp_path / "cut" / "last.safetensors")["epoch"] == 0
+    measured = run(parameters, scenes_store, tmp_path / "cut")
+    assert measured == json.loads((tmp_path / "whole" / "metrics.json").read_text())
+    whole, cut = weights(tmp_path / "whole" / "last.safetensors"), weights(tmp_path / "cut" / "last.safetensors")
+    assert whole.keys() == cut.keys()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(cut[name], tensor, rtol=0, atol=0)
+    curve = (tmp_path / "cut/dvclive/plots/metrics/validation/RSUM.tsv").read_text().splitlines()
+    assert [line.split("\t")[0] for line in curve] == ["step", "0", "1", "2"]
+
+
+def test_another_run_s_folder_is_not_taken(scenes_store: Store, tmp_path: Path) -> None:
+    run(changed(epochs=1), scenes_store, tmp_path / "run")
+    best = (tmp_path / "run" / "best.safetensors").read_bytes()
+    with pytest.raises(TrainingError, match=r"differs in train\.seed \(0 → 1\)\. Choose another folder with --run"):
+        run(changed(epochs=1, seed=1), scenes_store, tmp_path / "run")
+    assert (tmp_path / "run" / "best.safetensors").read_bytes() == best
+    run(changed(epochs=1, seed=1), scenes_store, tmp_path / "run", overwrite=True)
+    assert (tmp_path / "run" / "best.safetensors").read_bytes() != best
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(TrainingError, match="holds no run of ours"):
+        run(changed(epochs=1), scenes_store, tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_place(
+    scenes_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = trainer.objective, []
+
+    def broken(*arguments: Any) -> Any:
+        total, parts = real(*arguments)
+        calls.append(total)
+        if len(calls) == 15 + 8:
+            parts["CSA"] = parts["CSA"] * float("nan")
+        return total, parts
+
+    monkeypatch.setattr(trainer, "objective", broken)
+    with pytest.raises(TrainingError) as caught:
+        run(QUICK, scenes_store, tmp_path / "run")
+    assert "not finite at step 8 of epoch 2: InfoNCE" in caught.value.message
+    assert "CSA nan" in caught.value.message
+    assert f"The last good checkpoint is {tmp_path / 'run' / 'last.safetensors'} (epoch 1)" in caught.value.message
+    for tensor in weights(tmp_path / "run" / "last.safetensors").values():
+        assert torch.isfinite(tensor).all()
+
+
+def test_missing_splits_and_teachers_are_named_before_training(scenes_store: Store, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no split 'dev'; it has train, val, test"):
+        run(replace(QUICK, eval=Evaluation(validation="dev")), scenes_store, tmp_path / "run")
+    with pytest.raises(StoreError, match="no features of the teacher 'unicom-ViT-B-32'"):
+        teachers = replace(QUICK.teachers, image="unicom:ViT-B/32")
+        run(replace(QUICK, teachers=teachers), scenes_store, tmp_path / "run")
+
+
+def test_features_that_failed_leave_their_pairs_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from conftest import small_scenes
+
+    from pipeline.extract import extract
+    from stores.parameters import Teachers
+
+    parameters = replace(
+        small_scenes(), teachers=Teachers(image="tiny_teachers:mean_colour", text="tiny_teachers:no_e")
+    )
+    extract(parameters, tmp_path / "store")
+    store = Store.open(tmp_path / "store")
+    failed = ["centre" in text for text in store.captions["text"].to_pylist()]
+    assert store.manifest.teachers["tiny_teachers-no_e"].invalid == sum(failed) > 0
+    run(replace(changed(epochs=1), teachers=parameters.teachers), store, tmp_path / "run")
+    left_out = sum(failed[row] for row in store.rows("train", "text"))
+    assert f"{left_out} left out for want of features" in " ".join(capsys.readouterr().err.split())
+
+
+def test_evaluation_follows_the_embeddings(scenes_store: Store) -> None:
+    """With embeddings made from the truth itself, the figures are those of a perfect model."""
+    model = AlignedModel(load_student("open-clip:small-clip"))
+    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    embeddings = embed_split(model, scenes_store, "test", accelerator, batch_size=7, workers=0)
+    assert embeddings.image.shape == (20, 128)
+    assert embeddings.text.shape == (100, 128)
+    owner = torch.from_numpy(np.repeat(np.arange(20), 5))
+    perfect = embeddings._replace(image=torch.eye(20), text=torch.eye(20)[owner])
+    assert evaluate(model, perfect, scenes_store, "test")["RSUM"] == 600.0
+    labels = scenes_store.samples["label"].slice(scenes_store.rows("test", "image")[0], 20).to_pylist()
+    classes = torch.eye(20)[[sorted(set(labels)).index(label) for label in labels]]
+    found = evaluate(model, perfect._replace(uni_image=classes), scenes_store, "test")["image_class_R@1"]
+    assert found == 100 * np.mean([labels.count(label) > 1 for label in labels])
+
+
+class Linear(nn.Module):
+    """A user's own student: the smallest there can be."""
+
+    embed_dim = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.text = nn.Linear(3, 4), nn.Embedding(256, 4)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return self.image(images)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        return self.text(tokens).mean(dim=1)
+
+    def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
+        return nn.functional.normalize(images) @ nn.functional.normalize(texts).T
+
+    def train_transform(self, image: Image.Image) -> Tensor:
+        return torch.tensor(np.asarray(image.resize((1, 1))).reshape(3), dtype=torch.float32) / 255
+
+    eval_transform = train_transform
+
+    def tokenizer(self, texts: list[str]) -> Tensor:
+        return torch.tensor([[ord(letter) % 256 for letter in text[:40].ljust(40)] for text in texts])
+
+
+def test_a_user_s_own_student_trains(scenes_store: Store, tmp_path: Path) -> None:
+    parameters = replace(changed(epochs=1), student=Student(model="test_train:Linear"))
+    measured = run(parameters, scenes_store, tmp_path / "run")
+    assert 0 <= measured["soft_labels"]["RSUM"] <= 600
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("open-clip:ViT-Z", "open_clip knows no model 'ViT-Z'"),
+        ("open-clip:small-clip/nonsense", "could not be loaded"),
+        ("clip", "No student is called 'clip'"),
+        ("torch.nn:Identity", "a student is a torch module with"),
+    ],
+)
+def test_unknown_students_are_explained(spec: str, message: str) -> None:
+    with pytest.raises(StudentError, match=message):
+        load_student(spec)
+
+
+def test_an_open_clip_file_loads_into_the_student(tmp_path: Path) -> None:
+    one = load_student("open-clip:small-clip")
+    torch.save(one.model.state_dict(), tmp_path / "weights.pt")
+    other = load_student(f"open-clip:small-clip/{tmp_path / 'weights.pt'}")
+    tokens = one.tokenizer(["a red circle"])
+    torch.testing.assert_close(one.eval().encode_text(tokens), other.eval().encode_text(tokens))
+
+
+def test_a_store_without_truth_gives_what_it_can(tmp_path: Path, scenes_store: Store) -> None:
+    root = tmp_path / "store"
+    shutil.copytree(scenes_store.root, root)
+    text = json.loads((root / "manifest.json").read_text())
+    text["files"] = {name: digest for name, digest in text["files"].items() if "relevance" not in name}
+    (root / "manifest.json").write_text(json.dumps(text))
+    measured = run(changed(epochs=1), Store.open(root), tmp_path / "run")
+    assert "true_relevance" not in measured["soft_labels"]
+    assert "RSUM" in measured["soft_labels"]

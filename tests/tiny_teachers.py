@@ -1,0 +1,60 @@
+"""A user's own teachers, named as `tiny_teachers:<factory>`: as small as a teacher can be."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline.teachers import Teacher
+
+
+class MeanColour(Teacher):
+    """The mean colour of a picture."""
+
+    modality = "image"
+
+    def preprocess(self, item: Image.Image) -> Tensor:
+        return torch.tensor(np.asarray(item.resize((4, 4))), dtype=torch.float32).mean(dim=(0, 1))
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return batch + 1
+
+
+class Length(Teacher):
+    """How often each of the first letters occurs in a text; a text without letters cannot be encoded."""
+
+    modality = "text"
+
+    def preprocess(self, item: str) -> Tensor:
+        return torch.tensor([float(item.lower().count(letter)) for letter in "abcdefghijklmnopqrstuvwxyz"])
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return batch
+
+
+def mean_colour(weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]) -> Teacher:
+    return MeanColour(spec="tiny_teachers:mean_colour", dim=3, precision=precision, device=device, identity=weights)
+
+
+def length(weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]) -> Teacher:
+    return Length(spec="tiny_teachers:length", dim=26, precision=precision, device=device, identity=weights)
+
+
+def not_a_teacher(**_: Any) -> str:
+    return "hello"
+
+
+class NoE(Length):
+    """A teacher that fails on some texts."""
+
+    def preprocess(self, item: str) -> Tensor:
+        letters = super().preprocess(item)
+        return letters * float("nan") if "centre" in item else letters
+
+
+def no_e(weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]) -> Teacher:
+    return NoE(spec="tiny_teachers:no_e", dim=26, precision=precision, device=device, identity=weights)
