@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 
 from stores import ExtractParameters, ParameterError, load_parameters
+from stores.commands import resumable
 
 
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
@@ -47,10 +48,11 @@ def main(
         "teachers.text_weights": text_weights,
     }
     parameters = load_parameters(ExtractParameters, params, flags, overrides)
-    # Imported late: the libraries behind it take seconds, a wrong flag should not.
-    from pipeline.extract import extract, summary
+    with resumable():
+        # Imported late: the libraries behind it take seconds, a wrong flag should not.
+        from pipeline.extract import extract, summary
 
-    Console().print(summary(extract(parameters, store), store))
+        Console().print(summary(extract(parameters, store), store))
 
 
 def _source(given: tuple[str, ...]) -> str | dict[str, str] | None:

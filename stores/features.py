@@ -85,14 +85,24 @@ class Features:
         self._paths = [layout.features(slug, shard.name) for shard in shards]
         self._counts = [shard.rows(teacher.modality) for shard in shards]
         self._bounds = np.concatenate([[0], np.cumsum(self._counts)]).astype(np.int64)
-        self._parts: dict[int, NDArray[np.float16]] = {}
+        self._forget()
 
     def __len__(self) -> int:
         return int(self._bounds[-1])
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: value for name, value in self.__dict__.items() if name != "valid"}
-        return {**state, "_parts": {}}
+        local = ("_parts", "_mapped", "_starts", "_window")
+        return {name: value for name, value in self.__dict__.items() if name not in local}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._parts: dict[int, NDArray[np.float16]] = {}
+        self._mapped = np.zeros(len(self._paths), dtype=bool)
+        self._starts = np.zeros(len(self._paths), dtype=np.int64)
+        self._window: NDArray[np.float16] = np.empty((0, self.dim), dtype=np.float16)
 
     def gather(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float16]:
         """Return the features of the global `rows` (n,), in their order and with repeats: (n, dim) float16.
@@ -101,27 +111,15 @@ class Features:
             StoreError: a row is outside the store, or a part is damaged.
         """
         wanted = np.asarray(rows, dtype=np.int64)
-        if not len(wanted):
-            return np.empty((0, self.dim), dtype=np.float16)
-        low, high = int(wanted.min()), int(wanted.max())
-        if low < 0 or high >= len(self):
+        owners = np.searchsorted(self._bounds, wanted, side="right") - 1
+        outside = (wanted < 0) | (owners >= len(self._paths))
+        if outside.any():
             raise StoreError(
-                f"Row {low if low < 0 else high} of {self.slug} was asked for; it has rows 0 to {len(self) - 1}."
+                f"Row {wanted[outside][0]} of {self.slug} was asked for; it has rows 0 to {len(self) - 1}."
             )
-        first = int(np.searchsorted(self._bounds, low, side="right")) - 1
-        if high < self._bounds[first + 1]:
-            gathered: NDArray[np.float16] = self._part(first)[wanted - self._bounds[first]]
-            return gathered
-        return self._gather_across(wanted)
-
-    def _gather_across(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        order = np.argsort(rows)
-        ordered = rows[order]
-        cuts = np.searchsorted(ordered, self._bounds)
-        gathered = np.empty((len(rows), self.dim), dtype=np.float16)
-        for part in np.flatnonzero(np.diff(cuts)):
-            here = slice(cuts[part], cuts[part + 1])
-            gathered[order[here]] = self._part(int(part))[ordered[here] - self._bounds[part]]
+        if not self._mapped[owners].all():
+            self._map(np.unique(owners[~self._mapped[owners]]))
+        gathered: NDArray[np.float16] = self._window[self._starts[owners] + wanted * self.dim]
         return gathered
 
     @cached_property
@@ -133,15 +131,30 @@ class Features:
                 flags.append(file["valid"][:])
         return np.concatenate(flags) if flags else np.empty(0, dtype=bool)
 
-    def _part(self, number: int) -> NDArray[np.float16]:
-        part = self._parts.get(number)
-        if part is None:
+    def _map(self, numbers: NDArray[np.integer[Any]]) -> None:
+        """Map more parts, and lay one window over all that are mapped.
+
+        A gather that goes part by part costs about 7 µs a part, seven times the copying itself where a batch touches
+        a hundred parts. So the window views the process's memory from the lowest mapped part to the highest, one
+        overlapping row beginning at each element, and all rows of all parts are taken at once. What lies between
+        the parts is never touched: `gather` checks every row, and a row's start follows from its part's address.
+        """
+        for number in numbers:
             path, count = self._paths[number], self._counts[number]
             with _open_part(path, count, self.dim) as file:
                 offset = file["features"].id.get_offset()
-            part = np.asarray(np.memmap(path, dtype=np.float16, mode="r", offset=offset, shape=(count, self.dim)))
-            self._parts[number] = part
-        return part
+            part = np.memmap(path, dtype=np.float16, mode="r", offset=offset, shape=(count, self.dim))
+            self._parts[int(number)] = np.asarray(part)
+        self._mapped[numbers] = True
+        addresses = {number: part.__array_interface__["data"][0] for number, part in self._parts.items()}
+        lowest, highest = (choose(addresses, key=addresses.__getitem__) for choose in (min, max))
+        size = np.dtype(np.float16).itemsize
+        elements = (addresses[highest] - addresses[lowest]) // size + self._parts[highest].size
+        self._window = np.lib.stride_tricks.as_strided(
+            self._parts[lowest], shape=(elements - self.dim + 1, self.dim), strides=(size, size), writeable=False
+        )
+        for number, address in addresses.items():
+            self._starts[number] = (address - addresses[lowest]) // size - self._bounds[number] * self.dim
 
 
 def _open_part(path: Path, rows: int, dim: int) -> h5py.File:
@@ -149,7 +162,8 @@ def _open_part(path: Path, rows: int, dim: int) -> h5py.File:
         file = h5py.File(path, "r")
         features, valid = file["features"], file["valid"]
         whole = features.shape == (rows, dim) and features.dtype == np.float16 and valid.shape == (rows,)
-        whole = whole and features.id.get_offset() is not None and features.chunks is None
+        # Rows are addressed in elements, so they must begin at one (HDF5 aligns them to more).
+        whole = whole and features.chunks is None and (features.id.get_offset() or 1) % features.dtype.itemsize == 0
     except (OSError, KeyError, RuntimeError) as error:
         raise StoreError(f"{path} cannot be read ({error}). Run cusa-extract again: it repairs the store.") from None
     if not whole:

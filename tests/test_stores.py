@@ -91,6 +91,13 @@ def test_gather_finds_rows_in_any_order_with_repeats(tmp_path: Path, counts: lis
     assert features.gather(np.array([], dtype=np.int64)).shape == (0, 8)
 
 
+def test_parts_are_mapped_one_by_one_as_rows_are_touched(tmp_path: Path) -> None:
+    features, table = make_features(tmp_path, [3] * 20)
+    for row in np.random.default_rng(2).permutation(60):
+        np.testing.assert_array_equal(features.gather(np.array([row, row])), table[[row, row]])
+    assert len(features._parts) == 20
+
+
 @pytest.mark.parametrize("row", [-1, 30])
 def test_rows_outside_are_refused(tmp_path: Path, row: int) -> None:
     features, _ = make_features(tmp_path, [30])
@@ -104,9 +111,8 @@ def test_features_are_mapped_not_read_and_cross_no_pickle(tmp_path: Path) -> Non
     copy = pickle.loads(pickle.dumps(features))
     assert not copy._parts
     np.testing.assert_array_equal(copy.gather(np.arange(30)), table)
-    part = features._parts[0]
-    assert not part.flags.owndata
-    assert not part.flags.writeable
+    assert all(not part.flags.owndata and not part.flags.writeable for part in features._parts.values())
+    assert not features._window.flags.writeable
 
 
 def test_equal_parts_are_equal_files(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 
 from stores import Store, TrainParameters, load_parameters
+from stores.commands import resumable
 
 
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
@@ -37,10 +38,11 @@ def main(
     flags = {"student.model": student, "teachers.image": image_teacher, "teachers.text": text_teacher}
     parameters = load_parameters(TrainParameters, params, flags, overrides)
     opened = None if show else Store.open(store)
-    # Imported late: the libraries behind it take seconds, a wrong flag should not.
-    from train import report
-    from train import run as runs
+    with resumable():
+        # Imported late: the libraries behind it take seconds, a wrong flag should not.
+        from train import report
+        from train import run as runs
 
-    metrics = report.read_metrics(run) if opened is None else runs.run(parameters, opened, run, overwrite=overwrite)
-    Console().print(report.result_table(metrics, run))
-    click.echo(f"Plots: {run / 'plots' / 'curves.png'}, {run / 'dvclive' / 'plots'} (dvc plots show)")
+        metrics = report.read_metrics(run) if opened is None else runs.run(parameters, opened, run, overwrite=overwrite)
+        Console().print(report.result_table(metrics, run))
+        click.echo(f"Plots: {run / 'plots' / 'curves.png'}, {run / 'dvclive' / 'plots'} (dvc plots show)")

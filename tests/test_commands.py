@@ -1,0 +1,134 @@
+"""The commands as a person types them: each mistake is one message and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import pipeline.cli
+import train.cli
+from stores import Store
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+SMALL = ["-S", "data.scenes={train: 24, val: 4, test: 8}", "-S", "extract.shard_size=8", "-S", "extract.workers=0"]
+
+
+def extract(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return command("pipeline.cli", *arguments, cwd=cwd)
+
+
+def command(module: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own, as the console script does."""
+    code = f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); from {module} import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=cwd, timeout=300, check=False
+    )
+
+
+def test_a_store_and_a_run_from_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("train: {epochs: 1, batch_size: 8, device: cpu, compare: false}\n")
+    made = extract("--store", "store", *SMALL, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "24 samples, 120 captions, 3 shards" in made.stdout
+    assert "hog-color: 864-d" in made.stdout
+    again = extract("--store", "store", *SMALL, cwd=tmp_path)
+    assert "nothing to do" in " ".join(again.stdout.split())
+    trained = command("train.cli", "--store", "store", "--run", "run", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "RSUM" in trained.stdout
+    assert "Plots: run/plots/curves.png" in trained.stdout
+    shown = command("train.cli", "--show", "--run", "run", cwd=tmp_path)
+    assert shown.stdout == trained.stdout
+    other = command("train.cli", "--store", "store", "--run", "run", "-S", "loss.alpha=0.3", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "differs in loss.alpha (1.0 → 0.3)" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--source", "absent.json"], "The captions file absent.json cannot be read"),
+        (["--source", "train=a.json", "--source", "b.json"], "expected one file, or SPLIT=FILE once for each split"),
+        (["--image-teacher", "dino"], "No teacher is called 'dino'"),
+        (["--image-teacher", "minilm"], "teachers.image is minilm, which is a teacher of texts"),
+        (["--image-teacher", "unicom:ViT-B/32", "--image-weights", "absent.pt"], "absent.pt of unicom:ViT-B/32 do not"),
+        (["--images", "absent"], None),
+        (["--params", "absent.yaml"], "The parameters file absent.yaml cannot be read"),
+        (["-S", "extract.shard_sise=3"], "Did you mean 'shard_size'?"),
+        (["-S", "extract.device=gpu7"], "The device 'gpu7' cannot be used"),
+        (["--colour"], "No such option"),
+    ],
+)
+def test_mistakes_in_extraction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(pipeline.cli.main, ["--store", "store", *SMALL, *arguments])
+    if message is None:
+        assert result.exit_code == 0, "scenes need no image folder"
+        return
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "store" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--store", "absent"], "absent is not a finished store"),
+        (["--show", "--run", "absent"], "absent holds no finished run"),
+        (["--student", "open-clip:none"], "open_clip knows no model 'none'"),
+        (
+            ["--image-teacher", "unicom:ViT-B/32"],
+            "has no features of the teacher 'unicom-ViT-B-32'; it has hog-color, minilm",
+        ),
+        (["-S", "train.batch_size=5000"], "fewer than one batch of 5000"),
+        (["-S", "eval.test=dev"], "no split 'dev'"),
+        (["-S", "loss.tau=1"], "loss.tau is not a parameter"),
+    ],
+)
+def test_mistakes_in_training(
+    scenes_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(train.cli.main, ["--store", str(scenes_store.root), "--run", "run", *arguments])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+
+
+def test_help_comes_without_loading_torch() -> None:
+    for module in ("pipeline.cli", "train.cli"):
+        code = f"import sys; import {module}; assert 'torch' not in sys.modules"
+        subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, check=True, timeout=60)
+
+
+def test_an_interrupt_ends_with_a_word_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    code = f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); from pipeline.cli import main; main()"
+    small = ["-S", "data.scenes={train: 400, val: 4, test: 8}", "-S", "extract.shard_size=8", "-S", "extract.workers=2"]
+    arguments = [sys.executable, "-c", code, "--store", "store", *small]
+    started = subprocess.Popen(
+        arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    folder = tmp_path / "store" / "features" / "hog-color"
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("*.h5")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(started.pid, signal.SIGINT)
+    _, errors = started.communicate(timeout=60)
+    assert started.returncode == 130
+    assert "Stopped. Run the same command again to go on" in " ".join(errors.split())
+    assert "Traceback" not in errors
+    assert not list((tmp_path / "store").rglob("*.tmp-*"))
+    assert not (tmp_path / "store" / "manifest.json").exists()
+    finished = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert finished.returncode == 0, finished.stderr
+    assert len(Store.open(tmp_path / "store").samples) == 412
