@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from rich.progress import Progress
 from rich.table import Table
@@ -21,13 +22,15 @@ from pipeline.ingest import Ingested, ingest
 from pipeline.sources import open_source
 from pipeline.teachers import Teacher, load_teacher
 from stores import ExtractParameters, Features, Manifest, Shard, StoreError, TeacherError
-from stores.atomic import remove_leftovers
+from stores.atomic import remove_leftovers, write_text
 from stores.console import console, progress_bar
 from stores.digests import file_digest, value_digest
 from stores.features import PartOrigin, part_fault
 from stores.layout import Layout
 from stores.manifest import FORMAT_VERSION, Modality, TeacherFeatures, read_manifest, write_manifest
 from stores.parameters import as_dict
+
+MODALITIES: Final[tuple[Modality, ...]] = ("image", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,17 +53,18 @@ def extract(parameters: ExtractParameters, store: Path) -> Extracted:
     """
     started = time.monotonic()
     layout = Layout(store)
-    _prepare_folder(store)
-    before = _previous(layout)
     source = open_source(parameters.data)
+    requested = {modality: _load(parameters, modality) for modality in MODALITIES}
+    _claim(layout)
+    before = _previous(layout)
     with progress_bar() as progress:
         ingested = ingest(source, parameters.data, parameters.extract.shard_size, layout, progress)
         made = {f"shards/{name}": why for name, why in ingested.made.items()}
-        teachers = _kept_teachers(before, ingested.shards, layout)
-        indices = {slug: before.indices.get(slug, {}) for slug in teachers} if before else {}
+        slugs = {teacher.slug for teacher in requested.values()}
+        kept = _kept_teachers(before, ingested.shards, slugs, layout)
+        teachers, indices = dict(kept.teachers), dict(kept.indices)
         rows = 0
-        for modality in ("image", "text"):
-            teacher = _load(parameters, modality)
+        for teacher in requested.values():
             entry, done, new = _ensure_features(teacher, ingested.shards, layout, parameters, progress)
             teachers[teacher.slug] = entry
             indices[teacher.slug], built = _ensure_indices(teacher.slug, entry, ingested.shards, layout)
@@ -72,22 +76,28 @@ def extract(parameters: ExtractParameters, store: Path) -> Extracted:
         source_fingerprint=value_digest([shard.sha256 for shard in ingested.shards]),
         files=ingested.files,
         shards=ingested.shards,
-        teachers=teachers,
-        indices=indices,
+        teachers=dict(sorted(teachers.items())),
+        indices=dict(sorted(indices.items())),
         parameters=as_dict(parameters),
     )
-    if manifest != before or not layout.manifest.exists():
+    if not layout.manifest.exists() or manifest != read_manifest(layout):
         write_manifest(manifest, layout)
     return Extracted(manifest=manifest, ingested=ingested, made=made, rows=rows, seconds=time.monotonic() - started)
 
 
-def _prepare_folder(store: Path) -> None:
+def _claim(layout: Layout) -> None:
+    """Take the folder for a store: it is empty, or bears our mark. Nothing else in it would be safe from us."""
+    root = layout.root
     try:
-        store.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(store)
+        root.mkdir(parents=True, exist_ok=True)
+        if not layout.mark.exists():
+            if any(root.iterdir()):
+                raise StoreError(f"{root} is not empty and no store of ours. Choose another place with --store.")
+            write_text(layout.mark, "A store of cusa. Its manifest.json says what is in it.\n")
+        remove_leftovers(root)
     except OSError as error:
         raise StoreError(
-            f"The store {store} cannot be written: {error.strerror}. Choose another place with --store."
+            f"The store {root} cannot be written: {error.strerror}. Choose another with --store."
         ) from None
 
 
@@ -102,18 +112,30 @@ def _previous(layout: Layout) -> Manifest | None:
         return None
 
 
-def _kept_teachers(before: Manifest | None, shards: tuple[Shard, ...], layout: Layout) -> dict[str, TeacherFeatures]:
-    """Return the teachers extracted earlier, if the shards are still the same; else remove their features."""
-    if before is None:
-        return {}
-    if before.shards == shards:
-        return dict(before.teachers)
-    for slug in before.teachers:
+@dataclass(frozen=True)
+class _Kept:
+    teachers: dict[str, TeacherFeatures]
+    indices: dict[str, dict[str, str]]
+
+
+def _kept_teachers(before: Manifest | None, shards: tuple[Shard, ...], requested: set[str], layout: Layout) -> _Kept:
+    """Return the teachers of earlier runs that are still good; remove the others' files, unless they are requested."""
+    kept = _Kept({}, {})
+    for slug, entry in before.teachers.items() if before else ():
+        if slug in requested:
+            continue
+        faults = _part_faults(slug, entry.fingerprint, entry.modality, entry.dim, shards, layout)
+        if not faults:
+            kept.teachers[slug] = entry
+            kept.indices[slug], _ = _ensure_indices(slug, entry, shards, layout)
+            continue
+        why = next(iter(faults.values()))
         console.print(
-            f"[yellow]The shards changed:[/] the indices of {slug} are removed, stale features are made again."
+            f"[yellow]Removed:[/] the features of {slug} ({why}). Extract with that teacher to have them again."
         )
-        shutil.rmtree(layout.root / "indices" / slug, ignore_errors=True)
-    return {}
+        shutil.rmtree(layout.features(slug, "").parent, ignore_errors=True)
+        shutil.rmtree(layout.index(slug, "").parent, ignore_errors=True)
+    return kept
 
 
 def _load(parameters: ExtractParameters, modality: Modality) -> Teacher:
@@ -127,21 +149,29 @@ def _load(parameters: ExtractParameters, modality: Modality) -> Teacher:
     return teacher
 
 
+def _part_faults(
+    slug: str, fingerprint: str, modality: Modality, dim: int, shards: tuple[Shard, ...], layout: Layout
+) -> dict[str, str]:
+    """Return which shards' feature parts must be made (again), and why."""
+    faults = {}
+    for shard in shards:
+        origin = PartOrigin(teacher_fingerprint=fingerprint, shard_sha256=shard.sha256)
+        if fault := part_fault(layout.features(slug, shard.name), shard.rows(modality), dim, origin):
+            faults[shard.name] = fault
+    return faults
+
+
 def _ensure_features(
     teacher: Teacher, shards: tuple[Shard, ...], layout: Layout, parameters: ExtractParameters, progress: Progress
 ) -> tuple[TeacherFeatures, dict[str, str], int]:
     """Make the parts that are missing, stale or damaged; return the entry, what was made and why, and its rows."""
-    faults = {}
-    for shard in shards:
-        origin = PartOrigin(teacher_fingerprint=teacher.fingerprint, shard_sha256=shard.sha256)
-        path = layout.features(teacher.slug, shard.name)
-        if fault := part_fault(path, shard.rows(teacher.modality), teacher.dim, origin):
-            path.unlink(missing_ok=True)
-            faults[shard.name] = fault
+    faults = _part_faults(teacher.slug, teacher.fingerprint, teacher.modality, teacher.dim, shards, layout)
     names = {shard.name for shard in shards}
-    for path in (layout.root / "features" / teacher.slug).glob("*.h5"):
-        if path.stem not in names:
-            path.unlink()
+    unplanned = [path for path in layout.features(teacher.slug, "").parent.glob("*.h5") if path.stem not in names]
+    if faults or unplanned:
+        _withdraw(teacher.slug, layout)
+    for path in (*unplanned, *(layout.features(teacher.slug, name) for name in faults)):
+        path.unlink(missing_ok=True)
     pending = [shard for shard in shards if shard.name in faults]
     if pending:
         extract_features(teacher, shards, pending, layout, parameters.extract, progress)
@@ -159,10 +189,24 @@ def _ensure_features(
     return replace(entry, invalid=invalid), made, sum(shard.rows(teacher.modality) for shard in pending)
 
 
+def _withdraw(slug: str, layout: Layout) -> None:
+    """Take a teacher out of the manifest before its parts change, so that no reader finds old and new mixed."""
+    if not layout.manifest.exists():
+        return
+    before = read_manifest(layout)
+    teachers = {name: entry for name, entry in before.teachers.items() if name != slug}
+    indices = {name: entry for name, entry in before.indices.items() if name != slug}
+    write_manifest(replace(before, teachers=teachers, indices=indices), layout)
+
+
 def _ensure_indices(
     slug: str, entry: TeacherFeatures, shards: tuple[Shard, ...], layout: Layout
 ) -> tuple[dict[str, str], dict[str, str]]:
     features = Features(layout, slug, shards, entry)
+    splits = {shard.split for shard in shards}
+    for path in layout.index(slug, "").parent.glob("*"):
+        if path.stem not in splits:
+            path.unlink()
     digests, made = {}, {}
     for split in dict.fromkeys(shard.split for shard in shards):
         of_split = tuple(shard for shard in shards if shard.split == split)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from pipeline.sources import BadRecord, Record, Rejected, Source
 from stores import Shard, SourceError, tables
 from stores.atomic import write_text
 from stores.digests import file_digest
-from stores.layout import Layout, shard_name
+from stores.layout import SAFE_NAME, Layout, shard_name
 from stores.parameters import Data
 
 
@@ -52,18 +53,19 @@ def ingest(source: Source, data: Data, shard_size: int, layout: Layout, progress
     planned = list(plan_shards(source, shard_size, data.max_pixels))
     if not planned:
         raise SourceError("The source holds no records: there is nothing to extract.")
+    limit = _BadLimit(planned, data.max_bad_fraction, layout)
     faults = {shard.name: fault for shard in planned if (fault := shard_fault(shard, layout))}
     if faults:
         layout.manifest.unlink(missing_ok=True)
     _remove_unplanned({shard.name for shard in planned}, layout)
-    _make_shards([shard for shard in planned if shard.name in faults], planned, data, layout, progress)
+    _make_shards([shard for shard in planned if shard.name in faults], limit, layout, progress)
     receipts = {shard.name: read_receipt(layout.shard_receipt(shard.name)) for shard in planned}
     quarantined = [entry for receipt in receipts.values() for entry in receipt.quarantined]
     _write_quarantine(quarantined, layout)
-    _stop_if_too_bad(planned, quarantined, data, layout, final=True)
+    limit.check(quarantined)
     shards = tuple(_numbered(planned, receipts))
     if not shards:
-        raise SourceError(f"No sample is left: all {_records(planned):,} were rejected. Reasons: {layout.quarantine}.")
+        raise SourceError(f"No sample is left: all {limit.samples:,} were rejected. Reasons: {layout.quarantine}.")
     _write_tables(shards, layout)
     files = {path.name: file_digest(path) for path in (layout.samples, layout.captions, layout.quarantine)}
     files |= _write_truth(source, planned, shards, layout)
@@ -71,11 +73,20 @@ def ingest(source: Source, data: Data, shard_size: int, layout: Layout, progress
 
 
 def plan_shards(source: Source, shard_size: int, max_pixels: int) -> Iterator[PlannedShard]:
-    """Cut each split's records into runs of `shard_size`; a source id that came before is marked as a duplicate."""
-    seen: set[str] = set()
+    """Cut each split's records into runs of `shard_size`; a source id that came before is marked as a duplicate.
+
+    Raises:
+        SourceError: a split's name cannot name files.
+    """
+    seen: set[tuple[str, str]] = set()
     first_key = 0
     for split in source.splits:
-        records = [_once(record, seen) for record in source.records(split)]
+        if not re.fullmatch(SAFE_NAME, split):
+            raise SourceError(
+                f"{split!r} cannot name a split, since files are named after it: expected letters, digits, "
+                f"'_', '.' and '-', a letter or digit first."
+            )
+        records = [_once(record, source.id_scope(split), seen) for record in source.records(split)]
         for number, first in enumerate(range(0, len(records), shard_size)):
             yield PlannedShard(
                 name=shard_name(split, number),
@@ -87,61 +98,60 @@ def plan_shards(source: Source, shard_size: int, max_pixels: int) -> Iterator[Pl
         first_key += len(records)
 
 
-def _once(record: Record | BadRecord, seen: set[str]) -> Record | BadRecord:
-    if record.source_id in seen:
-        return BadRecord(
-            source_id=record.source_id,
-            rejected=Rejected("duplicate-id", f"{record.source_id} came before; the first is kept"),
-        )
-    seen.add(record.source_id)
+def _once(record: Record | BadRecord, scope: str, seen: set[tuple[str, str]]) -> Record | BadRecord:
+    name = (scope, record.source_id)
+    if name in seen:
+        rejected = Rejected("duplicate-id", f"{record.source_id} came before; the first is kept")
+        return BadRecord(source_id=record.source_id, rejected=rejected)
+    seen.add(name)
     return record
 
 
-def _make_shards(
-    wanted: Sequence[PlannedShard], planned: Sequence[PlannedShard], data: Data, layout: Layout, progress: Progress
-) -> None:
+class _BadLimit:
+    """Stops a run in which too large a share of the samples, or of the captions, is bad."""
+
+    def __init__(self, planned: Sequence[PlannedShard], fraction: float, layout: Layout) -> None:
+        self.samples = sum(len(shard.records) for shard in planned)
+        self._captions = sum(len(r.captions) for shard in planned for r in shard.records if isinstance(r, Record))
+        self._fraction, self._listed_in = fraction, layout.quarantine
+
+    def check(self, quarantined: Sequence[Quarantined]) -> None:
+        """Raise a `SourceError` if there are too many bad ones already."""
+        samples = [entry for entry in quarantined if entry.caption is None]
+        captions = [entry for entry in quarantined if entry.caption is not None]
+        for bad, total, what in ((samples, self.samples, "samples"), (captions, self._captions, "captions")):
+            if len(bad) <= self._fraction * total:
+                continue
+            reasons = Counter(entry.reason for entry in bad).most_common()
+            raise SourceError(
+                f"{len(bad):,} of {total:,} {what} are bad so far "
+                f"({', '.join(f'{reason} {count:,}' for reason, count in reasons)}); "
+                f"data.max_bad_fraction allows {self._fraction:.0%}.\n"
+                f"First: {bad[0].source_id}: {bad[0].detail}.\n"
+                f"All are listed in {self._listed_in}. Mend the source, or raise data.max_bad_fraction."
+            )
+
+
+def _make_shards(wanted: Sequence[PlannedShard], limit: _BadLimit, layout: Layout, progress: Progress) -> None:
     if not wanted:
         return
-    task = progress.add_task("shards", total=_records(wanted), note="")
+    task = progress.add_task("shards", total=sum(len(shard.records) for shard in wanted), note="")
     quarantined: list[Quarantined] = []
     with ThreadPoolExecutor(max_workers=min(32, 2 * (os.cpu_count() or 1)), thread_name_prefix="read") as readers:
         for shard in wanted:
             for done in make_shard(shard, layout, readers):
                 progress.advance(task, done)
-            quarantined.extend(read_receipt(layout.shard_receipt(shard.name)).quarantined)
-            if quarantined:
+            if rejected := read_receipt(layout.shard_receipt(shard.name)).quarantined:
+                quarantined.extend(rejected)
                 progress.update(task, note=f"{len(quarantined)} rejected")
-            _write_quarantine(quarantined, layout)
-            _stop_if_too_bad(planned, quarantined, data, layout)
+                _write_quarantine(quarantined, layout)
+                limit.check(quarantined)
 
 
 def _write_quarantine(quarantined: Sequence[Quarantined], layout: Layout) -> None:
     dump = pydantic.TypeAdapter(Quarantined).dump_python
-    lines = [json.dumps(dump(entry, exclude_none=True), sort_keys=True, ensure_ascii=False) for entry in quarantined]
+    lines = [json.dumps(dump(entry, exclude_none=True), sort_keys=True) for entry in quarantined]
     write_text(layout.quarantine, "".join(line + "\n" for line in lines))
-
-
-def _stop_if_too_bad(
-    planned: Sequence[PlannedShard], quarantined: Sequence[Quarantined], data: Data, layout: Layout, final: bool = False
-) -> None:
-    samples = sum(entry.caption is None for entry in quarantined)
-    captions = len(quarantined) - samples
-    all_captions = sum(len(r.captions) for shard in planned for r in shard.records if isinstance(r, Record))
-    for bad, total, what in ((samples, _records(planned), "samples"), (captions, all_captions, "captions")):
-        if bad > data.max_bad_fraction * total:
-            reasons = Counter(entry.reason for entry in quarantined if (entry.caption is None) == (what == "samples"))
-            listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
-            example = next(entry for entry in quarantined if (entry.caption is None) == (what == "samples"))
-            raise SourceError(
-                f"{bad:,} {'' if final else 'or more '}of {total:,} {what} are bad ({listed}); "
-                f"data.max_bad_fraction allows {data.max_bad_fraction:.0%}.\n"
-                f"First: {example.source_id}: {example.detail}.\n"
-                f"All are listed in {layout.quarantine}. Mend the source, or raise data.max_bad_fraction."
-            )
-
-
-def _records(planned: Sequence[PlannedShard]) -> int:
-    return sum(len(shard.records) for shard in planned)
 
 
 def _remove_unplanned(names: set[str], layout: Layout) -> None:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final
 
 import pydantic
 import webdataset
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import NonNegativeInt
 from pydantic.dataclasses import dataclass as checked_dataclass
 
@@ -194,7 +194,7 @@ def check_image(data: bytes, max_pixels: int) -> _CheckedImage:
     try:
         with Image.open(io.BytesIO(data)) as image:
             form, pixels = image.format or "unknown", image.width * image.height
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # see decode_rgb
         raise Rejected("unreadable-image", f"{len(data)} bytes are no image: {_without_address(error)}") from None
     if form not in EXTENSIONS:
         raise Rejected("unknown-format", f"the image is {form}, expected one of {', '.join(EXTENSIONS)}")
@@ -232,12 +232,17 @@ def _keep(
         reject(outcome)
         return None
     record, image = outcome
+    if not _is_unicode(record.source_id):
+        reject(Rejected("not-unicode", f"the id is {record.source_id!r}"))
+        return None
     captions = []
     for position, caption in enumerate(record.captions):
-        if text := caption.strip():
-            captions.append(text)
-        else:
+        if not (text := caption.strip()):
             reject(Rejected("empty-caption", f"caption {position} is {caption!r}"), position)
+        elif not _is_unicode(text):
+            reject(Rejected("not-unicode", f"caption {position} is {text!r}"), position)
+        else:
+            captions.append(text)
     if not captions:
         reject(Rejected("no-captions", f"none of {len(record.captions)} captions holds text"))
         return None
@@ -252,6 +257,15 @@ def _keep(
     text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
     key = f"{shard.first_key + number:09d}"
     return {"__key__": key, image.extension: image.data, "json": text.encode()}, len(captions)
+
+
+def _is_unicode(text: str) -> bool:
+    """Tell whether a text can be stored; half of a surrogate pair, as cut-off emoji leave, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_shard(tar: Path) -> Iterator[StoredSample]:

@@ -8,6 +8,7 @@ place serves the rows: about twenty times as fast as reading through HDF5, and s
 from __future__ import annotations
 
 import hashlib
+import threading
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -91,7 +92,7 @@ class Features:
         return int(self._bounds[-1])
 
     def __getstate__(self) -> dict[str, Any]:
-        local = ("_parts", "_mapped", "_starts", "_window")
+        local = ("_parts", "_view", "_lock")
         return {name: value for name, value in self.__dict__.items() if name not in local}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -99,10 +100,9 @@ class Features:
         self._forget()
 
     def _forget(self) -> None:
+        self._lock = threading.Lock()
         self._parts: dict[int, NDArray[np.float16]] = {}
-        self._mapped = np.zeros(len(self._paths), dtype=bool)
-        self._starts = np.zeros(len(self._paths), dtype=np.int64)
-        self._window: NDArray[np.float16] = np.empty((0, self.dim), dtype=np.float16)
+        self._view = _View.empty(len(self._paths), self.dim)
 
     def gather(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float16]:
         """Return the features of the global `rows` (n,), in their order and with repeats: (n, dim) float16.
@@ -117,9 +117,10 @@ class Features:
             raise StoreError(
                 f"Row {wanted[outside][0]} of {self.slug} was asked for; it has rows 0 to {len(self) - 1}."
             )
-        if not self._mapped[owners].all():
-            self._map(np.unique(owners[~self._mapped[owners]]))
-        gathered: NDArray[np.float16] = self._window[self._starts[owners] + wanted * self.dim]
+        view = self._view
+        if not view.mapped[owners].all():
+            view = self._map(np.unique(owners))
+        gathered: NDArray[np.float16] = view.window[view.starts[owners] + wanted * self.dim]
         return gathered
 
     @cached_property
@@ -127,41 +128,70 @@ class Features:
         """(rows,) bool: whether the teacher could encode the row."""
         flags = []
         for path, count in zip(self._paths, self._counts, strict=True):
-            with _open_part(path, count, self.dim) as file:
+            with _open_part(path, count, self.dim, self.fingerprint) as file:
                 flags.append(file["valid"][:])
         return np.concatenate(flags) if flags else np.empty(0, dtype=bool)
 
-    def _map(self, numbers: NDArray[np.integer[Any]]) -> None:
-        """Map more parts, and lay one window over all that are mapped.
+    def _map(self, numbers: NDArray[np.integer[Any]]) -> _View:
+        """Map more parts and view them all; the new view replaces the old at once, for gathers in other threads."""
+        with self._lock:
+            for number in map(int, numbers):
+                if number in self._parts:
+                    continue
+                path, count = self._paths[number], self._counts[number]
+                with _open_part(path, count, self.dim, self.fingerprint) as file:
+                    offset = file["features"].id.get_offset()
+                part = np.memmap(path, dtype=np.float16, mode="r", offset=offset, shape=(count, self.dim))
+                self._parts[number] = np.asarray(part)
+            self._view = _View.of(self._parts, self._bounds, self.dim)
+            return self._view
 
-        A gather that goes part by part costs about 7 µs a part, seven times the copying itself where a batch touches
-        a hundred parts. So the window views the process's memory from the lowest mapped part to the highest, one
-        overlapping row beginning at each element, and all rows of all parts are taken at once. What lies between
-        the parts is never touched: `gather` checks every row, and a row's start follows from its part's address.
-        """
-        for number in numbers:
-            path, count = self._paths[number], self._counts[number]
-            with _open_part(path, count, self.dim) as file:
-                offset = file["features"].id.get_offset()
-            part = np.memmap(path, dtype=np.float16, mode="r", offset=offset, shape=(count, self.dim))
-            self._parts[int(number)] = np.asarray(part)
-        self._mapped[numbers] = True
-        addresses = {number: part.__array_interface__["data"][0] for number, part in self._parts.items()}
+
+@dataclass(frozen=True)
+class _View:
+    """One window over all mapped parts of a process.
+
+    A gather that goes part by part costs about 7 µs a part, seven times the copying itself where a batch touches a
+    hundred parts. So `window` views the process's memory from the lowest mapped part to the highest, one overlapping
+    row beginning at each element, and all rows of all parts are taken at once. What lies between the parts is never
+    touched: `gather` checks every row, and a row's start follows from its part's address.
+    """
+
+    mapped: NDArray[np.bool_]
+    """(parts,) which ones are."""
+    starts: NDArray[np.int64]
+    """(parts,) the element at which the part's rows would begin if its first row were the store's row 0."""
+    window: NDArray[np.float16]
+    """(elements, dim), overlapping; never to be touched as a whole."""
+
+    @classmethod
+    def empty(cls, parts: int, dim: int) -> _View:
+        """View nothing."""
+        return cls(np.zeros(parts, bool), np.zeros(parts, np.int64), np.empty((0, dim), np.float16))
+
+    @classmethod
+    def of(cls, parts: dict[int, NDArray[np.float16]], bounds: NDArray[np.int64], dim: int) -> _View:
+        """View the mapped `parts`, by number; `bounds` gives every part's first row."""
+        addresses = {number: part.__array_interface__["data"][0] for number, part in parts.items()}
         lowest, highest = (choose(addresses, key=addresses.__getitem__) for choose in (min, max))
         size = np.dtype(np.float16).itemsize
-        elements = (addresses[highest] - addresses[lowest]) // size + self._parts[highest].size
-        self._window = np.lib.stride_tricks.as_strided(
-            self._parts[lowest], shape=(elements - self.dim + 1, self.dim), strides=(size, size), writeable=False
+        elements = (addresses[highest] - addresses[lowest]) // size + parts[highest].size
+        window = np.lib.stride_tricks.as_strided(
+            parts[lowest], shape=(elements - dim + 1, dim), strides=(size, size), writeable=False
         )
+        mapped, starts = np.zeros(len(bounds) - 1, bool), np.zeros(len(bounds) - 1, np.int64)
         for number, address in addresses.items():
-            self._starts[number] = (address - addresses[lowest]) // size - self._bounds[number] * self.dim
+            mapped[number] = True
+            starts[number] = (address - addresses[lowest]) // size - bounds[number] * dim
+        return cls(mapped, starts, window)
 
 
-def _open_part(path: Path, rows: int, dim: int) -> h5py.File:
+def _open_part(path: Path, rows: int, dim: int, fingerprint: str) -> h5py.File:
     try:
         file = h5py.File(path, "r")
         features, valid = file["features"], file["valid"]
         whole = features.shape == (rows, dim) and features.dtype == np.float16 and valid.shape == (rows,)
+        whole = whole and file.attrs["teacher_fingerprint"] == fingerprint
         # Rows are addressed in elements, so they must begin at one (HDF5 aligns them to more).
         whole = whole and features.chunks is None and (features.id.get_offset() or 1) % features.dtype.itemsize == 0
     except (OSError, KeyError, RuntimeError) as error:
@@ -169,6 +199,7 @@ def _open_part(path: Path, rows: int, dim: int) -> h5py.File:
     if not whole:
         file.close()
         raise StoreError(
-            f"{path} is not a contiguous float16 part of {rows} × {dim} as the manifest says. Run cusa-extract again."
+            f"{path} is not the contiguous float16 part of {rows} × {dim} by the teacher that the manifest names. "
+            f"Run cusa-extract again: it repairs the store."
         )
     return file

@@ -34,9 +34,9 @@ def decode_rgb(data: bytes) -> Image.Image:
             if upright.mode == "P" and "transparency" in upright.info:
                 upright = upright.convert("RGBA")
             return upright.convert("RGB")
-    except (SyntaxError, ValueError, EOFError) as error:
-        # Pillow's decoders raise these on some damaged files.
-        raise OSError(str(error)) from None
+    except Exception as error:
+        # What Pillow's decoders raise on damaged files has no common base: struct.error, SyntaxError, IndexError, …
+        raise OSError(f"{type(error).__name__}: {error}") from None
 
 
 class Images:

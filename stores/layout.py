@@ -33,6 +33,11 @@ class Layout:
     root: Path
 
     @property
+    def mark(self) -> Path:
+        """The file that says that the folder is a store, finished or not; only such a folder is written to."""
+        return self.root / "store.txt"
+
+    @property
     def manifest(self) -> Path:
         return self.root / "manifest.json"
 

@@ -65,7 +65,7 @@ class Teachers:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Extract:
-    """How stage 1 runs; of these only `shard_size` and `precision` change what it makes."""
+    """How stage 1 runs. Another shard size or precision makes the features anew; batch sizes change only rounding."""
 
     shard_size: PositiveInt = 1000
     device: str = "auto"

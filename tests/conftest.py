@@ -9,6 +9,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from accelerate.state import AcceleratorState
+
 from pipeline.extract import extract
 from stores import ExtractParameters, Store
 from stores.parameters import Data, Extract, Scenes
@@ -20,6 +22,12 @@ def small_scenes(**changes: int) -> ExtractParameters:
     """Parameters for a small store of scenes in several shards."""
     scenes = {"train": 48, "val": 12, "test": 20, "pixels": 64, **changes}
     return ExtractParameters(data=Data(scenes=Scenes(**scenes)), extract=Extract(shard_size=16, workers=0))
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate() -> None:
+    """Let each test choose its device and precision: accelerate keeps the first choice of a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from conftest import small_scenes
 from PIL import Image
 
 from pipeline.extract import extract
-from stores import ExtractParameters, SourceError, Store
+from stores import ExtractParameters, SourceError, Store, StoreError
 from stores.layout import Layout
 from stores.parameters import Data, Extract
 
@@ -120,6 +121,18 @@ def test_coco_files_one_a_split(pictures: Path) -> None:
     assert store.captions["text"].to_pylist() == ["0, 0", "0, 1", "1, 0", "1, 1", "2, 0", "2, 1", "3, 0", "3, 1"]
 
 
+def test_coco_ids_may_begin_anew_in_each_split(pictures: Path) -> None:
+    files = {}
+    (pictures / "val2014").mkdir()
+    jpeg(pictures / "val2014" / "COCO_val2014_000.jpg", seed=9)
+    for split, name in (("train", "0.jpg"), ("val", "COCO_val2014_000.jpg")):
+        files[split] = str(pictures / f"{split}.json")
+        images, annotations = [{"id": 0, "file_name": name}], [{"image_id": 0, "caption": split}]
+        Path(files[split]).write_text(json.dumps({"images": images, "annotations": annotations}))
+    extract(parameters(files), pictures / "store")
+    assert Store.open(pictures / "store").captions["text"].to_pylist() == ["train", "val"]
+
+
 def test_each_kind_of_bad_record_is_quarantined_with_its_reason(pictures: Path) -> None:
     whole = (pictures / "3.jpg").read_bytes()
     (pictures / "10.jpg").write_bytes(b"<html>not found</html>")
@@ -165,11 +178,45 @@ def test_each_kind_of_bad_record_is_quarantined_with_its_reason(pictures: Path) 
     assert "kept" in store.captions["text"].to_pylist()
 
 
+def test_damaged_exif_and_cut_off_emoji_are_quarantined(pictures: Path) -> None:
+    """One byte of a JPEG's header after another is damaged: each picture is kept or rejected, never a traceback."""
+    whole = (pictures / "6.jpg").read_bytes()
+    entries = []
+    for place in range(200):
+        (pictures / f"h{place}.jpg").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        entries.append(entry(1000 + place, name=f"h{place}.jpg"))
+    path = karpathy(pictures, [*good_entries(), *entries, entry(3000, "cut \ud83d", "whole", name="0.jpg")])
+    extract(parameters(str(path), bad=1.0, shard_size=100), pictures / "store")
+    lines = [json.loads(line) for line in Layout(pictures / "store").quarantine.read_text().splitlines()]
+    assert ("3000", "not-unicode", 0) in {(line["source_id"], line["reason"], line.get("caption")) for line in lines}
+    rejected = {line["source_id"] for line in lines if "caption" not in line}
+    kept = set(Store.open(pictures / "store").samples["source_id"].to_pylist())
+    assert rejected | kept == {str(e["cocoid"]) for e in good_entries() + entries} | {"3000"}
+    assert not rejected & kept
+    assert len(rejected) > 5
+
+
+@pytest.mark.parametrize("split", ["../../evil", "dev set", "a/b", ""])
+def test_a_split_s_name_never_leads_out_of_the_store(pictures: Path, split: str) -> None:
+    path = karpathy(pictures, [*good_entries(), entry(0, split=split)])
+    with pytest.raises(SourceError, match="cannot name a split"):
+        extract(parameters(str(path)), pictures / "store")
+
+
+def test_a_folder_that_is_no_store_is_left_alone(pictures: Path) -> None:
+    mine = pictures / "mine" / "shards" / "train-000000.tar"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    with pytest.raises(StoreError, match="is not empty and no store of ours"):
+        extract(parameters(str(karpathy(pictures, good_entries()))), pictures / "mine")
+    assert content(pictures / "mine") == {"shards/train-000000.tar": b"mine"}
+
+
 def test_too_much_bad_stops_the_run_and_says_what(pictures: Path) -> None:
     source = karpathy(pictures, [*good_entries(), entry(9), entry(10)])
     with pytest.raises(SourceError) as caught:
         extract(parameters(str(source)), pictures / "store")
-    assert "of 9 samples are bad (missing-file 2)" in caught.value.message
+    assert "2 of 9 samples are bad so far (missing-file 2)" in caught.value.message
     assert "data.max_bad_fraction allows 5%" in caught.value.message
     assert not Layout(pictures / "store").manifest.exists()
     assert Layout(pictures / "store").quarantine.read_text().count("missing-file") == 2
@@ -274,6 +321,40 @@ def test_real_pictures_in_both_formats_are_the_same_data(shared_data: Path, tmp_
     for column in ("source_id", "image_sha256"):
         one, other = (set(store.samples[column].to_pylist()) for store in stores)
         assert one == other
+
+
+def test_another_teacher_adds_a_folder_and_touches_nothing_else(tmp_path: Path) -> None:
+    extract(small_scenes(), tmp_path)
+    before = content(tmp_path)
+    other = replace(small_scenes(), teachers=tiny_teachers())
+    extract(other, tmp_path)
+    after = content(tmp_path)
+    added = {name for name in after if name not in before}
+    assert {name.split("/")[1] for name in added} == {"tiny_teachers-mean_colour", "tiny_teachers-length"}
+    assert {name for name in before if after[name] != before[name]} == {"manifest.json"}
+    assert set(Store.open(tmp_path).manifest.teachers) == {
+        "hog-color",
+        "minilm",
+        "tiny_teachers-mean_colour",
+        "tiny_teachers-length",
+    }
+    (tmp_path / "features" / "minilm" / "val-000000.h5").write_bytes(b"junk")
+    extract(other, tmp_path)
+    assert "minilm" not in Store.open(tmp_path).manifest.teachers, "a damaged teacher is not passed on as whole"
+    assert not (tmp_path / "features" / "minilm").exists()
+
+
+def test_a_killed_change_of_teacher_leaves_no_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    extract(replace(small_scenes(), teachers=tiny_teachers()), tmp_path)
+    changed = replace(tiny_teachers(), text_weights="other")
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.extract.extract_features", killed)
+    with pytest.raises(KeyboardInterrupt):
+        extract(replace(small_scenes(), teachers=changed), tmp_path)
+    assert set(Store.open(tmp_path).manifest.teachers) == {"tiny_teachers-mean_colour"}
 
 
 def tiny_teachers() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,6 +99,18 @@ def test_parts_are_mapped_one_by_one_as_rows_are_touched(tmp_path: Path) -> None
     assert len(features._parts) == 20
 
 
+def test_threads_may_gather_while_parts_are_mapped(tmp_path: Path) -> None:
+    for attempt in range(5):
+        features, table = make_features(tmp_path / str(attempt), [3] * 60)
+
+        def look(seed: int, features: Features = features, table: np.ndarray = table) -> bool:
+            rows = np.random.default_rng(seed).integers(180, size=(200, 4))
+            return all((features.gather(batch) == table[batch]).all() for batch in rows)
+
+        with ThreadPoolExecutor(8) as threads:
+            assert all(threads.map(look, range(8)))
+
+
 @pytest.mark.parametrize("row", [-1, 30])
 def test_rows_outside_are_refused(tmp_path: Path, row: int) -> None:
     features, _ = make_features(tmp_path, [30])
@@ -112,7 +125,7 @@ def test_features_are_mapped_not_read_and_cross_no_pickle(tmp_path: Path) -> Non
     assert not copy._parts
     np.testing.assert_array_equal(copy.gather(np.arange(30)), table)
     assert all(not part.flags.owndata and not part.flags.writeable for part in features._parts.values())
-    assert not features._window.flags.writeable
+    assert not features._view.window.flags.writeable
 
 
 def test_equal_parts_are_equal_files(tmp_path: Path) -> None:

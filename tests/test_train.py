@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from stores import Store, StoreError, StudentError, TrainingError, TrainParameters
-from stores.parameters import Evaluation, Loss, Student, Train
+from stores.parameters import Evaluation, Loss, Student, Train, as_dict
 from train import trainer
 from train.checkpoint import load_checkpoint, read_record, save_checkpoint
 from train.evaluate import embed_split, evaluate
@@ -161,8 +161,32 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     assert whole.keys() == cut.keys()
     for name, tensor in whole.items():
         torch.testing.assert_close(cut[name], tensor, rtol=0, atol=0)
+    record = read_record(tmp_path / "cut" / "best.safetensors")
+    assert record["parameters"] == as_dict(parameters)
     curve = (tmp_path / "cut/dvclive/plots/metrics/validation/RSUM.tsv").read_text().splitlines()
     assert [line.split("\t")[0] for line in curve] == ["step", "0", "1", "2"]
+
+
+def test_a_stopped_run_goes_on_with_other_workers(scenes_store: Store, tmp_path: Path) -> None:
+    run(changed(epochs=2), scenes_store, tmp_path / "whole")
+    run(changed(epochs=2), scenes_store, tmp_path / "cut")
+    (tmp_path / "cut" / "metrics.json").unlink()
+    measured = run(changed(epochs=2, workers=2, cache_gib=0.0), scenes_store, tmp_path / "cut")
+    assert measured == json.loads((tmp_path / "whole" / "metrics.json").read_text())
+    run(changed(epochs=2, workers=2), scenes_store, tmp_path / "workers")
+    one, other = (weights(tmp_path / name / "last.safetensors") for name in ("whole", "workers"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=0, atol=0)
+
+
+def test_any_seed_will_do(scenes_store: Store, tmp_path: Path) -> None:
+    run(changed(epochs=1, seed=2**40), scenes_store, tmp_path / "run")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_training_on_a_gpu_in_bf16(scenes_store: Store, tmp_path: Path) -> None:
+    measured = run(changed(device="cuda", precision="bf16"), scenes_store, tmp_path / "run")
+    assert 0 <= measured["soft_labels"]["RSUM"] <= 600
 
 
 def test_another_run_s_folder_is_not_taken(scenes_store: Store, tmp_path: Path) -> None:
@@ -252,6 +276,7 @@ class Linear(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.image, self.text = nn.Linear(3, 4), nn.Embedding(256, 4)
+        self.weight = nn.Parameter(torch.ones(()))
 
     def encode_image(self, images: Tensor) -> Tensor:
         return self.image(images)
@@ -260,7 +285,7 @@ class Linear(nn.Module):
         return self.text(tokens).mean(dim=1)
 
     def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
-        return nn.functional.normalize(images) @ nn.functional.normalize(texts).T
+        return self.weight * nn.functional.normalize(images) @ nn.functional.normalize(texts).T
 
     def train_transform(self, image: Image.Image) -> Tensor:
         return torch.tensor(np.asarray(image.resize((1, 1))).reshape(3), dtype=torch.float32) / 255
@@ -283,10 +308,15 @@ def test_a_user_s_own_student_trains(scenes_store: Store, tmp_path: Path) -> Non
         ("open-clip:ViT-Z", "open_clip knows no model 'ViT-Z'"),
         ("open-clip:small-clip/nonsense", "could not be loaded"),
         ("clip", "No student is called 'clip'"),
+        ("open-clip:small-clip/junk.pt", "could not be loaded"),
         ("torch.nn:Identity", "a student is a torch module with"),
     ],
 )
-def test_unknown_students_are_explained(spec: str, message: str) -> None:
+def test_unknown_students_are_explained(
+    spec: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "junk.pt").write_bytes(b"junk")
     with pytest.raises(StudentError, match=message):
         load_student(spec)
 

@@ -58,3 +58,14 @@ class NoE(Length):
 
 def no_e(weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]) -> Teacher:
     return NoE(spec="tiny_teachers:no_e", dim=26, precision=precision, device=device, identity=weights)
+
+
+class Imprecise(MeanColour):
+    """A teacher whose features fall apart in bf16."""
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return -batch if torch.is_autocast_enabled("cpu") else batch
+
+
+def imprecise(weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]) -> Teacher:
+    return Imprecise(spec="tiny_teachers:imprecise", dim=3, precision=precision, device=device, identity=weights)

@@ -53,8 +53,7 @@ def embed_split(
 
 def retrieval(model: AlignedModel, embeddings: SplitEmbeddings, store: Store, split: str) -> dict[str, Any]:
     """Return R@1, R@5, R@10 both ways and RSUM over a split."""
-    similarity = model.student.similarity(embeddings.image, embeddings.text).numpy()
-    return _retrieval(similarity, _ownership(store, split))
+    return _retrieval(_similarity(model, embeddings), _ownership(store, split))
 
 
 def evaluate(model: AlignedModel, embeddings: SplitEmbeddings, store: Store, split: str) -> dict[str, Any]:
@@ -63,7 +62,7 @@ def evaluate(model: AlignedModel, embeddings: SplitEmbeddings, store: Store, spl
     R@K both ways and RSUM; on the true relevance, where the source has it, mAP@R, R-Precision and R@1 both ways;
     image R@1 by class and the Spearman correlation of caption similarity.
     """
-    similarity = model.student.similarity(embeddings.image, embeddings.text).numpy()
+    similarity = _similarity(model, embeddings)
     measured = _retrieval(similarity, _ownership(store, split))
     if (relevant := _relevance(store, split)) is not None:
         measured["true_relevance"] = {
@@ -80,6 +79,15 @@ def evaluate(model: AlignedModel, embeddings: SplitEmbeddings, store: Store, spl
         scores = torch.nn.functional.cosine_similarity(embeddings.uni_text[first], embeddings.uni_text[second])
         measured["caption_spearman"] = spearman(scores.numpy(), gold)
     return measured
+
+
+@torch.inference_mode()
+def _similarity(model: AlignedModel, embeddings: SplitEmbeddings) -> NDArray[np.float32]:
+    """Return the student's own similarity of all images with all captions: (S, C)."""
+    device = next(model.parameters()).device
+    similarity = model.student.similarity(embeddings.image.to(device), embeddings.text.to(device))
+    scores: NDArray[np.float32] = similarity.float().cpu().numpy()
+    return scores
 
 
 def _retrieval(similarity: NDArray[np.float32], own: sparse.csr_array) -> dict[str, Any]:

@@ -41,6 +41,9 @@ def result_table(metrics: dict[str, Any], folder: Path) -> Table:
         table.add_column("difference", justify="right")
     for name in next(iter(flat.values())):
         values = [figures[name] for figures in flat.values()]
+        if name == "best epoch":
+            table.add_row(name, *(f"{value:.0f}" for value in values))
+            continue
         difference = [f"{values[1] - values[0]:+.1f}"] if compare else []
         table.add_row(name, *(f"{value:.1f}" for value in values), *difference)
     return table
@@ -54,7 +57,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
     return flat
 
 
-def draw_curves(histories: dict[str, list[Epoch]], metrics: dict[str, Any], folder: Path) -> None:
+def draw_curves(histories: dict[str, list[Epoch]], folder: Path) -> None:
     """Draw loss parts, validation RSUM and temperatures by epoch into `folder`/curves.png."""
     folder.mkdir(parents=True, exist_ok=True)
     figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.2), layout="constrained")

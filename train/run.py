@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from accelerate import Accelerator
 
 from stores import Store, TrainingError, TrainParameters
 from stores.atomic import remove_leftovers, write_json
 from stores.console import console
-from stores.digests import value_digest
+from stores.digests import file_digest, value_digest
 from stores.hardware import resolve_device, resolve_precision
 from stores.layout import teacher_slug
 from stores.parameters import Loss, as_dict
@@ -24,6 +25,8 @@ from train.trainer import Epoch, Training
 
 SOFT: Final = "soft_labels"
 PLAIN: Final = "infonce"
+NO_EFFECT: Final = ("train.workers", "train.cache_gib", "train.device_table_gib")
+"""Parameters that change how fast a run is and not what it gives: a stopped run goes on under other ones."""
 
 
 def run(parameters: TrainParameters, store: Store, folder: Path, *, overwrite: bool = False) -> dict[str, Any]:
@@ -37,8 +40,8 @@ def run(parameters: TrainParameters, store: Store, folder: Path, *, overwrite: b
     """
     for split in ("train", parameters.eval.validation, parameters.eval.test):
         store.shards(split)
-    for teacher in (parameters.teachers.image, parameters.teachers.text):
-        store.features(teacher_slug(teacher))
+    for slug in _slugs(parameters):
+        store.features(slug)
     _claim(folder, parameters, store, overwrite)
     accelerator = _accelerator(parameters)
     trainings = [(SOFT, folder, parameters.loss)]
@@ -49,7 +52,7 @@ def run(parameters: TrainParameters, store: Store, folder: Path, *, overwrite: b
     for title, place, loss in trainings:
         measured[title], histories[title] = _train_and_measure(place, store, parameters, loss, title, accelerator)
     write_json(folder / "metrics.json", measured)
-    draw_curves(histories, measured, folder / "plots")
+    draw_curves(histories, folder / "plots")
     return measured
 
 
@@ -57,18 +60,22 @@ def _claim(folder: Path, parameters: TrainParameters, store: Store, overwrite: b
     """Take the folder for this run: it is empty, or holds the same run, or may be overwritten."""
     wanted = {
         "parameters": as_dict(parameters),
-        "data": value_digest([store.manifest.source_fingerprint, _teachers(store)]),
+        "data": {
+            "shards": store.manifest.source_fingerprint,
+            **{slug: store.features(slug).fingerprint for slug in _slugs(parameters)},
+        },
+        "code": value_digest([file_digest(path) for path in sorted(Path(__file__).parent.glob("*.*"))]),
     }
     path = folder / "run.json"
     if path.exists():
-        found = json.loads(path.read_text())
-        if found == wanted:
+        changed = _differences(json.loads(path.read_text()), wanted)
+        if not changed:
             remove_leftovers(folder)
             return
         if not overwrite:
-            changed = ", ".join(_differences(found, wanted)) or "its form"
             raise TrainingError(
-                f"{folder} holds a run that differs in {changed}. Choose another folder with --run, or say --overwrite."
+                f"{folder} holds a run that differs in {', '.join(changed)}. "
+                f"Choose another folder with --run, or say --overwrite."
             )
         shutil.rmtree(folder)
     elif folder.exists() and any(folder.iterdir()):
@@ -77,11 +84,14 @@ def _claim(folder: Path, parameters: TrainParameters, store: Store, overwrite: b
     write_json(path, wanted)
 
 
-def _teachers(store: Store) -> dict[str, str]:
-    return {slug: teacher.fingerprint for slug, teacher in store.manifest.teachers.items()}
+def _slugs(parameters: TrainParameters) -> tuple[str, str]:
+    return teacher_slug(parameters.teachers.image), teacher_slug(parameters.teachers.text)
 
 
 def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
+    """Return what is not the same in two run.json, but for what changes no result."""
+    if name.removeprefix("parameters.") in NO_EFFECT:
+        return []
     if isinstance(found, dict) and isinstance(wanted, dict):
         keys = sorted(found.keys() | wanted.keys())
         return [d for key in keys for d in _differences(found.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))]
@@ -91,6 +101,8 @@ def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
 def _accelerator(parameters: TrainParameters) -> Accelerator:
     device = resolve_device(parameters.train.device)
     precision = resolve_precision(parameters.train.precision, device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
 
 
@@ -104,5 +116,7 @@ def _train_and_measure(
     embeddings = embed_split(training.model, store, split, accelerator, settings.batch_size, parameters.train.workers)
     measured = evaluate(training.model, embeddings, store, split)
     measured |= {"best_epoch": record["epoch"] + 1, "validation_RSUM": record["validation_rsum"]}
+    # Else accelerate keeps this model and its optimiser through the next training.
+    accelerator.free_memory()
     console.print(f"{title}: best epoch {record['epoch'] + 1}, checkpoint {training.best}")
     return measured, history

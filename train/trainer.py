@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from dvclive import Live
 from rich.progress import Progress
+from scmrepo.exceptions import SCMError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 from torch.utils.data import DataLoader
@@ -27,7 +28,7 @@ from torch.utils.data import DataLoader
 from stores import Store, TrainingError, TrainParameters
 from stores.console import console, progress_bar
 from stores.layout import teacher_slug
-from stores.parameters import Loss, Train
+from stores.parameters import Loss, Train, as_dict
 from train.checkpoint import load_checkpoint, read_record, save_checkpoint
 from train.data import Batch, Join, PairBatches
 from train.evaluate import embed_split, retrieval
@@ -62,7 +63,7 @@ class Training:
         self._run, self._store, self._parameters, self._loss = run, store, parameters, loss
         self._title, self._accelerator = title, accelerator
         self._settings = parameters.train
-        set_seed(self._settings.seed)
+        set_seed(_seed(self._settings.seed, 0))
         self.model = AlignedModel(load_student(parameters.student.model))
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions run faster so
         slugs = (teacher_slug(parameters.teachers.image), teacher_slug(parameters.teachers.text))
@@ -78,8 +79,7 @@ class Training:
         """Train, from the last finished epoch if there is one, and return every epoch's figures."""
         self._resume()
         self._announce()
-        curves = Live(str(self._run / "dvclive"), report=None, save_dvc_exp=False, dvcyaml=None)
-        with progress_bar() as progress, curves:
+        with progress_bar() as progress, _live(self._run / "dvclive") as curves:
             # The checkpoint's history is the truth: a run that was killed between saving and logging loses no point.
             for figures in self.history:
                 _log(curves, figures)
@@ -112,7 +112,7 @@ class Training:
 
     def _epoch(self, epoch: int, progress: Progress) -> Epoch:
         # Everything random in an epoch follows from the seed and the epoch, so that a resumed run needs no RNG state.
-        set_seed(self._settings.seed * 1_000_003 + epoch)
+        set_seed(_seed(self._settings.seed, epoch + 1))
         self._stream.epoch = epoch
         self.model.train()
         name = f"{self._title} {epoch + 1}/{self._settings.epochs}"
@@ -145,7 +145,7 @@ class Training:
         """Take one optimiser step; return the loss's parts and total, still on the device."""
         batch = batch.to(self._accelerator.device)
         embeddings = self._wrapped(batch.images, batch.tokens)
-        total, parts = objective(embeddings, self._join(batch), batch.samples, self.model, self._loss)
+        total, parts = objective(embeddings, self._teachers(batch), batch.samples, self.model, self._loss)
         self._optimizer.zero_grad()
         self._accelerator.backward(total)
         self._accelerator.clip_grad_norm_(self._wrapped.parameters(), self._settings.clip_norm)
@@ -153,6 +153,9 @@ class Training:
         self._schedule.step()
         self.model.temperatures.clamp_()
         return {name: value.detach() for name, value in {**parts, "total": total}.items()}
+
+    def _teachers(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        return self._join(batch) if self._loss.alpha or self._loss.beta else None
 
     def _look(self, waiting: list[dict[str, Tensor]], epoch: int, last_step: int) -> Iterator[dict[str, float]]:
         """Fetch the losses of the latest steps from the device, and stop at one that is not finite."""
@@ -173,9 +176,13 @@ class Training:
 
     def _save(self, figures: Epoch) -> None:
         best = max(epoch.validation_rsum for epoch in self.history)
-        record = {"epoch": figures.epoch, "validation_rsum": figures.validation_rsum, "title": self._title}
+        record = {
+            "epoch": figures.epoch,
+            "validation_rsum": figures.validation_rsum,
+            "parameters": as_dict(replace(self._parameters, loss=self._loss)),
+        }
         if figures.validation_rsum == best and [e.validation_rsum for e in self.history].index(best) == figures.epoch:
-            save_checkpoint(self.best, self.model, {**record, "student": self._parameters.student.model})
+            save_checkpoint(self.best, self.model, record)
         history = [asdict(epoch) for epoch in self.history]
         record |= {"history": history, "schedule": _plain(self._schedule.state_dict())}
         save_checkpoint(self.last, self.model, record, self._optimizer)
@@ -204,7 +211,13 @@ def _loader(
         num_workers=settings.workers,
         collate_fn=_as_it_is,
         pin_memory=accelerator.device.type == "cuda",
+        persistent_workers=settings.workers > 0,
     )
+
+
+def _seed(seed: int, part: int) -> int:
+    """Return a number that torch and numpy take as a seed, for one part of a run (0: the start, then the epochs)."""
+    return int(np.random.SeedSequence((seed, part)).generate_state(1)[0])
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -238,6 +251,15 @@ def _plain(state: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def _live(folder: Path) -> Live:
+    try:
+        return Live(str(folder), report=None, save_dvc_exp=False, dvcyaml=None)
+    except SCMError as error:
+        raise TrainingError(
+            f"dvclive cannot work in this git repository: {error}. Make a first commit, or train outside of it."
+        ) from None
+
+
 def _log(live: Live, figures: Epoch) -> None:
     for part, value in figures.loss.items():
         live.log_metric(f"loss/{part}", value)
@@ -249,4 +271,4 @@ def _log(live: Live, figures: Epoch) -> None:
 
 
 def _written(losses: dict[str, float]) -> str:
-    return " · ".join(f"{name} {value:.3f}" for name, value in losses.items())
+    return " · ".join(f"{name} {value:.3f}" for name, value in losses.items() if name != "total" or len(losses) > 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.sources.base import BadRecord, ImageFile, Record, Rejected
 from stores.digests import file_digest
@@ -18,18 +18,24 @@ KARPATHY_SPLITS = {"restval": "train"}
 class AnnotationSource:
     """Records read from caption files; bad entries are kept as such, to be quarantined with their reason."""
 
-    def __init__(self, kind: str, files: Sequence[Path], records: dict[str, list[Record | BadRecord]]) -> None:
+    def __init__(
+        self, kind: Literal["karpathy", "coco"], files: dict[str, Path], records: dict[str, list[Record | BadRecord]]
+    ) -> None:
         self._kind = kind
         self._files = files
         self._records = records
 
     @property
     def description(self) -> dict[str, Any]:
-        return {"format": self._kind, "files": {path.name: file_digest(path) for path in self._files}}
+        return {"format": self._kind, "files": {name: file_digest(path) for name, path in self._files.items()}}
 
     @property
     def splits(self) -> tuple[str, ...]:
         return tuple(self._records)
+
+    def id_scope(self, split: str) -> str:
+        # A COCO file's ids are its own; people's files often count from zero in each split.
+        return split if self._kind == "coco" else ""
 
     def records(self, split: str) -> Sequence[Record | BadRecord]:
         return self._records[split]
@@ -64,7 +70,7 @@ def karpathy_source(path: Path, content: dict[str, Any], images: Path | None) ->
         if not isinstance(split, str):
             raise SourceError(f"{path}: images[{number}] has no split; expected train, restval, val or test.")
         records.setdefault(KARPATHY_SPLITS.get(split, split), []).append(_karpathy_record(root, number, entry))
-    return AnnotationSource("karpathy", [path], _in_usual_order(records))
+    return AnnotationSource("karpathy", {"all": path}, _in_usual_order(records))
 
 
 def _karpathy_record(root: Path, number: int, entry: dict[str, Any]) -> Record | BadRecord:
@@ -96,7 +102,7 @@ def coco_source(files: dict[str, Path], contents: dict[str, dict[str, Any]], ima
                 raise SourceError(f"{path}: annotations[{number}] has no image_id.")
             captions.setdefault(annotation["image_id"], []).append(annotation.get("caption"))
         records[split] = [_coco_record(root, number, entry, captions) for number, entry in enumerate(content["images"])]
-    return AnnotationSource("coco", list(files.values()), _in_usual_order(records))
+    return AnnotationSource("coco", files, _in_usual_order(records))
 
 
 def _coco_record(root: Path, number: int, entry: Any, captions: dict[Any, list[Any]]) -> Record | BadRecord:
@@ -107,7 +113,13 @@ def _coco_record(root: Path, number: int, entry: Any, captions: dict[Any, list[A
     texts = captions.get(key, [])
     if not isinstance(name, str) or not all(isinstance(text, str) for text in texts):
         return _bad(str(key), f"images[{number}] has a file name or caption that is not text")
-    return _record(str(key), tuple(texts), ImageFile(root, name))
+    return _record(str(key), tuple(texts), ImageFile(root, _locate(root, name)))
+
+
+def _locate(root: Path, name: str) -> str:
+    """Return where under `root` a COCO image lies: there, or in the folder that its name (COCO_val2014_…) speaks of."""
+    folders = (part for part in name.split("_") if (root / part / name).is_file())
+    return name if (root / name).is_file() else f"{next(folders, '.')}/{name}"
 
 
 def _record(source_id: str, captions: tuple[str, ...], image: ImageFile) -> Record:

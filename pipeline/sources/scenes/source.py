@@ -42,6 +42,9 @@ class ScenesSource:
     def splits(self) -> tuple[str, ...]:
         return tuple(self._scenes)
 
+    def id_scope(self, split: str) -> str:
+        return ""
+
     def records(self, split: str) -> Sequence[Record | BadRecord]:
         return [self._record(split, number, scene) for number, scene in enumerate(self._scenes[split])]
 

@@ -59,7 +59,7 @@ def _agreement(one: Description, other: Description) -> float:
 def similarity_pairs(meanings: list[Meaning], count: int, seed: tuple[int, ...]) -> NDArray[np.float64]:
     """Return about `count` graded caption pairs (first, second, similarity), spread evenly over the grades.
 
-    Captions drawn blindly would nearly all be unlike; four times as many are drawn and thinned by grade.
+    Captions drawn blindly would nearly all be unlike; sixteen times as many are drawn and thinned by grade.
     """
     random = np.random.default_rng(seed)
     drawn = np.unique(np.sort(random.integers(len(meanings), size=(16 * count, 2)), axis=1), axis=0)
