@@ -175,13 +175,13 @@ class Training:
         return f"The last good checkpoint is {self.last} (epoch {read_record(self.last)['epoch'] + 1})."
 
     def _save(self, figures: Epoch) -> None:
-        best = max(epoch.validation_rsum for epoch in self.history)
+        earlier = [epoch.validation_rsum for epoch in self.history[:-1]]
         record = {
             "epoch": figures.epoch,
             "validation_rsum": figures.validation_rsum,
             "parameters": as_dict(replace(self._parameters, loss=self._loss)),
         }
-        if figures.validation_rsum == best and [e.validation_rsum for e in self.history].index(best) == figures.epoch:
+        if figures.validation_rsum > max(earlier, default=-1.0):
             save_checkpoint(self.best, self.model, record)
         history = [asdict(epoch) for epoch in self.history]
         record |= {"history": history, "schedule": _plain(self._schedule.state_dict())}
