@@ -33,13 +33,19 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def in_turn(ours: Callable[[], object], yardstick: Callable[[], object], rounds: int) -> tuple[float, float, float]:
-    """Run both in turn after one unmeasured call each.
+    """Run both in turn after one unmeasured call each, the other one first in every second round.
 
     Returns:
         The median seconds of ours and of the yardstick, and the median of the ratios ours / yardstick round by round.
     """
     ours()
     yardstick()
-    pairs = [(seconds(ours), seconds(yardstick)) for _ in range(rounds)]
+    pairs = []
+    for number in range(rounds):
+        if number % 2:
+            last = seconds(yardstick)
+            pairs.append((seconds(ours), last))
+        else:
+            pairs.append((seconds(ours), seconds(yardstick)))
     one, other = (statistics.median(side) for side in zip(*pairs, strict=True))
     return one, other, statistics.median(a / b for a, b in pairs)

@@ -1,4 +1,4 @@
-"""What our commands share: an interrupt ends with one sentence."""
+"""What our commands share: an interrupt, or what the system refuses, ends with one sentence."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from contextlib import contextmanager
 
 import click
 
+from stores.errors import CusaError
+
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Turn Ctrl-C into a word on how to go on, and the exit code 130 that shells expect."""
+    """Turn Ctrl-C (exit code 130, as shells expect) and a full or forbidden disk (2) into a word on how to go on."""
     try:
         yield
     except KeyboardInterrupt:
         click.echo("Stopped. Run the same command again to go on from what is finished.", err=True)
         sys.exit(130)
+    except OSError as error:
+        what = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+        raise CusaError(f"{what}. What is finished is kept; mend this and run the same command again.") from error

@@ -68,12 +68,14 @@ def test_a_store_and_a_run_from_the_command_line(tmp_path: Path) -> None:
         (["-S", "extract.shard_sise=3"], "Did you mean 'shard_size'?"),
         (["-S", "extract.device=gpu7"], "The device 'gpu7' cannot be used"),
         (["--colour"], "No such option"),
+        (["--store", "taken"], "The store taken cannot be written"),
     ],
 )
 def test_mistakes_in_extraction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").touch()
     result = CliRunner().invoke(pipeline.cli.main, ["--store", "store", *SMALL, *arguments])
     if message is None:
         assert result.exit_code == 0, "scenes need no image folder"
@@ -97,12 +99,14 @@ def test_mistakes_in_extraction(
         (["-S", "train.batch_size=5000"], "fewer than one batch of 5000"),
         (["-S", "eval.test=dev"], "no split 'dev'"),
         (["-S", "loss.tau=1"], "loss.tau is not a parameter"),
+        (["--run", "taken"], "taken. What is finished is kept; mend this and run the same command again"),
     ],
 )
 def test_mistakes_in_training(
     scenes_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").touch()
     result = CliRunner().invoke(train.cli.main, ["--store", str(scenes_store.root), "--run", "run", *CPU, *arguments])
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())

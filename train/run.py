@@ -44,8 +44,9 @@ def run(parameters: TrainParameters, store: Store, folder: Path, *, overwrite: b
         store.features(slug)
     _claim(folder, parameters, store, overwrite)
     accelerator = _accelerator(parameters)
-    trainings = [(SOFT, folder, parameters.loss)]
-    if parameters.train.compare and (parameters.loss.alpha or parameters.loss.beta):
+    softly = bool(parameters.loss.alpha or parameters.loss.beta)
+    trainings = [(SOFT if softly else PLAIN, folder, parameters.loss)]
+    if parameters.train.compare and softly:
         alone = replace(parameters.loss, alpha=0.0, beta=0.0)
         trainings.insert(0, (PLAIN, folder / PLAIN, alone))
     measured, histories = {}, {}
@@ -68,7 +69,10 @@ def _claim(folder: Path, parameters: TrainParameters, store: Store, overwrite: b
     }
     path = folder / "run.json"
     if path.exists():
-        changed = _differences(json.loads(path.read_text()), wanted)
+        try:
+            changed = _differences(json.loads(path.read_text()), wanted)
+        except ValueError:
+            changed = ["a run.json that cannot be read"]
         if not changed:
             remove_leftovers(folder)
             return
