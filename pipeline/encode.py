@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.teachers import Teacher
 from pipeline.teachers.base import MIN_COSINE
 from stores import Shard, tables
+from stores.commands import leave_interrupts_to_the_parent
 from stores.console import console
 from stores.features import PartOrigin, write_part
 from stores.images import Images, decode_rgb
@@ -170,6 +171,7 @@ def _image_batches(
         batch_sampler=[batch.tolist() for batch in batches if writer.wanted(batch).any()],
         num_workers=settings.workers,
         collate_fn=dataset.collate,
+        worker_init_fn=leave_interrupts_to_the_parent,
         pin_memory=teacher.device.type == "cuda",
         prefetch_factor=4 if settings.workers else None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,11 @@ from contextlib import contextmanager
 import click
 
 from stores.errors import CusaError
+
+
+def leave_interrupts_to_the_parent(_: int) -> None:
+    """Let a loader's worker ignore Ctrl-C: the command ends its workers itself, and says one sentence."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager

@@ -124,7 +124,14 @@ def test_an_interrupt_ends_with_a_word_and_the_next_run_goes_on(tmp_path: Path) 
     small = ["-S", "data.scenes={train: 400, val: 4, test: 8}", "-S", "extract.shard_size=8", "-S", "extract.workers=2"]
     arguments = [sys.executable, "-c", code, "--store", "store", *small]
     started = subprocess.Popen(
-        arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        arguments,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell's background jobs, and so whatever runs the suite there, ignore the interrupt and pass that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     folder = tmp_path / "store" / "features" / "hog-color"
     deadline = time.monotonic() + 120

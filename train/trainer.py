@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, S
 from torch.utils.data import DataLoader
 
 from stores import Store, TrainingError, TrainParameters
+from stores.commands import leave_interrupts_to_the_parent
 from stores.console import console, progress_bar
 from stores.layout import teacher_slug
 from stores.parameters import Loss, Train, as_dict
@@ -210,6 +211,7 @@ def _loader(
         batch_sampler=stream,
         num_workers=settings.workers,
         collate_fn=_as_it_is,
+        worker_init_fn=leave_interrupts_to_the_parent,
         pin_memory=accelerator.device.type == "cuda",
         persistent_workers=settings.workers > 0,
     )
