@@ -25,6 +25,10 @@ from stores.errors import ParameterError
 _STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Precision = Literal["auto", "fp32", "bf16"]
+BatchSize = PositiveInt | Literal["auto"]
+SourceFormat = Literal[
+    "auto", "karpathy", "coco", "csv", "tsv", "jsonl", "parquet", "folder", "webdataset", "huggingface"
+]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -39,13 +43,28 @@ class Scenes:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Columns:
+    """Which columns of a table (CSV, TSV, JSONL, Parquet, Hugging Face) mean what; null: recognised by usual names."""
+
+    image: str | None = None
+    caption: str | None = None
+    # tells samples apart; without one, the row's number does
+    id: str | None = None
+    split: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Data:
     """The data set to ingest."""
 
-    # "scenes", a Karpathy split file, or one COCO captions file a split: {train: …, val: …, test: …}
+    # "scenes", or where the data set lies: a path, pattern or address that fsspec reads; or one a split: {train: …}
     source: str | dict[str, str] = "scenes"
+    # auto: recognised by content
+    format: SourceFormat = "auto"
     # folder of the images; without it, the folder of the captions file
     images: str | None = None
+    columns: Columns = Field(default_factory=Columns)
     # images with more pixels than this are quarantined
     max_pixels: PositiveInt = 50_000_000
     # the run stops when a larger share of the samples, or of the captions, is bad
@@ -68,13 +87,24 @@ class Extract:
     """How stage 1 runs. Another shard size or precision makes the features anew; batch sizes change only rounding."""
 
     shard_size: PositiveInt = 1000
+    # auto: every GPU, or the CPU where there is none; several are named with commas, one process each
     device: str = "auto"
     # auto: bf16 where the hardware has it, else fp32
     precision: Precision = "auto"
-    image_batch: PositiveInt = 64
-    text_batch: PositiveInt = 128
-    # processes that decode images beside the model
+    # auto: the largest that fits; where memory runs out all the same, a batch is halved
+    image_batch: BatchSize = "auto"
+    text_batch: BatchSize = "auto"
+    # texts that are batched together by length, across shards
+    text_window: PositiveInt = 65_536
+    # processes that decode images beside each model
     workers: NonNegativeInt = 2
+    # local: this machine; ray: a Ray cluster
+    engine: Literal["local", "ray"] = "local"
+    # auto: exact up to exact_rows, else by size; or a faiss.index_factory string
+    index: str = "auto"
+    exact_rows: NonNegativeInt = 200_000
+    # an approximate index finds this share of the true ten nearest, or the run says what to change
+    min_recall: Fraction = 0.95
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

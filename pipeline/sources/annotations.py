@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,11 +37,11 @@ class AnnotationSource:
         # A COCO file's ids are its own; people's files often count from zero in each split.
         return split if self._kind == "coco" else ""
 
-    def records(self, split: str) -> Sequence[Record | BadRecord]:
-        return self._records[split]
+    def count(self, split: str) -> int:
+        return len(self._records[split])
 
-    def truth(self, split: str, kept: Sequence[int]) -> None:
-        return None
+    def records(self, split: str) -> Iterator[Record | BadRecord]:
+        return iter(self._records[split])
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def _locate(root: Path, name: str) -> str:
 
 
 def _record(source_id: str, captions: tuple[str, ...], image: ImageFile) -> Record:
-    return Record(source_id=source_id, captions=captions, read_image=image, image_identity=image.identity)
+    return Record(source_id=source_id, captions=captions, image=image)
 
 
 def _bad(source_id: str, detail: str) -> BadRecord:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
 
@@ -20,16 +23,23 @@ class Rejected(Exception):
         self.detail = detail
 
 
+class EncodedImage(Protocol):
+    """The bytes of an image file, wherever they lie. Both methods are called on threads, and it can be pickled."""
+
+    def identity(self) -> str:
+        """Name the content well enough that a change shows, without reading it where that is possible."""
+
+    def read(self) -> bytes:
+        """Return the bytes; raises `Rejected` where they cannot be had."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """One image with its captions, as the source has it; the image is read on demand."""
 
     source_id: str
     captions: tuple[str, ...]
-    read_image: Callable[[], bytes]
-    """Returns the image file's bytes; raises `Rejected` where it cannot."""
-    image_identity: str
-    """Names the image's content well enough that a change shows, without reading it."""
+    image: EncodedImage
     label: str | None = None
 
 
@@ -52,7 +62,7 @@ class Truth:
 
 
 class Source(Protocol):
-    """A data set."""
+    """A data set. It is read as a stream, so that memory does not grow with the number of its samples."""
 
     @property
     def description(self) -> dict[str, Any]:
@@ -65,36 +75,70 @@ class Source(Protocol):
     def id_scope(self, split: str) -> str:
         """Name the scope within which the split's source ids are unique; splits of one scope share it."""
 
-    def records(self, split: str) -> Sequence[Record | BadRecord]:
-        """Return the records of a split, in the source's order."""
+    def count(self, split: str) -> int | None:
+        """Return how many records a split has, where that is known without reading them all."""
 
-    def truth(self, split: str, kept: Sequence[int]) -> Truth | None:
+    def records(self, split: str) -> Iterator[Record | BadRecord]:
+        """Yield the records of a split, in the source's order; each call begins anew and yields the same."""
+
+
+@runtime_checkable
+class KnowsTruth(Protocol):
+    """A data set that knows more than its pairs."""
+
+    def truth(self, split: str, kept: Sequence[int]) -> Truth:
         """Return the truth over the records `kept` (positions in `records(split)`, with all their captions)."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on any file system that fsspec reads."""
+
+    system: AbstractFileSystem
+    root: str
+
+    def path(self, name: str) -> str:
+        """Return the place of `name` in the folder."""
+        return f"{self.root.rstrip('/')}/{name}"
+
+    @cached_property
+    def is_local(self) -> bool:
+        """Whether it lies on this machine's own file system."""
+        return isinstance(self.system, LocalFileSystem)
 
 
 @dataclass(frozen=True)
 class ImageFile:
     """An image in a folder, named by the data set; the name may not lead out of the folder."""
 
-    root: Path
+    folder: Folder
     name: str
 
-    def __call__(self) -> bytes:
-        # By its words, not by where links lead: folders of links to other disks are the user's own.
-        if Path(self.name).is_absolute() or ".." in Path(self.name).parts:
-            raise Rejected("path-outside", f"{self.name} leads out of {self.root}")
-        path = self.root / self.name
+    def identity(self) -> str:
+        """Name the file with its size and time of change, or what its file system tells versions apart by."""
         try:
-            return path.read_bytes()
+            path = self._path()
+            if not self.folder.is_local:
+                return f"{self.name}:{self.folder.system.ukey(path)}"
+            facts = self.folder.system.info(path)
+            return f"{self.name}:{facts['size']}:{facts['mtime']}"
+        except (OSError, ValueError, Rejected):
+            return f"{self.name}:absent"
+
+    def read(self) -> bytes:
+        """Return the file's bytes."""
+        path = self._path()
+        try:
+            data: bytes = self.folder.system.cat_file(path)
+            return data
         except FileNotFoundError:
             raise Rejected("missing-file", f"{path} does not exist") from None
         except (OSError, ValueError) as error:
             raise Rejected("unreadable-file", str(error)) from None
 
-    @property
-    def identity(self) -> str:
-        """The file's name and size; its bytes are not read."""
-        try:
-            return f"{self.name}:{(self.root / self.name).stat().st_size}"
-        except (OSError, ValueError):
-            return f"{self.name}:absent"
+    def _path(self) -> str:
+        # By its words, not by where links lead: folders of links to other disks are the user's own.
+        name = PurePosixPath(self.name)
+        if name.is_absolute() or ".." in name.parts:
+            raise Rejected("path-outside", f"{self.name} leads out of {self.folder.root}")
+        return self.folder.path(self.name)

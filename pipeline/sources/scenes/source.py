@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -45,8 +44,11 @@ class ScenesSource:
     def id_scope(self, split: str) -> str:
         return ""
 
-    def records(self, split: str) -> Sequence[Record | BadRecord]:
-        return [self._record(split, number, scene) for number, scene in enumerate(self._scenes[split])]
+    def count(self, split: str) -> int:
+        return len(self._scenes[split])
+
+    def records(self, split: str) -> Iterator[Record | BadRecord]:
+        return (self._record(split, number, scene) for number, scene in enumerate(self._scenes[split]))
 
     def truth(self, split: str, kept: Sequence[int]) -> Truth:
         scenes = [self._scenes[split][number] for number in kept]
@@ -62,11 +64,22 @@ class ScenesSource:
         return Record(
             source_id=f"{split}-{number}",
             captions=tuple(say(meaning, random) for meaning in scene.captions),
-            read_image=partial(_render, scene, self._settings.pixels),
-            image_identity=f"{scene.seed}@{self._settings.pixels}v{GENERATOR_VERSION}",
+            image=DrawnImage(scene, self._settings.pixels),
             label=scene.label,
         )
 
 
-def _render(scene: Scene, pixels: int) -> bytes:
-    return png(draw(scene, pixels))
+@dataclass(frozen=True)
+class DrawnImage:
+    """A scene, drawn when it is read."""
+
+    scene: Scene
+    pixels: int
+
+    def identity(self) -> str:
+        """Name the scene, its size and the generator."""
+        return f"{self.scene.seed}@{self.pixels}v{GENERATOR_VERSION}"
+
+    def read(self) -> bytes:
+        """Draw the scene: a PNG file's bytes."""
+        return png(draw(self.scene, self.pixels))
