@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -48,16 +48,23 @@ class PlannedShard:
     records: Sequence[Record | BadRecord]
     max_pixels: int
 
-    @property
-    def fingerprint(self) -> str:
-        """Changes with everything that the shard's bytes depend on, but the images' bytes themselves."""
-        identities = [
-            [r.source_id, r.image_identity, r.captions, r.label]
-            if isinstance(r, Record)
-            else [r.source_id, str(r.rejected)]
-            for r in self.records
-        ]
+    def fingerprint(self, readers: ThreadPoolExecutor) -> str:
+        """Return what changes with everything that the shard's bytes depend on, but the images' bytes themselves.
+
+        Ask before the images are read: an image that changes later then shows in the next run.
+        """
+        runs = (self.records[start : start + _AHEAD] for start in range(0, len(self.records), _AHEAD))
+        identities = list(chain.from_iterable(readers.map(_identities, runs)))
         return value_digest([SHARD_FORMAT, self.name, self.first_key, self.max_pixels, identities])
+
+
+def _identities(records: Sequence[Record | BadRecord]) -> list[list[Any]]:
+    return [
+        [record.source_id, record.image.identity(), record.captions, record.label]
+        if isinstance(record, Record)
+        else [record.source_id, str(record.rejected)]
+        for record in records
+    ]
 
 
 @checked_dataclass(frozen=True, kw_only=True)
@@ -112,16 +119,16 @@ class _CheckedImage:
 _CheckedRecord = tuple[Record, _CheckedImage]
 
 
-def shard_fault(shard: PlannedShard, layout: Layout) -> str | None:
-    """Return why the shard must be made (again), or None if it is whole and made from these records."""
-    tar, receipt_path = layout.shard(shard.name), layout.shard_receipt(shard.name)
+def shard_fault(name: str, fingerprint: str, layout: Layout) -> str | None:
+    """Return why the shard must be made (again), or None if it is whole and made from records of this fingerprint."""
+    tar, receipt_path = layout.shard(name), layout.shard_receipt(name)
     if not receipt_path.exists() or not tar.exists():
         return "missing"
     try:
         receipt = read_receipt(receipt_path)
     except StoreError:
         return "damaged: receipt"
-    if receipt.fingerprint != shard.fingerprint:
+    if receipt.fingerprint != fingerprint:
         return "stale: other records"
     if tar.stat().st_size != receipt.bytes or file_digest(tar) != receipt.sha256:
         return "damaged: checksum"
@@ -136,7 +143,7 @@ def read_receipt(path: Path) -> Receipt:
         raise StoreError(f"{path} cannot be read as a shard's receipt ({str(error).splitlines()[0]}).") from None
 
 
-def make_shard(shard: PlannedShard, layout: Layout, readers: ThreadPoolExecutor) -> Iterator[int]:
+def make_shard(shard: PlannedShard, fingerprint: str, layout: Layout, readers: ThreadPoolExecutor) -> Iterator[int]:
     """Write the shard's tar and receipt, yielding 1 for each record that is done."""
     quarantined: list[Quarantined] = []
     samples = captions = 0
@@ -157,7 +164,7 @@ def make_shard(shard: PlannedShard, layout: Layout, readers: ThreadPoolExecutor)
                 yield 1
             writer.close()
         receipt = Receipt(
-            fingerprint=shard.fingerprint,
+            fingerprint=fingerprint,
             sha256=file_digest(temporary),
             bytes=temporary.stat().st_size,
             samples=samples,
@@ -180,7 +187,7 @@ def _check(record: Record | BadRecord, max_pixels: int) -> _CheckedRecord | Reje
     if isinstance(record, BadRecord):
         return record.rejected
     try:
-        return record, check_image(record.read_image(), max_pixels)
+        return record, check_image(record.image.read(), max_pixels)
     except Rejected as rejected:
         return rejected
 

@@ -38,6 +38,11 @@ class Layout:
         return self.root / "store.txt"
 
     @property
+    def lock(self) -> Path:
+        """The file that the one writing run holds."""
+        return self.root / "store.lock"
+
+    @property
     def manifest(self) -> Path:
         return self.root / "manifest.json"
 

@@ -94,8 +94,8 @@ class Extract:
     # auto: the largest that fits; where memory runs out all the same, a batch is halved
     image_batch: BatchSize = "auto"
     text_batch: BatchSize = "auto"
-    # texts that are batched together by length, across shards
-    text_window: PositiveInt = 65_536
+    # rows that are planned together, across shards: texts are batched by their lengths
+    window: PositiveInt = 16_384
     # processes that decode images beside each model
     workers: NonNegativeInt = 2
     # local: this machine; ray: a Ray cluster
