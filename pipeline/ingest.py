@@ -222,7 +222,7 @@ class _Tally:
             raise SourceError(
                 f"{bad.total():,} of {total:,} {what} are bad so far ({listed}); "
                 f"data.max_bad_fraction allows {self.fraction:.0%}.\n"
-                f"First: {first.source_id}: {first.detail}.\n"
+                f"First: {first.source_id[:200]!r}: {first.detail[:500]}.\n"
                 f"All are listed in {self.layout.quarantine}. Mend the source, or raise data.max_bad_fraction."
             )
 

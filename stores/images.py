@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import mmap
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from stores import tables
 from stores.errors import StoreError
@@ -23,26 +24,77 @@ from stores.manifest import Shard
 MAPPED_SHARDS: Final = 64
 """How many tars one process keeps mapped."""
 
-# `data.max_pixels` is the one limit on an image's size; Pillow's own would warn from within threads.
-Image.MAX_IMAGE_PIXELS = None
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF")
+"""Pillow's names of the formats that are taken; a stranger's bytes never reach its forty other decoders."""
+
+MAX_PIXELS: Final = 2**27
+"""The most that `data.max_pixels` may be: 11,585 × 11,585 pixels. Pillow makes a GIF's frame and a WebP's canvas while
+it opens the file; at twice this number it refuses to, before it takes the memory."""
+
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+# What Pillow would warn of, once a place and from within threads: a size that `data.max_pixels` rejects anyway, and
+# damaged metadata, which is common and leaves the picture whole.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+
+_TURNS: Final[dict[object, Image.Transpose]] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each value of the EXIF orientation."""
 
 
 def decode_rgb(data: bytes) -> Image.Image:
-    """Decode an image file's bytes, turned upright by its EXIF orientation, as RGB.
+    """Decode an image file's bytes as RGB, as a viewer shows it on a white page.
+
+    Turned upright by its EXIF orientation, of an animation the first frame, white where it is transparent.
 
     Raises:
         OSError: the bytes are no image, or a truncated one.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-            upright = ImageOps.exif_transpose(image) if turned else image
-            if upright.mode == "P" and "transparency" in upright.info:
-                upright = upright.convert("RGBA")
-            return upright.convert("RGB")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            image.load()
+            turn = _TURNS.get(_orientation(image))
+            return _as_rgb(image if turn is None else image.transpose(turn))
+    except MemoryError:
+        raise  # the machine's fault, not the image's
     except Exception as error:
         # What Pillow's decoders raise on damaged files has no common base: struct.error, SyntaxError, IndexError, …
         raise OSError(f"{type(error).__name__}: {error}") from None
+
+
+def _orientation(image: Image.Image) -> object:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # damaged EXIF is passed over, as viewers do; what it raises has no common base either
+        return None
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    # Bare convert("RGB") would show the colour that lies hidden under transparent pixels: mostly black, often noise.
+    page = Image.new("RGB", image.size, "white")
+    visible = image.convert("RGBA")
+    page.paste(visible, mask=visible)
+    return page
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Keep the upper byte of 16-bit greys, as Pillow does of 16-bit colours; its own conversion of greys clips them."""
+    greys = np.asarray(image)
+    upper = (greys >> 8).astype(np.uint8)
+    if "transparency" in image.info:  # the one grey that is transparent
+        upper[greys == image.info["transparency"]] = 255
+    return Image.fromarray(upper)
 
 
 class Images:

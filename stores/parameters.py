@@ -66,7 +66,7 @@ class Data:
     images: str | None = None
     columns: Columns = Field(default_factory=Columns)
     # images with more pixels than this are quarantined
-    max_pixels: PositiveInt = 50_000_000
+    max_pixels: Annotated[int, Field(gt=0, le=2**27)] = 50_000_000
     # the run stops when a larger share of the samples, or of the captions, is bad
     max_bad_fraction: Fraction = 0.05
     scenes: Scenes = Field(default_factory=Scenes)
