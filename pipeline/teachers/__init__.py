@@ -6,13 +6,12 @@ import re
 from typing import Final
 
 from pipeline.teachers.base import Teacher
-from pipeline.teachers.card import TeacherCard, TeacherSpec
 from stores.errors import TeacherError
 from stores.hardware import resolve_device, resolve_precision
 from stores.parameters import Precision
 from stores.plugins import import_factory
 
-__all__ = ["Teacher", "TeacherCard", "TeacherSpec", "load_teacher"]
+__all__ = ["Teacher", "load_teacher"]
 
 FAMILIES: Final = (
     "hog-color",
@@ -23,9 +22,7 @@ FAMILIES: Final = (
 )
 
 
-def load_teacher(
-    spec: str, weights: str | None = None, device: str = "auto", precision: Precision = "auto", modality=None
-) -> Teacher:
+def load_teacher(spec: str, weights: str | None = None, device: str = "auto", precision: Precision = "auto") -> Teacher:
     """Load the teacher that `spec` (`family:name`) names.
 
     A `package.module:factory` is called with the keywords `weights`, `device` and `precision` (resolved), and returns

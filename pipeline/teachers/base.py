@@ -42,12 +42,6 @@ class Teacher(ABC):
     def preprocess(self, item: Any) -> Any:
         """Turn one input (an RGB PIL image, or a text) into what `collate` stacks; runs beside the model."""
 
-    def prepare(self, items: list[Any]) -> list[Any]:
-        return [self.preprocess(item) for item in items]
-
-    def length(self, prepared: Any) -> int:
-        return len(prepared) if isinstance(prepared, str) else 0
-
     def collate(self, items: list[Any]) -> Any:
         """Make a batch of preprocessed items: for images a stacked tensor."""
         return torch.stack(items)
