@@ -11,14 +11,18 @@ from typing import Any, Final
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from PIL import Image
 from torch import Tensor
 
 from pipeline.teachers import Teacher
 from stores.console import console
 from stores.errors import TeacherError
+from stores.parameters import Extract
 
 WITHOUT_PROBING: Final = {"image": 64, "text": 128}
 """Batch sizes on devices other than CUDA: a processor's rate no longer grows beyond them."""
+LIMIT: Final = {"image": 1024, "text": 2048}
+"""The largest batch sizes that are tried on CUDA: a GPU's rate no longer grows beyond them."""
 
 
 def encode_backing_off(teacher: Teacher, batch: Any) -> Tensor:
@@ -40,20 +44,37 @@ def encode_backing_off(teacher: Teacher, batch: Any) -> Tensor:
     return features
 
 
-def largest_batch(teacher: Teacher, items: list[Any], limit: int) -> int:
-    """Return the batch size for `auto`: a power of two, at most `limit`.
+def batch_size(teacher: Teacher, settings: Extract) -> int:
+    """Return the batch size that `settings` give; for `auto`, the largest that fits with the longest input there is."""
+    given = settings.image_batch if teacher.modality == "image" else settings.text_batch
+    if given != "auto":
+        return given
+    if teacher.device.type != "cuda":
+        return WITHOUT_PROBING[teacher.modality]
+    if teacher.modality == "image":
+        items = [teacher.preprocess(Image.new("RGB", (640, 480)))]
+    else:
+        items = teacher.prepare(["longer than any teacher reads " * 2000])
+    return largest_batch(teacher, items, LIMIT[teacher.modality])
 
-    On a GPU it is found by doubling, with the longest of `items` (preprocessed) in every row. Elsewhere it is a fixed
-    number: memory is seldom what bounds it there, and a failed try would end the process, not the batch.
+
+def largest_batch(teacher: Teacher, items: list[Any], limit: int) -> int:
+    """Return the largest power of two, at most `limit`, of which twice as much still fits.
+
+    It is found by doubling, with the longest of `items` (preprocessed) in every row. The other half is room for
+    fragmentation, for the batches on their way to the device and for whoever shares it; the rate is at its best long
+    before the memory is full.
     """
-    fixed = None if teacher.device.type == "cuda" else WITHOUT_PROBING[teacher.modality]
     longest = max(items, key=teacher.length)
     size = 1
-    # A size is taken when twice as much fits. The other half is room for fragmentation, for the batches on their way
-    # to the device and for whoever shares it; the rate is at its best long before the memory is full.
-    while 2 * size <= limit and (2 * size <= fixed if fixed else _fits(teacher, longest, 4 * size)):
+    while 2 * size <= limit and _fits(teacher, longest, 4 * size):
         size *= 2
     return size
+
+
+def first_rows(batch: Any, rows: int) -> Any:
+    """Return a batch of the first `rows` rows."""
+    return _map_rows(batch, lambda part: part[:rows])
 
 
 def _encode(teacher: Teacher, batch: Any) -> tuple[Tensor, int]:

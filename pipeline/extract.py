@@ -31,7 +31,6 @@ from stores.lock import write_lock
 from stores.manifest import FORMAT_VERSION, Modality, TeacherFeatures, read_manifest, write_manifest
 from stores.parameters import Extract, as_dict
 
-
 _MARK: Final = "A store of cusa. Its manifest.json says what is in it.\n"
 
 

@@ -21,6 +21,8 @@ from stores.errors import StoreError
 from stores.layout import Layout
 from stores.manifest import Shard
 
+DECODING: Final = 2
+"""Raised with every change to what `decode_rgb` shows, so that features of other pixels are seen to be stale."""
 MAPPED_SHARDS: Final = 64
 """How many tars one process keeps mapped."""
 

@@ -171,7 +171,6 @@ def test_what_was_rejected_is_tried_again_on_request(tmp_path: Path) -> None:
     os.utime(tmp_path / "2.png", ns=(times.st_atime_ns, times.st_mtime_ns))
     assert "nothing to do" in finish(start(tmp_path / "store", *flags))
     from click.testing import CliRunner
-
     from pipeline.inspection.cli import main
 
     done = CliRunner().invoke(main, ["retry", str(tmp_path / "store")])

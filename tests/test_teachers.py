@@ -21,7 +21,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import MPNetConfig, MPNetModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
-from pipeline.batch_size import encode_backing_off, largest_batch
+from pipeline.batch_size import batch_size, encode_backing_off, largest_batch
 from pipeline.extract import extract
 from pipeline.teachers import load_teacher
 from pipeline.teachers.base import Teacher
@@ -508,12 +508,12 @@ def test_a_processor_s_want_of_memory_is_one_too() -> None:
     assert max(teacher.sizes) == 2
 
 
-def test_the_largest_batch_is_fixed_without_a_gpu_and_found_on_one() -> None:
+def test_the_largest_batch_is_fixed_without_a_gpu_and_else_found() -> None:
     teacher = OnlySo(100)
-    assert [largest_batch(teacher, [1, 2], limit) for limit in (1, 3, 64, 1000)] == [1, 2, 64, 128]
+    fixed = {"image": 64, "text": 128}[teacher.modality]
+    assert batch_size(teacher, Extract()) == fixed
+    assert batch_size(teacher, Extract(image_batch=7, text_batch=7)) == 7
     assert teacher.sizes == [], "nothing is tried on a processor"
-    teacher.device = torch.device("cuda", 1)
-    teacher.encode = lambda batch: teacher.forward(batch)  # type: ignore[method-assign] # no GPU to cast for
     for most, limit, found in ((100, 1024, 32), (100, 16, 16), (1, 64, 1), (10_000, 1024, 1024)):
         teacher.most = most
         assert largest_batch(teacher, [1, 2], limit) == found, "twice as much fits too"

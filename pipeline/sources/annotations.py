@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fsspec.implementations.local import LocalFileSystem
+
 from pipeline.sources.base import BadRecord, Folder, ImageFile, Record, Rejected
 from stores.digests import file_digest
 from stores.errors import SourceError

@@ -6,13 +6,14 @@ import re
 from typing import Final
 
 from pipeline.teachers.base import Teacher
+from pipeline.teachers.card import TeacherCard, TeacherSpec
 from stores.errors import TeacherError
 from stores.hardware import resolve_device, resolve_precision
 from stores.manifest import Modality
 from stores.parameters import Precision
 from stores.plugins import import_factory
 
-__all__ = ["Teacher", "load_teacher"]
+__all__ = ["Teacher", "TeacherCard", "TeacherSpec", "load_teacher"]
 
 FAMILIES: Final = (
     "hog-color",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from stores.digests import value_digest
 from stores.errors import TeacherError
+from stores.images import DECODING
 from stores.layout import teacher_slug
 from stores.manifest import Modality
 
@@ -40,7 +41,8 @@ class Teacher(ABC):
         self.precision = precision
         self.device = device
         self.slug = teacher_slug(spec, self.modality)
-        self.fingerprint = value_digest([spec, precision, identity])
+        decoding = DECODING if self.modality == "image" else None
+        self.fingerprint = value_digest([spec, precision, identity, decoding])
         self.backed_off = False
         """Whether a batch was ever too large for the memory; it is said the first time."""
 
