@@ -126,7 +126,7 @@ class Encoder:
                 values = _normalised(encode_backing_off(self._teacher, batch))
                 kept = np.isin(encoded, asked, assume_unique=True)
                 places = np.searchsorted(asked, encoded[kept])
-                good = np.isfinite(values).all(axis=1) & values.any(axis=1)
+                good = np.logical_and(np.isfinite(values).all(axis=1), values.any(axis=1))
                 features[places] = np.where(good[:, None], values, np.float16(0))[kept]
                 valid[places] = good[kept]
             advance(int(np.isin(np.concatenate([encoded, failed]), asked, assume_unique=True).sum()))

@@ -17,14 +17,14 @@ class InProcess:
     """Encodes in this process."""
 
     def __init__(self, spec: TeacherSpec, settings: Extract, device: str) -> None:
-        self._teacher = spec.load(device, settings.precision)
+        self.teacher = spec.load(device, settings.precision)
         self._settings = settings
-        self.card = TeacherCard.of(self._teacher)
-        self.description = str(self._teacher.device)
+        self.card = TeacherCard.of(self.teacher)
+        self.description = str(self.teacher.device)
 
     def encode(
         self, windows: Iterator[Window], shards: Sequence[Shard], layout: Layout, advance: Callable[[int], None]
     ) -> Iterator[Encoded]:
         """Yield what each window asks for, in order."""
-        size = batch_size(self._teacher, self._settings)
-        yield from Encoder(self._teacher, layout, shards, size, self._settings.workers).encode(windows, advance)
+        size = batch_size(self.teacher, self._settings)
+        yield from Encoder(self.teacher, layout, shards, size, self._settings.workers).encode(windows, advance)

