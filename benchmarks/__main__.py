@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import extraction, gather, step
+from benchmarks import extraction, gather, index, step
 from stores.atomic import write_json
 
 REPORT = Path("artifacts/benchmarks.json")
@@ -18,7 +18,13 @@ REPORT = Path("artifacts/benchmarks.json")
 
 def main() -> None:
     """Measure, print, write; a bound that is missed is shown, not hidden."""
-    measured = [gather.benchmark(1), gather.benchmark(100), extraction.benchmark(), step.benchmark()]
+    measured = [
+        gather.benchmark(1),
+        gather.benchmark(100),
+        index.benchmark(),
+        extraction.benchmark(),
+        step.benchmark(),
+    ]
     results = [result for result in measured if result is not None]
     machine = {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     machine["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

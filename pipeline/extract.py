@@ -17,7 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from pipeline.encode import extract_features
-from pipeline.indices import ensure_index
+from pipeline.indices import check_index_kind, ensure_index
 from pipeline.ingest import Ingested, ingest
 from pipeline.sources import open_source
 from pipeline.teachers import Teacher, load_teacher
@@ -28,7 +28,7 @@ from stores.digests import file_digest, value_digest
 from stores.features import PartOrigin, part_fault
 from stores.layout import Layout
 from stores.manifest import FORMAT_VERSION, Modality, TeacherFeatures, read_manifest, write_manifest
-from stores.parameters import as_dict
+from stores.parameters import Extract, as_dict
 
 MODALITIES: Final[tuple[Modality, ...]] = ("image", "text")
 
@@ -55,19 +55,23 @@ def extract(parameters: ExtractParameters, store: Path) -> Extracted:
     layout = Layout(store)
     source = open_source(parameters.data)
     requested = {modality: _load(parameters, modality) for modality in MODALITIES}
+    for teacher in requested.values():
+        check_index_kind(parameters.extract, teacher.dim)
     _claim(layout)
     before = _previous(layout)
     with progress_bar() as progress:
         ingested = ingest(source, parameters.data, parameters.extract.shard_size, layout, progress)
         made = {f"shards/{name}": why for name, why in ingested.made.items()}
         slugs = {teacher.slug for teacher in requested.values()}
-        kept = _kept_teachers(before, ingested.shards, slugs, layout)
+        kept = _kept_teachers(before, ingested.shards, slugs, layout, parameters.extract, progress)
         teachers, indices = dict(kept.teachers), dict(kept.indices)
         rows = 0
         for teacher in requested.values():
             entry, done, new = _ensure_features(teacher, ingested.shards, layout, parameters, progress)
             teachers[teacher.slug] = entry
-            indices[teacher.slug], built = _ensure_indices(teacher.slug, entry, ingested.shards, layout)
+            indices[teacher.slug], built = _ensure_indices(
+                teacher.slug, entry, ingested.shards, layout, parameters.extract, progress
+            )
             made |= done | built
             rows += new
     manifest = Manifest(
@@ -118,7 +122,14 @@ class _Kept:
     indices: dict[str, dict[str, str]]
 
 
-def _kept_teachers(before: Manifest | None, shards: tuple[Shard, ...], requested: set[str], layout: Layout) -> _Kept:
+def _kept_teachers(
+    before: Manifest | None,
+    shards: tuple[Shard, ...],
+    requested: set[str],
+    layout: Layout,
+    settings: Extract,
+    progress: Progress,
+) -> _Kept:
     """Return the teachers of earlier runs that are still good; remove the others' files, unless they are requested."""
     kept = _Kept({}, {})
     for slug, entry in before.teachers.items() if before else ():
@@ -127,7 +138,7 @@ def _kept_teachers(before: Manifest | None, shards: tuple[Shard, ...], requested
         faults = _part_faults(slug, entry.fingerprint, entry.modality, entry.dim, shards, layout)
         if not faults:
             kept.teachers[slug] = entry
-            kept.indices[slug], _ = _ensure_indices(slug, entry, shards, layout)
+            kept.indices[slug], _ = _ensure_indices(slug, entry, shards, layout, settings, progress)
             continue
         why = next(iter(faults.values()))
         console.print(
@@ -200,7 +211,12 @@ def _withdraw(slug: str, layout: Layout) -> None:
 
 
 def _ensure_indices(
-    slug: str, entry: TeacherFeatures, shards: tuple[Shard, ...], layout: Layout
+    slug: str,
+    entry: TeacherFeatures,
+    shards: tuple[Shard, ...],
+    layout: Layout,
+    settings: Extract,
+    progress: Progress,
 ) -> tuple[dict[str, str], dict[str, str]]:
     features = Features(layout, slug, shards, entry)
     splits = {shard.split for shard in shards}
@@ -210,9 +226,9 @@ def _ensure_indices(
     digests, made = {}, {}
     for split in dict.fromkeys(shard.split for shard in shards):
         of_split = tuple(shard for shard in shards if shard.split == split)
-        digests[split], built = ensure_index(features, split, of_split, entry.parts, layout)
-        if built:
-            made[f"indices/{slug}/{split}"] = "missing, stale or damaged"
+        digests[split], why = ensure_index(features, split, of_split, entry.parts, layout, settings, progress)
+        if why:
+            made[f"indices/{slug}/{split}"] = why
     return digests, made
 
 
