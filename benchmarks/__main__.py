@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import extraction, gather, step, texts
+from benchmarks import extraction, gather, index, step, texts
 from stores.atomic import write_json
 
 REPORT = Path("artifacts/benchmarks.json")
@@ -19,7 +19,7 @@ REPORT = Path("artifacts/benchmarks.json")
 def main() -> None:
     """Measure, print, write; a bound that is missed is shown, not hidden."""
     measured = [gather.benchmark(1), gather.benchmark(100), extraction.benchmark()]
-    measured += [texts.benchmark(repeated=True), texts.benchmark(repeated=False), step.benchmark()]
+    measured += [texts.benchmark(repeated=True), texts.benchmark(repeated=False), step.benchmark(), index.benchmark()]
     results = [result for result in measured if result is not None]
     machine = {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     machine["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

@@ -198,7 +198,11 @@ def _open_part(path: Path, rows: int, dim: int, fingerprint: str) -> h5py.File:
         whole = features.shape == (rows, dim) and features.dtype == np.float16 and valid.shape == (rows,)
         whole = whole and file.attrs["teacher_fingerprint"] == fingerprint
         # Rows are addressed in elements, so they must begin at one (HDF5 aligns them to more).
-        whole = whole and features.chunks is None and (features.id.get_offset() or 1) % features.dtype.itemsize == 0
+        whole = (
+            whole
+            and features.chunks is None
+            and (features.id.get_offset() or int(rows > 0)) % features.dtype.itemsize == 0
+        )
     except (OSError, KeyError, RuntimeError) as error:
         raise StoreError(f"{path} cannot be read ({error}). Run cusa-extract again: it repairs the store.") from None
     if not whole:

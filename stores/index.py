@@ -5,6 +5,7 @@ faiss is not fork-safe: open an index in the process that searches, never before
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,40 +20,73 @@ from stores.errors import StoreError
 class Index:
     """A FAISS index over L2-normalised features, searched by inner product."""
 
-    def __init__(self, index: faiss.Index) -> None:
-        self._index = index
+    def __init__(self, index: faiss.IndexIDMap) -> None:
+        self.faiss_index = index
+        """The index itself, whose ids are global rows."""
 
     @classmethod
     def exact(cls, features: NDArray[np.float16], rows: NDArray[np.int64]) -> Index:
         """Index (n, dim) features under the ids `rows` (n,), to be searched exhaustively."""
-        index = faiss.IndexIDMap2(faiss.IndexFlatIP(features.shape[1]))
+        index = faiss.IndexIDMap(faiss.IndexFlatIP(features.shape[1]))
         index.add_with_ids(features.astype(np.float32), rows)
         return cls(index)
 
     @classmethod
     def read(cls, path: Path) -> Index:
-        """Read the index file at `path`."""
+        """Read the index file at `path`.
+
+        Raises:
+            StoreError: it cannot be read as an index of global rows.
+        """
         try:
-            return cls(faiss.read_index(str(path)))
-        except RuntimeError:
-            raise StoreError(
-                f"{path} cannot be read as a FAISS index. Run cusa-extract again: it repairs the store."
-            ) from None
+            index = faiss.read_index(str(path))
+        except (RuntimeError, MemoryError) as error:
+            raise _unreadable(path, faiss_reason(error)) from None
+        if not isinstance(index, faiss.IndexIDMap) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise _unreadable(path, "it does not search global rows by inner product")
+        return cls(index)
 
     def write(self, path: Path) -> None:
-        """Write the index to `path`, atomically."""
+        """Write the index to `path`, atomically.
+
+        Raises:
+            OSError: the disk is full, or forbids it.
+        """
         with atomic_path(path) as temporary:
-            faiss.write_index(self._index, str(temporary))
+            try:
+                faiss.write_index(self.faiss_index, str(temporary))
+            except RuntimeError as error:
+                raise OSError(f"{path} cannot be written: {faiss_reason(error)}") from None
 
     def __len__(self) -> int:
-        return int(self._index.ntotal)
+        return int(self.faiss_index.ntotal)
 
     def search(self, queries: NDArray[np.floating[Any]], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the `k` most similar rows of each of (n, dim) queries: similarities and global rows, (n, k) each.
 
         Where the index holds fewer than `k`, the rest are row -1.
+
+        Raises:
+            StoreError: the queries have another dimension, or the index is damaged.
         """
-        if queries.ndim != 2 or queries.shape[1] != self._index.d:
-            raise StoreError(f"The queries have shape {queries.shape}, the index searches (n, {self._index.d}).")
-        similarity, rows = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), k)
+        if queries.ndim != 2 or queries.shape[1] != self.faiss_index.d:
+            raise StoreError(f"The queries have shape {queries.shape}, the index searches (n, {self.faiss_index.d}).")
+        try:
+            similarity, rows = self.faiss_index.search(np.ascontiguousarray(queries, dtype=np.float32), k)
+        except RuntimeError as error:
+            raise StoreError(
+                f"faiss cannot search the index ({faiss_reason(error)}). Run cusa-extract again: it repairs the store."
+            ) from None
         return similarity, rows
+
+
+def faiss_reason(error: Exception) -> str:
+    """Return what an error of faiss says, without the place in faiss's source that it names first."""
+    text = str(error).strip() or type(error).__name__
+    return re.sub(r"^Error in .*? at \S+:\d+: ", "", text, count=1, flags=re.DOTALL).rstrip(".")
+
+
+def _unreadable(path: Path, reason: str) -> StoreError:
+    return StoreError(
+        f"{path} cannot be read as a FAISS index ({reason}). Run cusa-extract again: it repairs the store."
+    )

@@ -100,7 +100,7 @@ class Extract:
     workers: NonNegativeInt = 2
     # local: this machine; ray: a Ray cluster
     engine: Literal["local", "ray"] = "local"
-    # auto: exact up to exact_rows, else by size; or a faiss.index_factory string
+    # beyond exact_rows: by size, or this faiss.index_factory string; up to them every index is exact
     index: str = "auto"
     exact_rows: NonNegativeInt = 200_000
     # an approximate index finds this share of the true ten nearest, or the run says what to change
