@@ -46,7 +46,7 @@ def _captions() -> list[str]:
 def _with_repeats(captions: Sequence[str], count: int) -> list[str]:
     """Draw captions as a larger collection of the kind would hold them: each about four times, in any order."""
     random.seed(0)
-    return random.choices(captions, k=count)  # noqa: S311
+    return random.choices(captions, k=count)
 
 
 def _measure(folder: Path, texts: Sequence[str], bound: float, rounds: int) -> Result:
