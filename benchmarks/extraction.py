@@ -15,7 +15,7 @@ from pipeline.ingest import ingest
 from pipeline.sources import open_source
 from pipeline.teachers import Teacher, load_teacher
 from pipeline.teachers.unicom import MODELS, UnicomViT
-from stores import tables
+from stores import Shard
 from stores.images import Images, decode_rgb
 from stores.layout import Layout
 from stores.parameters import Data, Extract
@@ -44,7 +44,7 @@ def _measure(folder: Path) -> Result:
     quiet = Progress(disable=True)
     shards = ingest(open_source(data), data, settings.shard_size, layout, quiet).shards
     teacher = _random_unicom(folder)
-    ready = _ready_batches(teacher, layout, settings.image_batch)
+    ready = _ready_batches(teacher, layout, shards, 64)
     count = sum(shard.samples for shard in shards)
     end_to_end, forward, ratio = in_turn(
         lambda: extract_features(teacher, shards, shards, layout, settings, quiet),
@@ -69,7 +69,7 @@ def _random_unicom(folder: Path) -> Teacher:
     return load_teacher("unicom:ViT-B/32", str(folder / "unicom.pt"))
 
 
-def _ready_batches(teacher: Teacher, layout: Layout, size: int) -> list[torch.Tensor]:
-    images = Images(layout, tables.read_table(layout.samples, tables.SAMPLES))
+def _ready_batches(teacher: Teacher, layout: Layout, shards: tuple[Shard, ...], size: int) -> list[torch.Tensor]:
+    images = Images(layout, shards)
     ready = [teacher.preprocess(decode_rgb(images[row])) for row in range(len(images))]
     return [teacher.collate(ready[start : start + size]).to(teacher.device) for start in range(0, len(ready), size)]

@@ -8,29 +8,30 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rich.progress import Progress
 from rich.table import Table
 
-from pipeline.encode import extract_features
-from pipeline.indices import ensure_index
+from pipeline.encode import Engine, extract_features, open_engines
+from pipeline.indices import check_index_kind, ensure_index
 from pipeline.ingest import Ingested, ingest
 from pipeline.sources import open_source
-from pipeline.teachers import Teacher, load_teacher
-from stores import ExtractParameters, Features, Manifest, Shard, StoreError, TeacherError
+from pipeline.teachers import TeacherSpec
+from stores import ExtractParameters, Features, Manifest, Shard, StoreError
 from stores.atomic import remove_leftovers, write_text
 from stores.console import console, progress_bar
 from stores.digests import file_digest, value_digest
 from stores.features import PartOrigin, part_fault
 from stores.layout import Layout
+from stores.lock import write_lock
 from stores.manifest import FORMAT_VERSION, Modality, TeacherFeatures, read_manifest, write_manifest
-from stores.parameters import as_dict
+from stores.parameters import Extract, as_dict
 
-MODALITIES: Final[tuple[Modality, ...]] = ("image", "text")
+_MARK: Final = "A store of cusa. Its manifest.json says what is in it.\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,60 +46,94 @@ class Extracted:
     seconds: float
 
 
-def extract(parameters: ExtractParameters, store: Path) -> Extracted:
+def extract(parameters: ExtractParameters, store: Path, *, retry: bool = False) -> Extracted:
     """Bring the store up to the parameters and return what was done.
 
     Raises:
         CusaError: the source, a teacher, or the store's place is at fault; nothing half-made is left.
     """
     started = time.monotonic()
-    layout = Layout(store)
+    layout, settings = Layout(store), parameters.extract
     source = open_source(parameters.data)
-    requested = {modality: _load(parameters, modality) for modality in MODALITIES}
-    _claim(layout)
-    before = _previous(layout)
-    with progress_bar() as progress:
-        ingested = ingest(source, parameters.data, parameters.extract.shard_size, layout, progress)
-        made = {f"shards/{name}": why for name, why in ingested.made.items()}
-        slugs = {teacher.slug for teacher in requested.values()}
-        kept = _kept_teachers(before, ingested.shards, slugs, layout)
+    made: dict[str, str] = {}
+    rows = 0
+    with ExitStack() as stack:
+        engines = stack.enter_context(open_engines(_teachers(parameters), settings))
+        for engine in engines:
+            check_index_kind(settings, engine.card.dim)
+        made |= _claim(layout)
+        stack.enter_context(write_lock(layout))
+        progress = stack.enter_context(progress_bar())
+        remove_leftovers(layout.root)
+        before = _previous(layout)
+        ingested = ingest(source, parameters.data, settings.shard_size, layout, progress, before=before, retry=retry)
+        made |= ingested.made
+        slugs = {engine.card.slug for engine in engines}
+        kept = _kept_teachers(before, ingested.shards, slugs, layout, settings, progress)
         teachers, indices = dict(kept.teachers), dict(kept.indices)
-        rows = 0
-        for teacher in requested.values():
-            entry, done, new = _ensure_features(teacher, ingested.shards, layout, parameters, progress)
-            teachers[teacher.slug] = entry
-            indices[teacher.slug], built = _ensure_indices(teacher.slug, entry, ingested.shards, layout)
+        for engine in engines:
+            slug = engine.card.slug
+            teachers[slug], done, new = _ensure_features(engine, ingested.shards, layout, settings, progress)
+            indices[slug], built = _ensure_indices(slug, teachers[slug], ingested.shards, layout, settings, progress)
             made |= done | built
             rows += new
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        source=source.description,
-        source_fingerprint=value_digest([shard.sha256 for shard in ingested.shards]),
-        files=ingested.files,
-        shards=ingested.shards,
-        teachers=dict(sorted(teachers.items())),
-        indices=dict(sorted(indices.items())),
-        parameters=as_dict(parameters),
-    )
-    if not layout.manifest.exists() or manifest != read_manifest(layout):
-        write_manifest(manifest, layout)
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            source=source.description,
+            source_fingerprint=value_digest([shard.sha256 for shard in ingested.shards]),
+            files=ingested.files,
+            shards=ingested.shards,
+            teachers=dict(sorted(teachers.items())),
+            indices=dict(sorted(indices.items())),
+            parameters=_recorded(parameters),
+        )
+        if not layout.manifest.exists() or manifest != read_manifest(layout):
+            write_manifest(manifest, layout)
+        if before is None:
+            made["manifest.json"] = "missing or damaged"
     return Extracted(manifest=manifest, ingested=ingested, made=made, rows=rows, seconds=time.monotonic() - started)
 
 
-def _claim(layout: Layout) -> None:
+def _recorded(parameters: ExtractParameters) -> dict[str, Any]:
+    """Return the parameters that a store is a function of: where it was computed is not one of them."""
+    values = as_dict(parameters)
+    for name in ("device", "workers", "engine"):
+        del values["extract"][name]
+    return values
+
+
+def _teachers(parameters: ExtractParameters) -> list[TeacherSpec]:
+    teachers = parameters.teachers
+    return [
+        TeacherSpec(spec=teachers.image, weights=teachers.image_weights, modality="image"),
+        TeacherSpec(spec=teachers.text, weights=teachers.text_weights, modality="text"),
+    ]
+
+
+def _claim(layout: Layout) -> dict[str, str]:
     """Take the folder for a store: it is empty, or bears our mark. Nothing else in it would be safe from us."""
-    root = layout.root
+    root, mark = layout.root, layout.mark
     try:
         root.mkdir(parents=True, exist_ok=True)
-        if not layout.mark.exists():
-            if any(root.iterdir()):
-                raise StoreError(f"{root} is not empty and no store of ours. Choose another place with --store.")
-            write_text(layout.mark, "A store of cusa. Its manifest.json says what is in it.\n")
-        remove_leftovers(root)
+        if mark.is_file() and mark.read_bytes() == _MARK.encode():
+            return {}
+        fault = "damaged" if mark.is_file() else "missing"
+        if any(root.iterdir()) and not mark.exists() and not _has_our_manifest(layout):
+            raise StoreError(f"{root} is not empty and no store of ours. Choose another place with --store.")
+        write_text(mark, _MARK)
     except OSError as error:
         raise StoreError(
             f"The store {root} cannot be written: {error.strerror}. Choose another with --store."
         ) from None
+    return {mark.name: fault}
+
+
+def _has_our_manifest(layout: Layout) -> bool:
+    try:
+        read_manifest(layout)
+    except StoreError:
+        return False
+    return True
 
 
 def _previous(layout: Layout) -> Manifest | None:
@@ -118,7 +153,14 @@ class _Kept:
     indices: dict[str, dict[str, str]]
 
 
-def _kept_teachers(before: Manifest | None, shards: tuple[Shard, ...], requested: set[str], layout: Layout) -> _Kept:
+def _kept_teachers(
+    before: Manifest | None,
+    shards: tuple[Shard, ...],
+    requested: set[str],
+    layout: Layout,
+    settings: Extract,
+    progress: Progress,
+) -> _Kept:
     """Return the teachers of earlier runs that are still good; remove the others' files, unless they are requested."""
     kept = _Kept({}, {})
     for slug, entry in before.teachers.items() if before else ():
@@ -127,7 +169,7 @@ def _kept_teachers(before: Manifest | None, shards: tuple[Shard, ...], requested
         faults = _part_faults(slug, entry.fingerprint, entry.modality, entry.dim, shards, layout)
         if not faults:
             kept.teachers[slug] = entry
-            kept.indices[slug], _ = _ensure_indices(slug, entry, shards, layout)
+            kept.indices[slug], _ = _ensure_indices(slug, entry, shards, layout, settings, progress)
             continue
         why = next(iter(faults.values()))
         console.print(
@@ -136,17 +178,6 @@ def _kept_teachers(before: Manifest | None, shards: tuple[Shard, ...], requested
         shutil.rmtree(layout.features(slug, "").parent, ignore_errors=True)
         shutil.rmtree(layout.index(slug, "").parent, ignore_errors=True)
     return kept
-
-
-def _load(parameters: ExtractParameters, modality: Modality) -> Teacher:
-    teachers = parameters.teachers
-    spec, weights = (
-        (teachers.image, teachers.image_weights) if modality == "image" else (teachers.text, teachers.text_weights)
-    )
-    teacher = load_teacher(spec, weights, parameters.extract.device, parameters.extract.precision)
-    if teacher.modality != modality:
-        raise TeacherError(f"teachers.{modality} is {spec}, which is a teacher of {teacher.modality}s.")
-    return teacher
 
 
 def _part_faults(
@@ -162,9 +193,10 @@ def _part_faults(
 
 
 def _ensure_features(
-    teacher: Teacher, shards: tuple[Shard, ...], layout: Layout, parameters: ExtractParameters, progress: Progress
+    engine: Engine, shards: tuple[Shard, ...], layout: Layout, settings: Extract, progress: Progress
 ) -> tuple[TeacherFeatures, dict[str, str], int]:
     """Make the parts that are missing, stale or damaged; return the entry, what was made and why, and its rows."""
+    teacher = engine.card
     faults = _part_faults(teacher.slug, teacher.fingerprint, teacher.modality, teacher.dim, shards, layout)
     names = {shard.name for shard in shards}
     unplanned = [path for path in layout.features(teacher.slug, "").parent.glob("*.h5") if path.stem not in names]
@@ -174,7 +206,7 @@ def _ensure_features(
         path.unlink(missing_ok=True)
     pending = [shard for shard in shards if shard.name in faults]
     if pending:
-        extract_features(teacher, shards, pending, layout, parameters.extract, progress)
+        extract_features(engine, shards, pending, layout, settings, progress)
     entry = TeacherFeatures(
         spec=teacher.spec,
         modality=teacher.modality,
@@ -200,7 +232,12 @@ def _withdraw(slug: str, layout: Layout) -> None:
 
 
 def _ensure_indices(
-    slug: str, entry: TeacherFeatures, shards: tuple[Shard, ...], layout: Layout
+    slug: str,
+    entry: TeacherFeatures,
+    shards: tuple[Shard, ...],
+    layout: Layout,
+    settings: Extract,
+    progress: Progress,
 ) -> tuple[dict[str, str], dict[str, str]]:
     features = Features(layout, slug, shards, entry)
     splits = {shard.split for shard in shards}
@@ -210,15 +247,15 @@ def _ensure_indices(
     digests, made = {}, {}
     for split in dict.fromkeys(shard.split for shard in shards):
         of_split = tuple(shard for shard in shards if shard.split == split)
-        digests[split], built = ensure_index(features, split, of_split, entry.parts, layout)
-        if built:
-            made[f"indices/{slug}/{split}"] = "missing, stale or damaged"
+        digests[split], why = ensure_index(features, split, of_split, entry.parts, layout, settings, progress)
+        if why:
+            made[f"indices/{slug}/{split}"] = why
     return digests, made
 
 
 def summary(extracted: Extracted, store: Path) -> Table:
     """Return the closing table: what is in the store, what was left out and why, what was made, how fast."""
-    manifest, quarantined = extracted.manifest, extracted.ingested.quarantined
+    manifest, rejected = extracted.manifest, extracted.ingested.rejected
     table = Table(title=f"store {store}", show_header=False, title_justify="left")
     for split in manifest.splits:
         of_split = [shard for shard in manifest.shards if shard.split == split]
@@ -227,17 +264,18 @@ def summary(extracted: Extracted, store: Path) -> Table:
     for slug, teacher in manifest.teachers.items():
         left_out = f", {teacher.invalid:,} rows failed" if teacher.invalid else ""
         table.add_row(f"{teacher.modality} features", f"{slug}: {teacher.dim}-d, {teacher.precision}{left_out}")
-    reasons = Counter(entry.reason for entry in quarantined)
-    listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+    listed = ", ".join(f"{reason} {count:,}" for reason, count in rejected.most_common())
     table.add_row("left out", f"{listed} (see quarantine.jsonl)" if listed else "none")
     repaired = [f"{name} ({why})" for name, why in extracted.made.items() if why.startswith(("stale", "damaged"))]
     if repaired:
         table.add_row("made again", "\n".join(repaired[:10] + ["…"] * (len(repaired) > 10)))
     size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
     table.add_row("bytes", f"{size / 2**20:,.1f} MiB")
-    if extracted.made:
+    if extracted.rows:
         rate = extracted.rows / extracted.seconds
         table.add_row("time", f"{extracted.seconds:.1f} s, {extracted.rows:,} rows encoded, {rate:,.0f} rows/s")
+    elif extracted.made:
+        table.add_row("time", f"{extracted.seconds:.1f} s, no row encoded")
     else:
         table.add_row(
             "time", f"{extracted.seconds:.1f} s; nothing to do: the store was complete, and every checksum holds"

@@ -20,13 +20,13 @@ _RECALL_AT: Final = 10
 
 
 def ensure_index(
-    features: Features, split: str, shards: tuple[Shard, ...], parts: dict[str, str], layout: Layout
+    features: Features, split: str, shards: tuple[Shard, ...], parts: dict[str, str], layout: Layout, settings, progress
 ) -> tuple[str, bool]:
     """Build the exact index of one split unless a whole one is there; return its checksum and whether it was built."""
     path, card_path = layout.index(features.slug, split), layout.index_card(features.slug, split)
     origin = value_digest([INDEX_FORMAT, [parts[shard.name] for shard in shards]])
     if (digest := _whole(layout, features.slug, split, origin)) is not None:
-        return digest, False
+        return digest, None
     card_path.unlink(missing_ok=True)
     rows = _rows(shards, features.modality)
     vectors = features.gather(rows)
@@ -44,7 +44,7 @@ def ensure_index(
         f"recall_at_{_RECALL_AT}": measured_recall(index, vectors, rows),
     }
     write_json(card_path, card)
-    return digest, True
+    return digest, "damaged"
 
 
 def measured_recall(index: Index, vectors: NDArray[np.float16], rows: NDArray[np.int64]) -> float:
@@ -74,3 +74,7 @@ def _whole(layout: Layout, slug: str, split: str, origin: str) -> str | None:
     except (OSError, ValueError):
         return None
     return digest if card.get("features") == origin and card.get("sha256") == digest else None
+
+
+def check_index_kind(settings, dim):
+    pass

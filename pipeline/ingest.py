@@ -1,4 +1,7 @@
-"""Ingest: a source's records become shards, the sample and caption tables, the truth, and the quarantine list."""
+"""Ingest: a source's records become shards, the sample and caption tables, the truth, and the quarantine list.
+
+One pass over the source, shard by shard: what is held in memory is one shard's records, and a few numbers a shard.
+"""
 
 from __future__ import annotations
 
@@ -8,77 +11,119 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Final
 
-import numpy as np
 import pydantic
 from rich.progress import Progress
 
-from pipeline.shards import (
-    PlannedShard,
-    Quarantined,
-    Receipt,
-    make_shard,
-    read_receipt,
-    read_shard,
-    shard_fault,
-)
+from pipeline.first_seen import FirstSeen, first_seen
+from pipeline.shards import PlannedShard, Quarantined, Receipt, make_shard, read_receipt, shard_fault
 from pipeline.sources import BadRecord, Record, Rejected, Source
-from stores import Shard, SourceError, tables
-from stores.atomic import write_text
+from pipeline.tabulate import write_tables, write_truth
+from stores import Manifest, Shard, SourceError
+from stores.atomic import atomic_path
 from stores.digests import file_digest
 from stores.layout import SAFE_NAME, Layout, shard_name
 from stores.parameters import Data
 
+_ENOUGH_TO_JUDGE: Final = 10_000
+"""How many samples (or captions) are taken for the least where a source does not know how many it has."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ingested:
-    """What ingest leaves: the shards in row order, the checksums of the tables, and what was rejected or repaired."""
+    """What ingest leaves: the shards in row order, the files' checksums, and what was rejected or made."""
 
     shards: tuple[Shard, ...]
     files: dict[str, str]
-    quarantined: tuple[Quarantined, ...]
+    rejected: Counter[str]
+    """How many samples and captions were rejected, by reason."""
     made: dict[str, str]
-    """The shards made in this run, and why each was."""
+    """The files made in this run, and why each was."""
 
 
-def ingest(source: Source, data: Data, shard_size: int, layout: Layout, progress: Progress) -> Ingested:
+def ingest(
+    source: Source,
+    data: Data,
+    shard_size: int,
+    layout: Layout,
+    progress: Progress,
+    *,
+    before: Manifest | None = None,
+    retry: bool = False,
+) -> Ingested:
     """Bring the store's shards and tables up to the source, making only what is missing, stale or damaged.
+
+    Args:
+        source: the data set.
+        data: its limits.
+        shard_size: records a shard.
+        layout: the store.
+        progress: where a bar is shown.
+        before: what the store held; tables that it still describes are kept.
+        retry: make shards again from which something was rejected, in case the fault has passed.
 
     Raises:
         SourceError: a larger share than `data.max_bad_fraction` of the samples or captions is bad.
     """
-    planned = list(plan_shards(source, shard_size, data.max_pixels))
-    if not planned:
+    tally = _Tally(source, data.max_bad_fraction, layout)
+    counts = [source.count(split) for split in source.splits]
+    total = sum(count for count in counts if count is not None) if None not in counts else None
+    task = progress.add_task("shards", total=total, note="")
+    with (
+        first_seen(layout.root) as seen,
+        ThreadPoolExecutor(max_workers=min(32, 2 * (os.cpu_count() or 1)), thread_name_prefix="read") as readers,
+    ):
+        for plan in plan_shards(source, shard_size, data.max_pixels, seen):
+            fingerprint = plan.fingerprint(readers)
+            fault = shard_fault(plan.name, fingerprint, layout)
+            if fault is None and retry and read_receipt(layout.shard_receipt(plan.name)).quarantined:
+                fault = "retried"
+            if fault:
+                layout.manifest.unlink(missing_ok=True)
+                tally.made[f"shards/{plan.name}"] = fault
+                for done in make_shard(plan, fingerprint, layout, readers):
+                    progress.advance(task, done)
+            else:
+                progress.advance(task, len(plan.records))
+            tally.add(plan, read_receipt(layout.shard_receipt(plan.name)))
+            if tally.rejected:
+                progress.update(task, note=f"{tally.rejected.total():,} rejected")
+    progress.update(task, total=tally.samples)
+    return _finish(source, tally, layout, before)
+
+
+def _finish(source: Source, tally: _Tally, layout: Layout, before: Manifest | None) -> Ingested:
+    if not tally.names:
         raise SourceError("The source holds no records: there is nothing to extract.")
-    limit = _BadLimit(planned, data.max_bad_fraction, layout)
-    faults = {shard.name: fault for shard in planned if (fault := shard_fault(shard, layout))}
-    if faults:
-        layout.manifest.unlink(missing_ok=True)
-    _remove_unplanned({shard.name for shard in planned}, layout)
-    _make_shards([shard for shard in planned if shard.name in faults], limit, layout, progress)
-    receipts = {shard.name: read_receipt(layout.shard_receipt(shard.name)) for shard in planned}
-    quarantined = [entry for receipt in receipts.values() for entry in receipt.quarantined]
-    _write_quarantine(quarantined, layout)
-    limit.check(quarantined)
-    shards = tuple(_numbered(planned, receipts))
+    _remove_unplanned(set(tally.names), layout)
+    _write_quarantine(tally.names, layout)
+    tally.check(final=True)
+    shards = tuple(tally.shards)
     if not shards:
-        raise SourceError(f"No sample is left: all {limit.samples:,} were rejected. Reasons: {layout.quarantine}.")
-    _write_tables(shards, layout)
-    files = {path.name: file_digest(path) for path in (layout.samples, layout.captions, layout.quarantine)}
-    files |= _write_truth(source, planned, shards, layout)
-    return Ingested(shards=shards, files=files, quarantined=tuple(quarantined), made=faults)
+        raise SourceError(f"No sample is left: all {tally.samples:,} were rejected. Reasons: {layout.quarantine}.")
+    tables = (layout.samples, layout.captions, layout.relevance, layout.caption_pairs)
+    found = {path: file_digest(path) for path in tables if path.is_file()}
+    if before is None or before.shards != shards or not _hold(before, found, layout):
+        layout.manifest.unlink(missing_ok=True)
+        write_tables(shards, layout)
+        write_truth(source, tally.first_keys, shards, layout)
+    files = {path.name: file_digest(path) for path in (*tables, layout.quarantine) if path.exists()}
+    for path in tables:
+        if path.name in files and files[path.name] != found.get(path):
+            tally.made[path.name] = "damaged: checksum" if path in found else "missing"
+    return Ingested(shards=shards, files=files, rejected=tally.rejected, made=tally.made)
 
 
-def plan_shards(source: Source, shard_size: int, max_pixels: int) -> Iterator[PlannedShard]:
+def plan_shards(source: Source, shard_size: int, max_pixels: int, seen: FirstSeen) -> Iterator[PlannedShard]:
     """Cut each split's records into runs of `shard_size`; a source id that came before is marked as a duplicate.
 
     Raises:
         SourceError: a split's name cannot name files.
     """
-    seen: set[tuple[str, str]] = set()
     first_key = 0
     for split in source.splits:
         if not re.fullmatch(SAFE_NAME, split):
@@ -86,169 +131,120 @@ def plan_shards(source: Source, shard_size: int, max_pixels: int) -> Iterator[Pl
                 f"{split!r} cannot name a split, since files are named after it: expected letters, digits, "
                 f"'_', '.' and '-', a letter or digit first."
             )
-        records = [_once(record, source.id_scope(split), seen) for record in source.records(split)]
-        for number, first in enumerate(range(0, len(records), shard_size)):
+        records = source.records(split)
+        for number, head in enumerate(records):
+            run = _once([head, *islice(records, shard_size - 1)], source.id_scope(split), first_key, seen)
             yield PlannedShard(
-                name=shard_name(split, number),
-                split=split,
-                first_key=first_key + first,
-                records=records[first : first + shard_size],
-                max_pixels=max_pixels,
+                name=shard_name(split, number), split=split, first_key=first_key, records=run, max_pixels=max_pixels
             )
-        first_key += len(records)
+            first_key += len(run)
 
 
-def _once(record: Record | BadRecord, scope: str, seen: set[tuple[str, str]]) -> Record | BadRecord:
-    name = (scope, record.source_id)
-    if name in seen:
-        rejected = Rejected("duplicate-id", f"{record.source_id} came before; the first is kept")
-        return BadRecord(source_id=record.source_id, rejected=rejected)
-    seen.add(name)
-    return record
+def _once(
+    records: Sequence[Record | BadRecord], scope: str, first_key: int, seen: FirstSeen
+) -> Sequence[Record | BadRecord]:
+    """Mark the records whose id came before in their scope."""
+    firsts = seen.rows((f"{scope}\0{record.source_id}" for record in records), first_key)
+    return [
+        record if first == key else _duplicate(record.source_id)
+        for record, first, key in zip(records, firsts, range(first_key, first_key + len(records)), strict=True)
+    ]
 
 
-class _BadLimit:
-    """Stops a run in which too large a share of the samples, or of the captions, is bad."""
+def _duplicate(source_id: str) -> BadRecord:
+    rejected = Rejected("duplicate-id", f"{source_id} came before; the first is kept")
+    return BadRecord(source_id=source_id, rejected=rejected)
 
-    def __init__(self, planned: Sequence[PlannedShard], fraction: float, layout: Layout) -> None:
-        self.samples = sum(len(shard.records) for shard in planned)
-        self._captions = sum(len(r.captions) for shard in planned for r in shard.records if isinstance(r, Record))
-        self._fraction, self._listed_in = fraction, layout.quarantine
 
-    def check(self, quarantined: Sequence[Quarantined]) -> None:
-        """Raise a `SourceError` if there are too many bad ones already."""
-        samples = [entry for entry in quarantined if entry.caption is None]
-        captions = [entry for entry in quarantined if entry.caption is not None]
-        for bad, total, what in ((samples, self.samples, "samples"), (captions, self._captions, "captions")):
-            if len(bad) <= self._fraction * total:
+@dataclass
+class _Tally:
+    """Counts what was taken and what was rejected, numbers the shards, and stops a run in which too much is bad."""
+
+    source: Source
+    fraction: float
+    layout: Layout
+    names: list[str] = field(default_factory=list)
+    shards: list[Shard] = field(default_factory=list)
+    first_keys: dict[str, int] = field(default_factory=dict)
+    made: dict[str, str] = field(default_factory=dict)
+    rejected: Counter[str] = field(default_factory=Counter)
+    samples: int = 0
+    captions: int = 0
+    _bad_samples: Counter[str] = field(default_factory=Counter)
+    _bad_captions: Counter[str] = field(default_factory=Counter)
+    _first_bad: dict[bool, Quarantined] = field(default_factory=dict)
+
+    def add(self, plan: PlannedShard, receipt: Receipt) -> None:
+        """Take a finished shard, giving it its global rows.
+
+        Raises:
+            SourceError: too much is bad.
+        """
+        self.names.append(plan.name)
+        self.first_keys.setdefault(plan.split, plan.first_key)
+        if receipt.samples:
+            last = self.shards[-1] if self.shards else None
+            self.shards.append(
+                Shard(
+                    name=plan.name,
+                    split=plan.split,
+                    samples=receipt.samples,
+                    captions=receipt.captions,
+                    first_sample=last.first_sample + last.samples if last else 0,
+                    first_caption=last.first_caption + last.captions if last else 0,
+                    bytes=receipt.bytes,
+                    sha256=receipt.sha256,
+                )
+            )
+        self.samples += len(plan.records)
+        self.captions += sum(len(record.captions) for record in plan.records if isinstance(record, Record))
+        for entry in receipt.quarantined:
+            self._first_bad.setdefault(entry.caption is None, entry)
+            (self._bad_samples if entry.caption is None else self._bad_captions)[entry.reason] += 1
+            self.rejected[entry.reason] += 1
+        if receipt.quarantined:
+            self.check()
+
+    def check(self, *, final: bool = False) -> None:
+        """Raise a `SourceError` if more are bad than the source, as far as its size is known, may hold."""
+        counts = [self.source.count(split) for split in self.source.splits]
+        known = 0 if final or None in counts else sum(count or 0 for count in counts)
+        least = 0 if final else _ENOUGH_TO_JUDGE
+        for bad, total, what in (
+            (self._bad_samples, known or max(self.samples, least), "samples"),
+            (self._bad_captions, max(self.captions, least), "captions"),
+        ):
+            if bad.total() <= self.fraction * total:
                 continue
-            reasons = Counter(entry.reason for entry in bad).most_common()
+            _write_quarantine(self.names, self.layout)
+            first = self._first_bad[what == "samples"]
+            listed = ", ".join(f"{reason} {count:,}" for reason, count in bad.most_common())
             raise SourceError(
-                f"{len(bad):,} of {total:,} {what} are bad so far "
-                f"({', '.join(f'{reason} {count:,}' for reason, count in reasons)}); "
-                f"data.max_bad_fraction allows {self._fraction:.0%}.\n"
-                f"First: {bad[0].source_id}: {bad[0].detail}.\n"
-                f"All are listed in {self._listed_in}. Mend the source, or raise data.max_bad_fraction."
+                f"{bad.total():,} of {total:,} {what} are bad so far ({listed}); "
+                f"data.max_bad_fraction allows {self.fraction:.0%}.\n"
+                f"First: {first.source_id[:200]!r}: {first.detail[:500]}.\n"
+                f"All are listed in {self.layout.quarantine}. Mend the source, or raise data.max_bad_fraction."
             )
 
 
-def _make_shards(wanted: Sequence[PlannedShard], limit: _BadLimit, layout: Layout, progress: Progress) -> None:
-    if not wanted:
-        return
-    task = progress.add_task("shards", total=sum(len(shard.records) for shard in wanted), note="")
-    quarantined: list[Quarantined] = []
-    with ThreadPoolExecutor(max_workers=min(32, 2 * (os.cpu_count() or 1)), thread_name_prefix="read") as readers:
-        for shard in wanted:
-            for done in make_shard(shard, layout, readers):
-                progress.advance(task, done)
-            if rejected := read_receipt(layout.shard_receipt(shard.name)).quarantined:
-                quarantined.extend(rejected)
-                progress.update(task, note=f"{len(quarantined)} rejected")
-                _write_quarantine(quarantined, layout)
-                limit.check(quarantined)
-
-
-def _write_quarantine(quarantined: Sequence[Quarantined], layout: Layout) -> None:
+def _write_quarantine(names: Sequence[str], layout: Layout) -> None:
+    """List what the shards' receipts say was rejected."""
     dump = pydantic.TypeAdapter(Quarantined).dump_python
-    lines = [json.dumps(dump(entry, exclude_none=True), sort_keys=True) for entry in quarantined]
-    write_text(layout.quarantine, "".join(line + "\n" for line in lines))
+    with atomic_path(layout.quarantine) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        entries = chain.from_iterable(read_receipt(layout.shard_receipt(name)).quarantined for name in names)
+        stream.writelines(json.dumps(dump(entry, exclude_none=True), sort_keys=True) + "\n" for entry in entries)
 
 
 def _remove_unplanned(names: set[str], layout: Layout) -> None:
     """Remove shards that the source, or the shard size, no longer gives; the manifest goes first."""
-    folder = layout.root / "shards"
-    stale = [path for path in folder.glob("*") if path.stem not in names] if folder.is_dir() else []
+    stale = [path for path in (layout.root / "shards").glob("*") if path.stem not in names]
     if stale:
         layout.manifest.unlink(missing_ok=True)
     for path in stale:
         path.unlink()
 
 
-def _numbered(planned: Sequence[PlannedShard], receipts: dict[str, Receipt]) -> Iterator[Shard]:
-    """Give the shards that hold samples their global rows."""
-    first_sample = first_caption = 0
-    for plan in planned:
-        receipt = receipts[plan.name]
-        if not receipt.samples:
-            continue
-        yield Shard(
-            name=plan.name,
-            split=plan.split,
-            samples=receipt.samples,
-            captions=receipt.captions,
-            first_sample=first_sample,
-            first_caption=first_caption,
-            bytes=receipt.bytes,
-            sha256=receipt.sha256,
-        )
-        first_sample += receipt.samples
-        first_caption += receipt.captions
-
-
-def _write_tables(shards: Sequence[Shard], layout: Layout) -> None:
-    tables.write_table(layout.samples, tables.SAMPLES, (_sample_columns(shard, layout) for shard in shards))
-    tables.write_table(layout.captions, tables.CAPTIONS, (_caption_columns(shard, layout) for shard in shards))
-
-
-def _sample_columns(shard: Shard, layout: Layout) -> dict[str, object]:
-    samples = list(read_shard(layout.shard(shard.name)))
-    counts = [len(sample.captions) for sample in samples]
-    same = ("key", "source_id", "image_sha256", "image_offset", "image_bytes", "width", "height", "label")
-    return {
-        **{name: [getattr(sample, name) for sample in samples] for name in same},
-        "split": [shard.split] * len(samples),
-        "shard": [shard.name] * len(samples),
-        "caption_first": shard.first_caption + np.cumsum([0, *counts[:-1]]),
-        "caption_count": counts,
-    }
-
-
-def _caption_columns(shard: Shard, layout: Layout) -> dict[str, object]:
-    samples = list(read_shard(layout.shard(shard.name)))
-    return {
-        "text": [text for sample in samples for text in sample.captions],
-        "sample": np.repeat(
-            np.arange(shard.first_sample, shard.first_sample + len(samples)), [len(s.captions) for s in samples]
-        ),
-    }
-
-
-def _write_truth(
-    source: Source, planned: Sequence[PlannedShard], shards: Sequence[Shard], layout: Layout
-) -> dict[str, str]:
-    """Write what the source knows of relevance and similarity, in global rows; return the files' checksums."""
-    relevance: list[dict[str, Any]] = []
-    pairs: list[dict[str, Any]] = []
-    keys = tables.read_table(layout.samples, tables.SAMPLES)["key"]
-    for split, shard_run in groupby(shards, key=lambda shard: shard.split):
-        run = list(shard_run)
-        first_key = next(plan.first_key for plan in planned if plan.split == split)
-        samples = sum(shard.samples for shard in run)
-        kept = [int(key.as_py()) - first_key for key in keys[run[0].first_sample : run[0].first_sample + samples]]
-        truth = source.truth(split, kept)
-        if truth is None:
-            continue
-        relevance.append(
-            {
-                "caption": truth.relevance[:, 0] + run[0].first_caption,
-                "sample": truth.relevance[:, 1] + run[0].first_sample,
-            }
-        )
-        pairs.append(
-            {
-                "first": truth.caption_pairs[:, 0].astype(np.int64) + run[0].first_caption,
-                "second": truth.caption_pairs[:, 1].astype(np.int64) + run[0].first_caption,
-                "similarity": truth.caption_pairs[:, 2],
-            }
-        )
-    written = {}
-    for path, schema, columns in (
-        (layout.relevance, tables.RELEVANCE, relevance),
-        (layout.caption_pairs, tables.CAPTION_PAIRS, pairs),
-    ):
-        if columns:
-            tables.write_table(path, schema, columns)
-            written[path.name] = file_digest(path)
-        else:
-            path.unlink(missing_ok=True)
-    return written
+def _hold(before: Manifest, found: dict[Path, str], layout: Layout) -> bool:
+    """Tell whether the tables that were found are those of the manifest; the quarantine list is always written."""
+    named = {name: digest for name, digest in before.files.items() if name != layout.quarantine.name}
+    return named == {path.name: digest for path, digest in found.items()}

@@ -7,33 +7,30 @@ repaired one by one, and the same source gives the same bytes. Beside each tar l
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import tarfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import pydantic
 import webdataset
-from PIL import Image
 from pydantic import NonNegativeInt
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+from pipeline.checks import CheckedImage, check_caption, check_image, check_name, storable
 from pipeline.sources import BadRecord, Record, Rejected
 from stores.atomic import atomic_path, write_json
 from stores.digests import file_digest, value_digest
 from stores.errors import StoreError
-from stores.images import decode_rgb
 from stores.layout import Layout
 from stores.manifest import Sha256
 
-SHARD_FORMAT: Final = 1
-EXTENSIONS: Final = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+SHARD_FORMAT: Final = 2
 _AHEAD: Final = 64
 """How many images are read and checked ahead of the tar's writer."""
 
@@ -48,16 +45,23 @@ class PlannedShard:
     records: Sequence[Record | BadRecord]
     max_pixels: int
 
-    @property
-    def fingerprint(self) -> str:
-        """Changes with everything that the shard's bytes depend on, but the images' bytes themselves."""
-        identities = [
-            [r.source_id, r.image_identity, r.captions, r.label]
-            if isinstance(r, Record)
-            else [r.source_id, str(r.rejected)]
-            for r in self.records
-        ]
+    def fingerprint(self, readers: ThreadPoolExecutor) -> str:
+        """Return what changes with everything that the shard's bytes depend on, but the images' bytes themselves.
+
+        Ask before the images are read: an image that changes later then shows in the next run.
+        """
+        runs = (self.records[start : start + _AHEAD] for start in range(0, len(self.records), _AHEAD))
+        identities = list(chain.from_iterable(readers.map(_identities, runs)))
         return value_digest([SHARD_FORMAT, self.name, self.first_key, self.max_pixels, identities])
+
+
+def _identities(records: Sequence[Record | BadRecord]) -> list[list[Any]]:
+    return [
+        [record.source_id, record.image.identity(), record.captions, record.label]
+        if isinstance(record, Record)
+        else [record.source_id, str(record.rejected)]
+        for record in records
+    ]
 
 
 @checked_dataclass(frozen=True, kw_only=True)
@@ -101,27 +105,19 @@ class StoredSample:
     image_bytes: NonNegativeInt = 0
 
 
-@dataclass(frozen=True)
-class _CheckedImage:
-    data: bytes
-    extension: str
-    width: int
-    height: int
+_CheckedRecord = tuple[Record, CheckedImage]
 
 
-_CheckedRecord = tuple[Record, _CheckedImage]
-
-
-def shard_fault(shard: PlannedShard, layout: Layout) -> str | None:
-    """Return why the shard must be made (again), or None if it is whole and made from these records."""
-    tar, receipt_path = layout.shard(shard.name), layout.shard_receipt(shard.name)
+def shard_fault(name: str, fingerprint: str, layout: Layout) -> str | None:
+    """Return why the shard must be made (again), or None if it is whole and made from records of this fingerprint."""
+    tar, receipt_path = layout.shard(name), layout.shard_receipt(name)
     if not receipt_path.exists() or not tar.exists():
         return "missing"
     try:
         receipt = read_receipt(receipt_path)
     except StoreError:
         return "damaged: receipt"
-    if receipt.fingerprint != shard.fingerprint:
+    if receipt.fingerprint != fingerprint:
         return "stale: other records"
     if tar.stat().st_size != receipt.bytes or file_digest(tar) != receipt.sha256:
         return "damaged: checksum"
@@ -136,7 +132,7 @@ def read_receipt(path: Path) -> Receipt:
         raise StoreError(f"{path} cannot be read as a shard's receipt ({str(error).splitlines()[0]}).") from None
 
 
-def make_shard(shard: PlannedShard, layout: Layout, readers: ThreadPoolExecutor) -> Iterator[int]:
+def make_shard(shard: PlannedShard, fingerprint: str, layout: Layout, readers: ThreadPoolExecutor) -> Iterator[int]:
     """Write the shard's tar and receipt, yielding 1 for each record that is done."""
     quarantined: list[Quarantined] = []
     samples = captions = 0
@@ -157,7 +153,7 @@ def make_shard(shard: PlannedShard, layout: Layout, readers: ThreadPoolExecutor)
                 yield 1
             writer.close()
         receipt = Receipt(
-            fingerprint=shard.fingerprint,
+            fingerprint=fingerprint,
             sha256=file_digest(temporary),
             bytes=temporary.stat().st_size,
             samples=samples,
@@ -180,36 +176,9 @@ def _check(record: Record | BadRecord, max_pixels: int) -> _CheckedRecord | Reje
     if isinstance(record, BadRecord):
         return record.rejected
     try:
-        return record, check_image(record.read_image(), max_pixels)
+        return record, check_image(record.image.read(), max_pixels)
     except Rejected as rejected:
         return rejected
-
-
-def check_image(data: bytes, max_pixels: int) -> _CheckedImage:
-    """Decode an image file's bytes to see that they are whole.
-
-    Raises:
-        Rejected: they are no image, truncated, of an unknown format, or of more than `max_pixels`.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            form, pixels = image.format or "unknown", image.width * image.height
-    except Exception as error:  # see decode_rgb
-        raise Rejected("unreadable-image", f"{len(data)} bytes are no image: {_without_address(error)}") from None
-    if form not in EXTENSIONS:
-        raise Rejected("unknown-format", f"the image is {form}, expected one of {', '.join(EXTENSIONS)}")
-    if pixels > max_pixels:
-        raise Rejected("too-many-pixels", f"{pixels:,} pixels, data.max_pixels is {max_pixels:,}")
-    try:
-        upright = decode_rgb(data)
-    except OSError as error:
-        raise Rejected("truncated-image", _without_address(error)) from None
-    return _CheckedImage(data, EXTENSIONS[form], upright.width, upright.height)
-
-
-def _without_address(error: Exception) -> str:
-    # Pillow names the buffer's memory address, which would differ from run to run.
-    return str(error).split(" <_io.BytesIO")[0]
 
 
 def _keep(
@@ -220,10 +189,10 @@ def _keep(
     def reject(rejected: Rejected, caption: int | None = None) -> None:
         quarantined.append(
             Quarantined(
-                source_id=shard.records[number].source_id,
+                source_id=storable(shard.records[number].source_id),
                 split=shard.split,
                 reason=rejected.reason,
-                detail=rejected.detail,
+                detail=storable(rejected.detail),
                 caption=caption,
             )
         )
@@ -232,17 +201,18 @@ def _keep(
         reject(outcome)
         return None
     record, image = outcome
-    if not _is_unicode(record.source_id):
-        reject(Rejected("not-unicode", f"the id is {record.source_id!r}"))
+    try:
+        check_name(record.source_id, "id")
+        check_name(record.label or "", "label")
+    except Rejected as rejected:
+        reject(rejected)
         return None
     captions = []
     for position, caption in enumerate(record.captions):
-        if not (text := caption.strip()):
-            reject(Rejected("empty-caption", f"caption {position} is {caption!r}"), position)
-        elif not _is_unicode(text):
-            reject(Rejected("not-unicode", f"caption {position} is {text!r}"), position)
-        else:
-            captions.append(text)
+        try:
+            captions.append(check_caption(caption, position))
+        except Rejected as rejected:
+            reject(rejected, position)
     if not captions:
         reject(Rejected("no-captions", f"none of {len(record.captions)} captions holds text"))
         return None
@@ -257,15 +227,6 @@ def _keep(
     text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
     key = f"{shard.first_key + number:09d}"
     return {"__key__": key, image.extension: image.data, "json": text.encode()}, len(captions)
-
-
-def _is_unicode(text: str) -> bool:
-    """Tell whether a text can be stored; half of a surrogate pair, as cut-off emoji leave, cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def read_shard(tar: Path) -> Iterator[StoredSample]:

@@ -8,6 +8,7 @@ place serves the rows: about twenty times as fast as reading through HDF5, and s
 from __future__ import annotations
 
 import hashlib
+import io
 import threading
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,13 +41,17 @@ class PartOrigin:
 
 def write_part(path: Path, features: NDArray[np.float16], valid: NDArray[np.bool_], origin: PartOrigin) -> None:
     """Write (rows, dim) `features` and (rows,) `valid` as one part, atomically."""
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        file.create_dataset("features", data=features, track_times=False)
-        file.create_dataset("valid", data=valid, track_times=False)
-        file.attrs["format"] = PART_FORMAT
-        file.attrs["teacher_fingerprint"] = origin.teacher_fingerprint
-        file.attrs["shard_sha256"] = origin.shard_sha256
-        file.attrs["checksum"] = _checksum(features, valid)
+    with atomic_path(path) as temporary:
+        # Assembled in memory and then written: HDF5 itself, on a full disk, ends in faults that nothing can catch.
+        whole = io.BytesIO()
+        with h5py.File(whole, "w") as file:
+            file.create_dataset("features", data=features, track_times=False)
+            file.create_dataset("valid", data=valid, track_times=False)
+            file.attrs["format"] = PART_FORMAT
+            file.attrs["teacher_fingerprint"] = origin.teacher_fingerprint
+            file.attrs["shard_sha256"] = origin.shard_sha256
+            file.attrs["checksum"] = _checksum(features, valid)
+        temporary.write_bytes(whole.getbuffer())
 
 
 def part_fault(path: Path, rows: int, dim: int, origin: PartOrigin) -> str | None:

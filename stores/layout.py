@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from stores.errors import StoreError
 
@@ -13,8 +13,13 @@ SAFE_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 """What split, shard and teacher folder names must match: a name from a file never leads out of the store."""
 
 
-def teacher_slug(spec: str) -> str:
-    """Return the folder name of the teacher `spec`: its `family:name` with unusual characters made dashes."""
+def teacher_slug(spec: str, modality: Literal["image", "text"]) -> str:
+    """Return the folder name of the teacher `spec`: its `family:name` with unusual characters made dashes.
+
+    Both towers of an open-clip model bear one spec, so there the folder says which: `-image` or `-text`.
+    """
+    if spec.startswith("open-clip:"):
+        spec = f"{spec}-{modality}"
     slug = re.sub(r"[^A-Za-z0-9_.]+", "-", spec).strip("-.")
     if not slug:
         raise StoreError(f"The teacher spec {spec!r} has no letter or digit to name its folder by.")
@@ -36,6 +41,11 @@ class Layout:
     def mark(self) -> Path:
         """The file that says that the folder is a store, finished or not; only such a folder is written to."""
         return self.root / "store.txt"
+
+    @property
+    def lock(self) -> Path:
+        """The file that the one writing run holds."""
+        return self.root / "store.lock"
 
     @property
     def manifest(self) -> Path:

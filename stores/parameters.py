@@ -66,7 +66,7 @@ class Data:
     images: str | None = None
     columns: Columns = Field(default_factory=Columns)
     # images with more pixels than this are quarantined
-    max_pixels: PositiveInt = 50_000_000
+    max_pixels: Annotated[int, Field(gt=0, le=2**27)] = 50_000_000
     # the run stops when a larger share of the samples, or of the captions, is bad
     max_bad_fraction: Fraction = 0.05
     scenes: Scenes = Field(default_factory=Scenes)
@@ -94,8 +94,8 @@ class Extract:
     # auto: the largest that fits; where memory runs out all the same, a batch is halved
     image_batch: BatchSize = "auto"
     text_batch: BatchSize = "auto"
-    # texts that are batched together by length, across shards
-    text_window: PositiveInt = 65_536
+    # rows that are planned together, across shards: texts are batched by their lengths
+    window: PositiveInt = 16_384
     # processes that decode images beside each model
     workers: NonNegativeInt = 2
     # local: this machine; ray: a Ray cluster

@@ -49,7 +49,7 @@ class Store:
     @cached_property
     def images(self) -> Images:
         """The encoded image files, by sample row."""
-        return Images(self._layout, self.samples)
+        return Images(self._layout, self.manifest.shards)
 
     @property
     def relevance(self) -> pa.Table | None:

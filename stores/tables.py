@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -41,28 +42,42 @@ CAPTION_PAIRS: Final = pa.schema([("first", pa.int64()), ("second", pa.int64()),
 """Graded similarity of pairs of caption rows."""
 
 
-def write_table(path: Path, schema: pa.Schema, batches: Iterable[dict[str, object]]) -> None:
-    """Write columns, batch by batch, as an Arrow IPC file, atomically."""
-    options = pa.ipc.IpcWriteOptions(unify_dictionaries=True)
-    with atomic_path(path) as temporary:
-        tables = [pa.table(batch, schema=schema) for batch in batches]
-        table = pa.concat_tables([schema.empty_table(), *tables]).unify_dictionaries().combine_chunks()
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema, options=options) as writer:
-            writer.write_table(table)
+@contextmanager
+def table_writer(path: Path, schema: pa.Schema) -> Iterator[pa.ipc.RecordBatchFileWriter]:
+    """Yield a writer of an Arrow IPC file, batch by batch; the file appears when the block ends well."""
+    with (
+        atomic_path(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as writer,
+    ):
+        yield writer
 
 
-def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Map an Arrow IPC file; nothing is read before it is touched.
+def open_batches(path: Path, schema: pa.Schema) -> pa.ipc.RecordBatchFileReader:
+    """Map an Arrow IPC file, to be read batch by batch; samples.arrow and captions.arrow hold one a shard.
 
     Raises:
         StoreError: the file is absent, damaged, or has other columns.
     """
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        reader: Any = pa.ipc.open_file(pa.memory_map(str(path)))
     except (OSError, pa.ArrowInvalid) as error:
         raise StoreError(f"{path} cannot be read ({error}). Run cusa-extract again: it repairs the store.") from None
-    if not table.schema.equals(schema):
+    if not reader.schema.equals(schema):
         raise StoreError(
-            f"{path} has the columns {table.schema.names}, expected {schema.names}. Run cusa-extract again."
+            f"{path} has the columns {reader.schema.names}, expected {schema.names}. Run cusa-extract again."
         )
-    return table
+    return reader
+
+
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """Map a whole Arrow IPC file; nothing is read before it is touched.
+
+    Raises:
+        StoreError: the file is absent, damaged, or has other columns.
+    """
+    reader = open_batches(path, schema)
+    try:
+        return reader.read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise StoreError(f"{path} cannot be read ({error}). Run cusa-extract again: it repairs the store.") from None

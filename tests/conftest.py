@@ -24,6 +24,11 @@ def small_scenes(**changes: int) -> ExtractParameters:
     return ExtractParameters(data=Data(scenes=Scenes(**scenes)), extract=Extract(shard_size=16, workers=0))
 
 
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder`, by its name."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 @pytest.fixture(autouse=True)
 def _fresh_accelerate() -> None:
     """Let each test choose its device and precision: accelerate keeps the first choice of a process."""

@@ -78,10 +78,10 @@ def test_leftovers_of_a_killed_run_are_removed_and_nothing_else(tmp_path: Path) 
 
 
 def test_slugs_are_safe_folder_names() -> None:
-    assert teacher_slug("unicom:ViT-B/32") == "unicom-ViT-B-32"
-    assert teacher_slug("sentence-transformers:../../etc") == "sentence-transformers-..-..-etc"
+    assert teacher_slug("unicom:ViT-B/32", "image") == "unicom-ViT-B-32"
+    assert teacher_slug("sentence-transformers:../../etc", "text") == "sentence-transformers-..-..-etc"
     with pytest.raises(StoreError):
-        teacher_slug("::")
+        teacher_slug("::", "image")
 
 
 @pytest.mark.parametrize("counts", [[30], [7, 1, 12, 10]])

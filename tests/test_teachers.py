@@ -1,16 +1,27 @@
-"""Teachers: Unicom's checkpoint layout, sentence-transformers against published figures, hog-color, a user's own."""
+"""Teachers: Unicom's checkpoint layout, sentence-transformers, timm and open_clip against themselves, a user's own."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from scipy.stats import spearmanr
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer as TransformerModule
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import MPNetConfig, MPNetModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
+from pipeline.batch_size import batch_size, encode_backing_off, largest_batch
 from pipeline.extract import extract
 from pipeline.teachers import load_teacher
 from pipeline.teachers.base import Teacher
@@ -147,7 +158,7 @@ def test_fingerprints_follow_weights_and_precision(tmp_path: Path) -> None:
 
 def test_bf16_features_stay_near_fp32() -> None:
     teacher = load_teacher("minilm", device="cpu", precision="bf16")
-    cosine = teacher.precision_cosine(["a red circle", "two dogs on a beach"])
+    cosine = teacher.precision_cosine(teacher.collate(teacher.prepare(["a red circle", "two dogs on a beach"])))
     assert 0.999 <= cosine < 1.0
 
 
@@ -160,11 +171,19 @@ def test_a_precision_that_strays_is_said(tmp_path: Path, capsys: pytest.CaptureF
         assert ("in bf16 strays from fp32: smallest cosine" in " ".join(capsys.readouterr().err.split())) == said
 
 
+def encode_texts(teacher: Teacher, texts: list[str], size: int) -> torch.Tensor:
+    """Encode in batches of like length, as the extraction does, and put the rows back in order."""
+    items = teacher.prepare(texts)
+    order = sorted(range(len(items)), key=lambda row: teacher.length(items[row]))
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    features = torch.cat([teacher.encode(teacher.collate([items[row] for row in batch])) for batch in batches])
+    return features[np.argsort(order)]
+
+
 def similarity_scores(teacher: Teacher, first: list[str], second: list[str]) -> np.ndarray:
     encoded = []
     for texts in (first, second):
-        features = [teacher.encode(texts[start : start + 128]) for start in range(0, len(texts), 128)]
-        encoded.append(torch.cat(features))
+        encoded.append(encode_texts(teacher, texts, 128))
     return torch.nn.functional.cosine_similarity(*encoded).numpy()
 
 
@@ -185,6 +204,319 @@ def test_minilm_reaches_its_published_sts13(shared_data: Path) -> None:
         100 * spearmanr(similarity_scores(teacher, list(first), list(second)), np.array(gold, float)).statistic
     )
     assert correlation == pytest.approx(80.6, abs=0.2)
+
+
+TEXTS = [
+    "A dog.", "", " ", "🐕‍🦺 runs 🏖️", "two children play with a red ball on the grass", "ein großer Vogel",
+    "a\x00b", "כלב רץ על החוף", "word " * 3000, "a man riding a wave on top of a surfboard", "cat",
+    "the cat and the dog",
+]  # fmt: skip
+
+
+def assert_equals_library(folder: str, texts: list[str]) -> Teacher:
+    teacher = load_teacher(f"sentence-transformers:{folder}", device="cpu", precision="fp32")
+    library = SentenceTransformer(folder, device="cpu", local_files_only=True)
+    expected = library.encode(texts, convert_to_tensor=True, batch_size=len(texts))
+    assert not torch.allclose(expected[0], expected[4], atol=1e-3), "the model tells nothing apart"
+    for size in (1, 2, 5, len(texts)):
+        cosine = torch.nn.functional.cosine_similarity(encode_texts(teacher, texts, size), expected)
+        assert cosine.min() > 1 - 1e-5, size
+    return teacher
+
+
+def test_minilm_s_texts_equal_the_library_s_whatever_the_batch() -> None:
+    teacher = assert_equals_library(str(minilm_folder()), TEXTS)
+    lengths = [teacher.length(item) for item in teacher.prepare(TEXTS)]
+    assert lengths[:2] == [5, 2], "a dog . and the two special tokens; the special tokens alone"
+    assert lengths[8] == 256, "cut where the model cuts"
+    batch = teacher.collate(teacher.prepare(["A dog.", "two children play"]))
+    assert batch["input_ids"].shape == (2, 5), "no longer than the longest"
+    assert teacher.prepare([]) == []
+    alone = teacher.preprocess("A dog.")
+    assert alone.dtype == np.int32
+    assert np.array_equal(alone, teacher.prepare(TEXTS)[0])
+
+
+def save_small_model(kind: str, folder: Path, side: str, prompt: str | None = None, pooling: str = "mean") -> str:
+    """A random model of sentence-transformers with a tokenizer of words, made on the spot."""
+    words = sorted({word for text in TEXTS for word in text.lower().split()} | {"query:"})
+    vocabulary = {word: number for number, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", cls_token="<s>", sep_token="</s>",
+        mask_token="<mask>", padding_side=side, model_max_length=32,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "vocab_size": len(vocabulary), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 32, "max_position_embeddings": 40, "pad_token_id": 1, "initializer_range": 1.0,
+    }  # fmt: skip
+    network = RobertaModel(RobertaConfig(**sizes)) if kind == "roberta" else MPNetModel(MPNetConfig(**sizes))
+    backbone = folder / "backbone"
+    network.save_pretrained(backbone)
+    wrapped.save_pretrained(backbone)
+    modules = [TransformerModule(str(backbone)), Pooling(16, pooling)]
+    model = SentenceTransformer(modules=modules, device="cpu")
+    if prompt:
+        model.prompts, model.default_prompt_name = {"query": prompt}, "query"
+    model.save(str(folder / "model"))
+    return str(folder / "model")
+
+
+@pytest.mark.parametrize(
+    ("kind", "side", "prompt", "pooling"),
+    [
+        ("roberta", "right", None, "mean"),
+        ("roberta", "left", None, "lasttoken"),
+        ("mpnet", "right", None, "mean"),
+        ("mpnet", "left", "query: ", "mean"),
+    ],
+)
+def test_other_models_texts_equal_the_library_s(
+    tmp_path: Path, kind: str, side: str, prompt: str | None, pooling: str
+) -> None:
+    folder = save_small_model(kind, tmp_path, side, prompt, pooling)
+    texts = [text.lower() for text in TEXTS]
+    teacher = assert_equals_library(folder, texts)
+    batch = teacher.collate(teacher.prepare(["cat", "the cat and the dog"]))
+    assert batch["input_ids"].shape[1] == 7 + bool(prompt)
+    column = 0 if side == "left" else -1
+    assert batch["input_ids"][0, column] == 1
+    assert batch["attention_mask"][0, column] == 0
+
+
+def test_a_prompt_changes_the_fingerprint(tmp_path: Path) -> None:
+    fingerprints = set()
+    for prompt in (None, "query: "):
+        folder = save_small_model("mpnet", tmp_path, "right", prompt)
+        fingerprints.add(load_teacher(f"sentence-transformers:{folder}", device="cpu").fingerprint)
+    assert len(fingerprints) == 2
+
+
+def test_a_model_without_padded_tokens_takes_its_texts_as_they_are(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(minilm_folder() / "tokenizer.json"))
+    torch.manual_seed(0)
+    static = StaticEmbedding(tokenizer, embedding_weights=np.random.default_rng(0).normal(size=(30522, 8)))
+    SentenceTransformer(modules=[static], device="cpu").save(str(tmp_path / "static"))
+    texts = [text for text in TEXTS if text.strip()]
+    teacher = assert_equals_library(str(tmp_path / "static"), texts)
+    assert teacher.prepare(texts) == texts
+    assert encode_backing_off(teacher, texts).shape == (len(texts), 8)
+
+
+def save_timm(name: str, path: Path, **changes: Any) -> Any:
+    torch.manual_seed(0)
+    network = timm.create_model(name, pretrained=False, **changes).eval()
+    if path.suffix == ".safetensors":
+        save_file(network.state_dict(), str(path))
+    else:
+        torch.save(network.state_dict(), path)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("test_vit", "w.safetensors"), ("test_resnet", "w.pth"), ("test_convnext", "w.pth")]
+)
+def test_timm_s_features_equal_the_library_s(tmp_path: Path, name: str, file: str) -> None:
+    network = save_timm(name, tmp_path / file)
+    network.reset_classifier(0)
+    teacher = load_teacher(f"timm:{name}", str(tmp_path / file), device="cpu", precision="fp32")
+    settings = timm.data.resolve_model_data_config(network)
+    transform = timm.data.create_transform(**settings)
+    pictures = [picture((300, 200), 1), picture((50, 220), 2)]
+    with torch.inference_mode():
+        expected = network(torch.stack([transform(one) for one in pictures]))
+    found = teacher.encode(teacher.collate(teacher.prepare(pictures)))
+    assert found.shape == (2, teacher.dim)
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found[0], found[1])
+    assert (teacher.slug, teacher.modality) == (f"timm-{name}", "image")
+
+
+def test_timm_loads_strictly_and_safely(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    save_timm("test_vit", path)
+    one = load_teacher("timm:test_vit", str(path), device="cpu")
+    state = torch.load(path, weights_only=True)
+    state["norm.bias"] += 1
+    torch.save({"state_dict": state}, path)
+    assert load_teacher("timm:test_vit", str(path), device="cpu").fingerprint != one.fingerprint
+    for broken in (
+        {key: value for key, value in state.items() if key != "norm.bias"},
+        {**state, "stranger": torch.zeros(1)},
+        {**state, "norm.bias": Malicious()},
+        {**state, "pos_embed": torch.zeros(1, 3, 64)},
+    ):
+        torch.save(broken, path)
+        with pytest.raises(TeacherError, match=r"does not hold the weights of timm:test_vit: "):
+            load_teacher("timm:test_vit", str(path), device="cpu")
+    path.write_bytes(b"junk")
+    with pytest.raises(TeacherError, match=r"does not hold the weights of timm:test_vit: "):
+        load_teacher("timm:test_vit", str(path), device="cpu")
+
+
+@pytest.fixture
+def small_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A small model in open_clip's list, and its random weights in `weights.pt`."""
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+    }
+    monkeypatch.setattr("open_clip.factory._MODEL_CONFIG_PATHS", [*open_clip.factory._MODEL_CONFIG_PATHS])
+    (tmp_path / "tiny-clip.json").write_text(json.dumps(config))
+    (tmp_path / "tiny-last.json").write_text(
+        json.dumps(config | {"text_cfg": {**config["text_cfg"], "no_causal_mask": True, "pool_type": "last"}})
+    )
+    open_clip.add_model_config(tmp_path)
+    for name in ("tiny-clip", "tiny-last"):
+        torch.manual_seed(0)
+        model = open_clip.create_model(name, force_custom_text=name == "tiny-last", load_weights=False)
+        torch.save(model.state_dict(), tmp_path / f"{name}.pt")
+    return str(tmp_path / "tiny-clip.pt")
+
+
+def test_open_clip_s_towers_equal_the_library_s(small_clip: str) -> None:
+    model, _, transform = open_clip.create_model_and_transforms("tiny-clip", pretrained=small_clip)
+    tokenizer, pictures = open_clip.get_tokenizer("tiny-clip"), [picture((60, 40), seed) for seed in range(3)]
+    with torch.inference_mode():
+        images = model.eval().encode_image(torch.stack([transform(one) for one in pictures]))
+        texts = model.encode_text(tokenizer(TEXTS))
+    image = load_teacher("open-clip:tiny-clip", small_clip, device="cpu", precision="fp32")
+    torch.testing.assert_close(image.encode(image.collate(image.prepare(pictures))), images)
+    text = load_teacher(f"open-clip:tiny-clip/{small_clip}", device="cpu", precision="fp32", modality="text")
+    for size in (1, 3, len(TEXTS)):
+        torch.testing.assert_close(encode_texts(text, TEXTS, size), texts, atol=1e-5, rtol=1e-4)
+    lengths = [text.length(item) for item in text.prepare(TEXTS)]
+    assert lengths[0] == 5, "a dog . and the two marks, not the whole context"
+    assert lengths[8] == 77
+    assert text.collate(text.prepare(["A dog.", "cat"])).shape == (2, 5)
+    assert (image.dim, text.dim) == (16, 16)
+    image, text = (load_teacher("open-clip:tiny-clip", small_clip, modality=m) for m in ("image", "text"))
+    assert (image.slug, text.slug) == ("open-clip-tiny-clip-image", "open-clip-tiny-clip-text")
+    assert image.fingerprint != text.fingerprint
+
+
+def test_an_open_clip_tower_that_reads_its_padding_gets_it(small_clip: str) -> None:
+    path = small_clip.replace("tiny-clip.pt", "tiny-last.pt")
+    model = open_clip.create_model("tiny-last", pretrained=path, force_custom_text=True).eval()
+    with torch.inference_mode():
+        expected = model.encode_text(open_clip.get_tokenizer("tiny-clip")(TEXTS))
+    teacher = load_teacher("open-clip:tiny-last", path, device="cpu", precision="fp32", modality="text")
+    assert {teacher.length(item) for item in teacher.prepare(TEXTS)} == {77}
+    torch.testing.assert_close(encode_texts(teacher, TEXTS, 4), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_an_open_clip_teacher_keeps_only_its_tower(small_clip: str) -> None:
+    for modality, other in (("image", "token_embedding"), ("text", "conv1")):
+        teacher = load_teacher("open-clip:tiny-clip", small_clip, device="cpu", modality=modality)
+        held = [module for module in vars(teacher).values() if isinstance(module, torch.nn.Module)]
+        assert [other in key for module in held for key in module.state_dict()].count(True) == 0
+
+
+def test_open_clip_explains_what_it_cannot_load(small_clip: str, tmp_path: Path) -> None:
+    state = torch.load(small_clip, weights_only=True)
+    for broken in (
+        {key: value for key, value in state.items() if key != "ln_final.bias"},
+        {**state, "stranger": torch.zeros(1)},
+        {**state, "ln_final.bias": Malicious()},
+    ):
+        torch.save(broken, tmp_path / "broken.pt")
+        with pytest.raises(TeacherError, match=r"broken\.pt does not hold its weights\): "):
+            load_teacher("open-clip:tiny-clip", str(tmp_path / "broken.pt"), device="cpu")
+    (tmp_path / "broken.pt").write_bytes(b"junk")
+    with pytest.raises(TeacherError, match=r"broken\.pt does not hold its weights\): "):
+        load_teacher(f"open-clip:tiny-clip/{tmp_path / 'broken.pt'}", device="cpu")
+
+
+class OnlySo(Teacher):
+    """A teacher with memory for a few rows; its batch is nested."""
+
+    modality = "text"
+
+    def __init__(self, most: int, message: str = "CUDA out of memory. Tried to allocate 1 GiB.") -> None:
+        self.most, self.message, self.sizes = most, message, list[int]()
+        super().__init__(spec="x:y", dim=2, precision="fp32", device=torch.device("cpu"), identity=None)
+
+    def preprocess(self, item: int) -> int:
+        return item
+
+    def collate(self, items: list[int]) -> dict[str, Any]:
+        numbers = torch.tensor(items)
+        return {"pair": (numbers, [numbers[:, None] * 2]), "names": [str(item) for item in items], "modality": "text"}
+
+    def forward(self, batch: dict[str, Any]) -> torch.Tensor:
+        numbers, (doubled,) = batch["pair"]
+        assert batch["names"] == [str(item) for item in numbers.tolist()]
+        assert batch["modality"] == "text"
+        self.sizes.append(len(numbers))
+        if len(numbers) > self.most:
+            raise torch.OutOfMemoryError(self.message)
+        return torch.cat([numbers[:, None], doubled], dim=1)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 64, 101])
+@pytest.mark.parametrize("most", [1, 3, 40])
+def test_backing_off_loses_no_row_and_keeps_the_order(rows: int, most: int) -> None:
+    teacher = OnlySo(most)
+    features = encode_backing_off(teacher, teacher.collate(list(range(rows))))
+    assert features.tolist() == [[float(row), 2.0 * row] for row in range(rows)]
+    assert teacher.backed_off == (rows > most)
+
+
+def test_backing_off_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = OnlySo(10)
+    for _ in range(3):
+        encode_backing_off(teacher, teacher.collate(list(range(64))))
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("Out of memory:") == 1
+    assert "x:y takes 8 of the 64 rows of a batch at once" in said
+    assert "extract.text_batch: 8" in said
+
+
+def test_a_single_row_that_does_not_fit_is_explained() -> None:
+    teacher = OnlySo(0)
+    with pytest.raises(TeacherError, match=r"x:y runs out of memory on a single text: CUDA out of memory\."):
+        encode_backing_off(teacher, teacher.collate([5, 6, 7]))
+
+
+def test_other_faults_are_no_want_of_memory() -> None:
+    class Broken(OnlySo):
+        def forward(self, batch: Any) -> torch.Tensor:
+            self.sizes.append(0)
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    teacher = Broken(1)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        encode_backing_off(teacher, teacher.collate([1, 2]))
+    assert len(teacher.sizes) == 1
+
+
+def test_a_processor_s_want_of_memory_is_one_too() -> None:
+    class Small(OnlySo):
+        def forward(self, batch: Any) -> torch.Tensor:
+            if len(batch["pair"][0]) > 2:
+                torch.empty(2**60, dtype=torch.uint8)
+            return super().forward(batch)
+
+    teacher = Small(100)
+    assert len(encode_backing_off(teacher, teacher.collate([1, 2, 3, 4, 5]))) == 5
+    assert max(teacher.sizes) == 2
+
+
+def test_the_largest_batch_is_fixed_without_a_gpu_and_else_found() -> None:
+    teacher = OnlySo(100)
+    fixed = {"image": 64, "text": 128}[teacher.modality]
+    assert batch_size(teacher, Extract()) == fixed
+    assert batch_size(teacher, Extract(image_batch=7, text_batch=7)) == 7
+    assert teacher.sizes == [], "nothing is tried on a processor"
+    for most, limit, found in ((100, 1024, 32), (100, 16, 16), (1, 64, 1), (10_000, 1024, 1024)):
+        teacher.most = most
+        assert largest_batch(teacher, [1, 2], limit) == found, "twice as much fits too"
 
 
 def test_minilm_is_checked_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,6 +559,12 @@ def test_a_user_s_own_teacher_plugs_in_by_name() -> None:
         ("tiny_teachers:nothing", "has nothing callable named 'nothing'"),
         ("tiny_teachers:not_a_teacher", "returned a str, expected a pipeline.teachers.Teacher"),
         ("sentence-transformers:/nowhere/model", "could not be loaded"),
+        ("timm:resnet5O", "timm has no model 'resnet5O'. Nearest: resnet50"),
+        ("timm:resnet50.nothing_in1k", "timm has no weights 'resnet50.nothing_in1k'. There are: resnet50."),
+        ("open-clip:ViT-B-23/openai", "open_clip has no model 'ViT-B-23'. Nearest: ViT-B-"),
+        ("open-clip:ViT-B-32", "open-clip:ViT-B-32 has no weights. Name those of open_clip: open-clip:ViT-B-32/"),
+        ("open-clip:ViT-B-32/laion3b", "open_clip has no weights 'laion3b' of ViT-B-32. There are: openai, "),
+        ("open-clip:ViT-B-32/./absent.pt", "The weights ./absent.pt of open-clip:ViT-B-32/./absent.pt do not exist."),
     ],
 )
 def test_unknown_teachers_are_explained(spec: str, message: str) -> None:

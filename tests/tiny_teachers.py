@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import os
+import signal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -69,3 +71,48 @@ class Imprecise(MeanColour):
 
 def imprecise(weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]) -> Teacher:
     return Imprecise(spec="tiny_teachers:imprecise", dim=3, precision=precision, device=device, identity=weights)
+
+
+class Counting(Length):
+    """A teacher that remembers how many texts it was given."""
+
+    seen: ClassVar[list[int]] = []
+
+    def length(self, prepared: Tensor) -> int:
+        return int(prepared.sum())
+
+    def forward(self, batch: Tensor) -> Tensor:
+        self.seen.append(len(batch))
+        return batch
+
+
+def counting(weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]) -> Teacher:
+    return Counting(spec="tiny_teachers:counting", dim=26, precision=precision, device=device, identity=weights)
+
+
+class Small(MeanColour):
+    """A teacher on a device that holds eleven pictures."""
+
+    seen: ClassVar[list[int]] = []
+
+    def forward(self, batch: Tensor) -> Tensor:
+        if len(batch) > 11:
+            raise torch.OutOfMemoryError("no more than eleven")
+        self.seen.append(len(batch))
+        return super().forward(batch)
+
+
+def small(weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]) -> Teacher:
+    return Small(spec="tiny_teachers:small", dim=3, precision=precision, device=device, identity=weights)
+
+
+class Fatal(MeanColour):
+    """A teacher whose process dies."""
+
+    def forward(self, batch: Tensor) -> Tensor:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return batch
+
+
+def fatal(weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]) -> Teacher:
+    return Fatal(spec="tiny_teachers:fatal", dim=3, precision=precision, device=device, identity=weights)

@@ -89,7 +89,7 @@ def _claim(folder: Path, parameters: TrainParameters, store: Store, overwrite: b
 
 
 def _slugs(parameters: TrainParameters) -> tuple[str, str]:
-    return teacher_slug(parameters.teachers.image), teacher_slug(parameters.teachers.text)
+    return teacher_slug(parameters.teachers.image, "image"), teacher_slug(parameters.teachers.text, "text")
 
 
 def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:

@@ -67,7 +67,7 @@ class Training:
         set_seed(_seed(self._settings.seed, 0))
         self.model = AlignedModel(load_student(parameters.student.model))
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions run faster so
-        slugs = (teacher_slug(parameters.teachers.image), teacher_slug(parameters.teachers.text))
+        slugs = (teacher_slug(parameters.teachers.image, "image"), teacher_slug(parameters.teachers.text, "text"))
         self._join = Join(store, "train", slugs, accelerator.device, self._settings.device_table_gib)
         self._stream = _stream(store, self._settings, self._join)
         self.loader = _loader(store, self.model, self._stream, self._join, self._settings, accelerator)

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.sources.base import BadRecord, ImageFile, Record, Rejected
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.sources.base import BadRecord, Folder, ImageFile, Record, Rejected
 from stores.digests import file_digest
 from stores.errors import SourceError
 
@@ -84,7 +86,7 @@ def _karpathy_record(root: Path, number: int, entry: dict[str, Any]) -> Record |
         return _bad(source_id, f"images[{number}] has a name or caption that is not text")
     # People point at the folder above Karpathy's `filepath` or at the images themselves.
     inner = f"{folder}/{name}" if folder and (root / folder).is_dir() else name
-    return _record(source_id, captions, ImageFile(root, inner))
+    return _record(source_id, captions, ImageFile(Folder(LocalFileSystem(), str(root.resolve())), inner))
 
 
 def coco_source(files: dict[str, Path], contents: dict[str, dict[str, Any]], images: Path | None) -> AnnotationSource:
@@ -113,7 +115,9 @@ def _coco_record(root: Path, number: int, entry: Any, captions: dict[Any, list[A
     texts = captions.get(key, [])
     if not isinstance(name, str) or not all(isinstance(text, str) for text in texts):
         return _bad(str(key), f"images[{number}] has a file name or caption that is not text")
-    return _record(str(key), tuple(texts), ImageFile(root, _locate(root, name)))
+    return _record(
+        str(key), tuple(texts), ImageFile(Folder(LocalFileSystem(), str(root.resolve())), _locate(root, name))
+    )
 
 
 def _locate(root: Path, name: str) -> str:

@@ -6,24 +6,36 @@ import re
 from typing import Final
 
 from pipeline.teachers.base import Teacher
+from pipeline.teachers.card import TeacherCard, TeacherSpec
 from stores.errors import TeacherError
 from stores.hardware import resolve_device, resolve_precision
+from stores.manifest import Modality
 from stores.parameters import Precision
 from stores.plugins import import_factory
 
-__all__ = ["Teacher", "load_teacher"]
+__all__ = ["Teacher", "TeacherCard", "TeacherSpec", "load_teacher"]
 
 FAMILIES: Final = (
     "hog-color",
     "minilm",
     "unicom:<ViT-B/32, ViT-B/16, ViT-L/14 or ViT-L/14@336px>",
     "sentence-transformers:<hub name or folder>",
+    "timm:<model>",
+    "open-clip:<model>/<pretrained>",
     "package.module:factory",
 )
 
 
-def load_teacher(spec: str, weights: str | None = None, device: str = "auto", precision: Precision = "auto") -> Teacher:
+def load_teacher(
+    spec: str,
+    weights: str | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+    modality: Modality | None = None,
+) -> Teacher:
     """Load the teacher that `spec` (`family:name`) names.
+
+    `modality` chooses the tower of an open-clip model (the image tower if it is None); other families have but one.
 
     A `package.module:factory` is called with the keywords `weights`, `device` and `precision` (resolved), and returns
     a `Teacher`.
@@ -54,6 +66,14 @@ def load_teacher(spec: str, weights: str | None = None, device: str = "auto", pr
             from pipeline.teachers.unicom import UnicomTeacher
 
             return UnicomTeacher(name, weights, where, how)
+        case "timm":
+            from pipeline.teachers.timm_images import TimmTeacher
+
+            return TimmTeacher(name, weights, where, how)
+        case "open-clip":
+            from pipeline.teachers.open_clip_towers import open_clip_teacher
+
+            return open_clip_teacher(name, weights, where, how, modality or "image")
     if not re.fullmatch(r"[\w.]+:\w+", spec):
         raise TeacherError(f"No teacher is called {spec!r}. Known: {'; '.join(FAMILIES)}.")
     teacher = import_factory(spec, TeacherError)(weights=weights, device=where, precision=how)

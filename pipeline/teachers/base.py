@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
 
 from stores.digests import value_digest
+from stores.errors import TeacherError
+from stores.images import DECODING
 from stores.layout import teacher_slug
 from stores.manifest import Modality
 
@@ -35,15 +40,26 @@ class Teacher(ABC):
         self.dim = dim
         self.precision = precision
         self.device = device
-        self.slug = teacher_slug(spec)
-        self.fingerprint = value_digest([spec, precision, identity])
+        self.slug = teacher_slug(spec, self.modality)
+        decoding = DECODING if self.modality == "image" else None
+        self.fingerprint = value_digest([spec, precision, identity, decoding])
+        self.backed_off = False
+        """Whether a batch was ever too large for the memory; it is said the first time."""
 
     @abstractmethod
     def preprocess(self, item: Any) -> Any:
         """Turn one input (an RGB PIL image, or a text) into what `collate` stacks; runs beside the model."""
 
+    def prepare(self, items: list[Any]) -> list[Any]:
+        """Preprocess many inputs at once; a text teacher tokenises them together."""
+        return [self.preprocess(item) for item in items]
+
+    def length(self, prepared: Any) -> int:
+        """Return the length of a preprocessed item, in tokens: batches are made of items of like length."""
+        return 0
+
     def collate(self, items: list[Any]) -> Any:
-        """Make a batch of preprocessed items: for images a stacked tensor."""
+        """Make a batch of preprocessed items: for images a stacked tensor, for texts padded to the longest."""
         return torch.stack(items)
 
     @abstractmethod
@@ -71,3 +87,39 @@ def weights_digest(module: nn.Module) -> str:
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def feature_dim(forward: Callable[[Tensor], Tensor], example: Tensor, spec: str) -> int:
+    """Return the size D of the features of a batch of one.
+
+    Raises:
+        TeacherError: the model gives something else than one vector an input.
+    """
+    with torch.inference_mode():
+        features = forward(example)
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        found = f"the shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
+        raise TeacherError(f"{spec} gives {found} for one input, expected (1, D): one vector. It cannot be a teacher.")
+    return features.shape[1]
+
+
+def weights_file(path: str, spec: str) -> Path:
+    """Return the path of a local weights file.
+
+    Raises:
+        TeacherError: there is no such file.
+    """
+    if not Path(path).is_file():
+        raise TeacherError(f"The weights {path} of {spec} do not exist. Name a file.")
+    return Path(path)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the names among `known` that come nearest to `name`, for an error's message."""
+    return ", ".join(get_close_matches(name, list(known), n=5, cutoff=0.4)) or "nothing alike"
+
+
+def shortened(error: Exception, limit: int = 400) -> str:
+    """Return an error's text, cut to what a person reads."""
+    text = str(error)
+    return text if len(text) <= limit else text[:limit] + " …"

@@ -11,7 +11,8 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from pipeline.teachers.base import Teacher, weights_digest
+from pipeline.teachers.base import Teacher, shortened, weights_digest
+from pipeline.teachers.tokens import bulk_tokens
 from stores.digests import file_digest
 from stores.errors import TeacherError
 
@@ -20,7 +21,10 @@ MINILM_SHA256: Final = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fa
 
 
 class SentenceTeacher(Teacher):
-    """A sentence-transformers model, from its hub by name or from a folder."""
+    """A sentence-transformers model, from its hub by name or from a folder.
+
+    A model whose batches are not padded tokens (static embeddings, a bag of words …) takes its texts as they are.
+    """
 
     modality = "text"
 
@@ -28,28 +32,45 @@ class SentenceTeacher(Teacher):
         self, name: str, device: torch.device, precision: Literal["fp32", "bf16"], spec: str | None = None
     ) -> None:
         self._model = _load(name, device)
+        spec = spec or f"sentence-transformers:{name}"
         dim = self._model.get_embedding_dimension()
         if dim is None:
             raise TeacherError(
                 f"The sentence-transformers model {name} does not say its embedding size; it cannot be a teacher."
             )
-        identity = [weights_digest(self._model), repr(self._model), self._model.max_seq_length]
-        super().__init__(
-            spec=spec or f"sentence-transformers:{name}", dim=dim, precision=precision, device=device, identity=identity
-        )
+        # What SentenceTransformer.encode prepends when no other prompt is asked for.
+        self._prompt: str | None = self._model.prompts.get(self._model.default_prompt_name or "")
+        identity = [weights_digest(self._model), repr(self._model), self._model.max_seq_length, self._prompt]
+        try:
+            self._tokens = bulk_tokens(self._model, self._prompt)
+        except Exception as error:  # whatever a foreign tokenizer or module raises
+            raise TeacherError(f"{spec} cannot prepare two texts as a batch: {shortened(error)}") from None
+        super().__init__(spec=spec, dim=dim, precision=precision, device=device, identity=identity)
 
-    def preprocess(self, item: str) -> str:
-        """Return the text as it is: the model tokenises batches."""
-        return item
+    def preprocess(self, item: str) -> Any:
+        """Return the text's tokens: (N, L) int32, see `tokens`."""
+        return self.prepare([item])[0]
 
-    def collate(self, items: list[str]) -> list[str]:
-        return items
+    def prepare(self, items: list[str]) -> list[Any]:
+        """Return each text's tokens: (N, L) int32, see `tokens`."""
+        return self._tokens.prepare(items) if self._tokens else items
 
-    def forward(self, batch: list[str]) -> Tensor:
-        inputs: dict[str, Any] = self._model.preprocess(batch)
-        moved = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    def length(self, prepared: Any) -> int:
+        """Return the number of tokens, or of characters where the model takes texts as they are."""
+        return len(prepared) if isinstance(prepared, str) else int(prepared.shape[1])
+
+    def collate(self, items: list[Any]) -> Any:
+        """Return the model's features, padded to the longest of the batch."""
+        return self._tokens.collate(items) if self._tokens else items
+
+    def forward(self, batch: Any) -> Tensor:
+        inputs = batch if self._tokens else self._model.preprocess(batch, prompt=self._prompt)
+        moved = {
+            name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in inputs.items()
+        }
         features: Tensor = self._model(moved)["sentence_embedding"]
-        return features
+        return features[:, : self.dim]  # a model may say that only its first dimensions are to be kept
 
 
 def minilm(device: torch.device, precision: Literal["fp32", "bf16"]) -> SentenceTeacher:
@@ -80,6 +101,6 @@ def _load(name: str, device: torch.device) -> SentenceTransformer:
         ).eval()
     except Exception as error:  # its libraries have no common base for what an absent or broken model raises
         raise TeacherError(
-            f"The sentence-transformers model {name!r} could not be loaded: {str(error)[:300]} "
+            f"The sentence-transformers model {name!r} could not be loaded: {shortened(error)} "
             f"Name a model of its hub (this machine must reach it once) or a folder that holds one."
         ) from None

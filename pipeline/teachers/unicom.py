@@ -18,7 +18,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from pipeline.teachers.base import Teacher, weights_digest
+from pipeline.teachers.base import Teacher, shortened, weights_digest, weights_file
 from stores.errors import TeacherError
 
 RELEASES: Final = "https://github.com/deepglint/unicom/releases/download"
@@ -100,7 +100,7 @@ class UnicomTeacher(Teacher):
     ) -> None:
         model = _model(name)
         network = UnicomViT(model)
-        path = Path(weights) if weights else _download(name, model)
+        path = weights_file(weights, f"unicom:{name}") if weights else _download(name, model)
         _load_strictly(network, path, name)
         self._network = network.eval().to(device)
         self._transform = v2.Compose(
@@ -157,14 +157,8 @@ def _load_strictly(network: UnicomViT, path: Path, name: str) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(state, strict=True)
-    except FileNotFoundError:
-        raise TeacherError(f"The weights {path} of unicom:{name} do not exist.") from None
     except Exception as error:
         # torch.load has no common base for what a foreign or broken file makes it raise.
         raise TeacherError(
-            f"{path} is not a checkpoint of unicom:{name} in Unicom's key layout: {_shortened(str(error))}"
+            f"{path} is not a checkpoint of unicom:{name} in Unicom's key layout: {shortened(error)}"
         ) from None
-
-
-def _shortened(text: str, limit: int = 400) -> str:
-    return text if len(text) <= limit else text[:limit] + " …"

@@ -1,0 +1,184 @@
+"""An encoder: one teacher on one device, over the windows that it is given.
+
+Images are decoded by worker processes beside the model; texts are tokenised once, on a thread, and batched by their
+lengths, so that batches hold little padding. While a window is encoded, the next one is already being prepared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.batch_size import encode_backing_off, first_rows
+from pipeline.encode.windows import Window
+from pipeline.teachers import Teacher
+from pipeline.teachers.base import MIN_COSINE
+from stores import Shard, tables
+from stores.commands import leave_interrupts_to_the_parent
+from stores.console import console
+from stores.images import Images, decode_rgb
+from stores.layout import Layout
+
+_PREFETCH: Final = 4
+_TOKENISED_TOGETHER: Final = 1024
+_CHECKED_ROWS: Final = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """The features of a window's pending rows that are the first of their content."""
+
+    rows: NDArray[np.int64]
+    """(n,) ascending."""
+    features: NDArray[np.float16]
+    """(n, dim), L2-normalised; zero where the row could not be encoded."""
+    valid: NDArray[np.bool_]
+    """(n,)"""
+
+
+Batch = tuple[NDArray[np.int64], Any, NDArray[np.int64]]
+"""Rows, their collated inputs (None without rows), and the rows that could not be decoded."""
+
+
+class Encoder:
+    """Encodes windows of a store with one teacher."""
+
+    def __init__(
+        self, teacher: Teacher, layout: Layout, shards: Sequence[Shard], batch_size: int, workers: int
+    ) -> None:
+        self._teacher = teacher
+        self._layout = layout
+        self._batch_size = batch_size
+        self._workers = workers
+        self._images = _ImageRows(Images(layout, shards), teacher)
+
+    def encode(self, windows: Iterable[Window], advance: Callable[[int], None]) -> Iterator[Encoded]:
+        """Yield what each window asks for, in order, calling `advance` with the rows done."""
+        with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as beside:
+            for window, batches in _one_ahead((window, self._start(window, beside)) for window in windows):
+                yield self._encode(window, batches, advance)
+
+    def _start(self, window: Window, beside: ThreadPoolExecutor) -> Iterator[Batch]:
+        """Begin to prepare a window's batches beside the model."""
+        rows = window.rows(self._teacher.modality)
+        own = window.firsts == rows
+        unique, wanted = rows[own], window.pending[own]
+        if self._teacher.modality == "image":
+            return self._image_batches(unique, wanted)
+        prepared = beside.submit(self._prepared_texts, unique)
+        return self._text_batches(unique, wanted, prepared.result)
+
+    def _image_batches(self, rows: NDArray[np.int64], wanted: NDArray[np.bool_]) -> Iterator[Batch]:
+        starts = range(0, len(rows), self._batch_size)
+        runs = [slice(start, start + self._batch_size) for start in starts]
+        batches = [rows[run].tolist() for run in runs if wanted[run].any()]
+        if not batches:
+            return iter(())
+        return iter(
+            DataLoader(
+                self._images,
+                batch_sampler=batches,
+                num_workers=min(self._workers, len(batches)),
+                collate_fn=self._images.collate,
+                worker_init_fn=leave_interrupts_to_the_parent,
+                pin_memory=self._teacher.device.type == "cuda",
+                prefetch_factor=_PREFETCH if self._workers else None,
+            )
+        )
+
+    def _prepared_texts(self, rows: NDArray[np.int64]) -> list[Any]:
+        table = tables.read_table(self._layout.captions, tables.CAPTIONS)
+        texts = table["text"].take(rows).to_pylist() if len(rows) else []
+        runs = (texts[start : start + _TOKENISED_TOGETHER] for start in range(0, len(texts), _TOKENISED_TOGETHER))
+        return [item for run in runs for item in self._teacher.prepare(run)]
+
+    def _text_batches(
+        self, rows: NDArray[np.int64], wanted: NDArray[np.bool_], prepared: Callable[[], list[Any]]
+    ) -> Iterator[Batch]:
+        items = prepared()
+        # The longest first: what does not fit into memory shows at once.
+        order = np.argsort([-self._teacher.length(item) for item in items], kind="stable")
+        for start in range(0, len(order), self._batch_size):
+            places = order[start : start + self._batch_size]
+            if wanted[places].any():
+                yield rows[places], self._teacher.collate([items[place] for place in places]), _NO_ROWS
+
+    def _encode(self, window: Window, batches: Iterator[Batch], advance: Callable[[int], None]) -> Encoded:
+        rows = window.rows(self._teacher.modality)
+        asked = rows[window.pending & (window.firsts == rows)]
+        features = np.zeros((len(asked), self._teacher.dim), np.float16)
+        valid = np.zeros(len(asked), bool)
+        advance(window.encoded - len(asked))
+        check = window.opening
+        for encoded, batch, failed in batches:
+            if len(encoded):
+                if check:
+                    _say_if_imprecise(self._teacher, batch)
+                    check = False
+                values = _normalised(encode_backing_off(self._teacher, batch))
+                kept = np.isin(encoded, asked, assume_unique=True)
+                places = np.searchsorted(asked, encoded[kept])
+                good = np.isfinite(values).all(axis=1) & values.any(axis=1)
+                features[places] = np.where(good[:, None], values, np.float16(0))[kept]
+                valid[places] = good[kept]
+            advance(int(np.isin(np.concatenate([encoded, failed]), asked, assume_unique=True).sum()))
+        return Encoded(rows=asked, features=features, valid=valid)
+
+
+_NO_ROWS: Final = np.empty(0, dtype=np.int64)
+
+
+def _normalised(features: Tensor) -> NDArray[np.float16]:
+    values: NDArray[np.float16] = torch.nn.functional.normalize(features, dim=1).to(torch.float16).cpu().numpy()
+    return values
+
+
+def _one_ahead(items: Iterable[Any]) -> Iterator[Any]:
+    """Yield each item after the next one has been begun."""
+    iterator = iter(items)
+    current = next(iterator, None)
+    while current is not None:
+        following = next(iterator, None)
+        yield current
+        current = following
+
+
+def _say_if_imprecise(teacher: Teacher, batch: Any) -> None:
+    # In fp32 a whole batch might not fit.
+    cosine = teacher.precision_cosine(first_rows(batch, _CHECKED_ROWS))
+    if cosine < MIN_COSINE:
+        console.print(
+            f"[yellow]Warning:[/] {teacher.spec} in {teacher.precision} strays from fp32: smallest cosine "
+            f"{cosine:.5f}, expected at least {MIN_COSINE}. Set extract.precision: fp32."
+        )
+
+
+class _ImageRows(Dataset[tuple[int, Any]]):
+    """Preprocessed images by row; None where one cannot be decoded."""
+
+    def __init__(self, images: Images, teacher: Teacher) -> None:
+        self._images, self._teacher = images, teacher
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, row: int) -> tuple[int, Any]:
+        try:
+            return row, self._teacher.preprocess(decode_rgb(self._images[row]))
+        except OSError:
+            return row, None
+
+    def collate(self, items: list[tuple[int, Any]]) -> Batch:
+        """Make a batch of what could be decoded."""
+        good = [(row, item) for row, item in items if item is not None]
+        failed = np.array([row for row, item in items if item is None], dtype=np.int64)
+        batch = self._teacher.collate([item for _, item in good]) if good else None
+        return np.array([row for row, _ in good], dtype=np.int64), batch, failed

@@ -1,0 +1,64 @@
+"""Engines: where windows are encoded. All take them in order and give them back in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+
+from pipeline.encode.encoder import Encoded
+from pipeline.encode.local import InProcess
+from pipeline.encode.processes import open_processes
+from pipeline.encode.windows import Window
+from pipeline.teachers import TeacherCard, TeacherSpec
+from stores import Shard
+from stores.layout import Layout
+from stores.parameters import Extract
+
+
+class Engine(Protocol):
+    """Encodes windows with one teacher."""
+
+    @property
+    def card(self) -> TeacherCard:
+        """What is known of the teacher."""
+
+    @property
+    def description(self) -> str:
+        """Where it runs, in a word or two."""
+
+    def encode(
+        self, windows: Iterator[Window], shards: Sequence[Shard], layout: Layout, advance: Callable[[int], None]
+    ) -> Iterator[Encoded]:
+        """Yield what each window asks for, in order, calling `advance` with the rows done since."""
+
+
+@contextmanager
+def open_engines(specs: Sequence[TeacherSpec], settings: Extract) -> Iterator[Sequence[Engine]]:
+    """Load teachers where `settings` say: in this process, in one process a device, or on a Ray cluster.
+
+    Raises:
+        TeacherError: a teacher cannot be loaded.
+        ParameterError: a device cannot be used, or Ray is not installed.
+    """
+    if settings.engine == "ray":
+        from pipeline.encode.ray_engine import open_ray
+
+        with open_ray(specs, settings) as engines:
+            yield engines
+        return
+    devices = device_names(settings.device)
+    if len(devices) == 1:
+        yield [InProcess(spec, settings, devices[0]) for spec in specs]
+        return
+    with open_processes(specs, settings, devices) as engines:
+        yield engines
+
+
+def device_names(device: str) -> list[str]:
+    """Return the devices that `extract.device` names: all GPUs for "auto", else what stands between the commas."""
+    if device == "auto" and (count := torch.cuda.device_count()) > 1:
+        return [f"cuda:{number}" for number in range(count)]
+    return [name.strip() for name in device.split(",")]

@@ -1,0 +1,50 @@
+"""Encode what is missing of one teacher's features, window by window, and write the parts."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from rich.progress import Progress
+
+from pipeline.encode.engine import Engine
+from pipeline.encode.parts import PartWriter
+from pipeline.encode.windows import Window, plan_windows
+from pipeline.first_seen import first_seen
+from stores import Shard
+from stores.layout import Layout
+from stores.parameters import Extract
+
+
+def extract_features(
+    engine: Engine,
+    shards: Sequence[Shard],
+    pending: Sequence[Shard],
+    layout: Layout,
+    settings: Extract,
+    progress: Progress,
+) -> None:
+    """Encode the rows of the `pending` ones among all `shards` with the engine's teacher and write their parts.
+
+    Raises:
+        TeacherError: a row does not fit into memory, or an encoding process is lost for good.
+    """
+    teacher = engine.card
+    total = sum(shard.rows(teacher.modality) for shard in pending)
+    title = f"{teacher.modality}s · {teacher.slug}"
+    task = progress.add_task(title, total=total, note=f"{teacher.precision}, {engine.description}")
+    writer = PartWriter(teacher, shards, layout)
+    planned: deque[Window] = deque()
+
+    def noted(windows: Iterator[Window]) -> Iterator[Window]:
+        for window in windows:
+            planned.append(window)
+            yield window
+
+    with first_seen(layout.root) as seen:
+        names = {shard.name for shard in pending}
+        windows = plan_windows(shards, names, teacher.modality, settings.window, layout, seen)
+        for encoded in engine.encode(noted(windows), shards, layout, lambda rows: progress.advance(task, rows)):
+            writer.write(planned.popleft(), encoded)
+            if writer.invalid:
+                progress.update(task, note=f"{writer.invalid:,} failed")

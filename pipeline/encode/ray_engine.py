@@ -1,0 +1,175 @@
+"""The engine on a Ray cluster: windows of shards are tasks of actors, each of which holds the teachers on one GPU.
+
+Where the cluster has no GPU, each CPU is an actor's. The store must lie where all machines see it under one path. Ray
+starts a lost actor again and repeats its tasks; results are taken in the order of windows, so the parts are those of
+the local engine.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+
+from pipeline.batch_size import batch_size
+from pipeline.encode.encoder import Encoded, Encoder
+from pipeline.encode.windows import Window
+from pipeline.teachers import TeacherCard, TeacherSpec
+from stores import ParameterError, Shard, TeacherError
+from stores.errors import CusaError
+from stores.layout import Layout
+from stores.parameters import Extract
+
+try:
+    import ray
+except ImportError:
+    raise ParameterError(
+        "extract.engine is ray, which is not installed. Install it: pip install 'cusa[ray]'."
+    ) from None
+
+_AT_ONCE: Final = 2
+"""Windows in one actor's hands: while one is encoded, the next is being decoded."""
+_AHEAD: Final = 8
+"""Windows an actor may be ahead of the slowest, in whose place results wait in Ray's object store."""
+_RESTARTS: Final = 10
+_PATIENCE: Final = 600.0
+"""Seconds in which the cluster must have started the actors."""
+
+
+class _Actor:
+    """Holds the teachers on one device."""
+
+    def __init__(self, specs: Sequence[TeacherSpec], settings: Extract, device: str) -> None:
+        self._settings = settings
+        if device == "cpu":
+            torch.set_num_threads(1)
+        self._fault: CusaError | None = None
+        try:
+            self._teachers = [spec.load(device, settings.precision) for spec in specs]
+        except CusaError as fault:
+            self._fault = fault
+
+    def describe(self) -> list[tuple[TeacherCard, int]] | CusaError:
+        """Return each teacher's card and batch size, or why they could not be loaded."""
+        if self._fault:
+            return self._fault
+        return [(TeacherCard.of(teacher), batch_size(teacher, self._settings)) for teacher in self._teachers]
+
+    def encode(self, number: int, store: tuple[Layout, Sequence[Shard], int], window: Window) -> Encoded | CusaError:
+        """Return what the window asks of teacher `number`."""
+        layout, shards, size = store
+        teacher = self._teachers[number]
+        workers = self._settings.workers if teacher.device.type == "cuda" else 0
+        try:
+            return next(Encoder(teacher, layout, shards, size, workers).encode([window], lambda rows: None))
+        except CusaError as fault:
+            return fault
+
+
+class RayEngine:
+    """Encodes on a Ray cluster with one of the actors' teachers."""
+
+    def __init__(self, actors: Sequence[Any], number: int, card: TeacherCard, size: int) -> None:
+        self._actors, self._number, self._batch_size = actors, number, size
+        self.card = card
+        self.description = f"Ray, {len(actors)} actor{'s' * (len(actors) > 1)}"
+
+    def encode(
+        self, windows: Iterator[Window], shards: Sequence[Shard], layout: Layout, advance: Callable[[int], None]
+    ) -> Iterator[Encoded]:
+        """Yield what each window asks for, in order."""
+        store = ray.put((Layout(layout.root.resolve()), tuple(shards), self._batch_size))
+        free = deque([actor for _ in range(_AT_ONCE) for actor in self._actors])
+        running: dict[Any, Any] = {}
+        ordered: deque[tuple[Any, int]] = deque()
+        for window in windows:
+            if not free:
+                (ready, *_), _ = ray.wait(list(running), num_returns=1)
+                free.append(running.pop(ready))
+            actor = free.popleft()
+            task = actor.encode.remote(self._number, store, window)
+            running[task] = actor
+            ordered.append((task, window.encoded))
+            while ordered[0][0] not in running or len(ordered) > _AHEAD * len(self._actors):
+                yield _taken(*ordered.popleft(), advance)
+        while ordered:
+            yield _taken(*ordered.popleft(), advance)
+
+
+@contextmanager
+def open_ray(specs: Sequence[TeacherSpec], settings: Extract) -> Iterator[list[RayEngine]]:
+    """Start the actors, on the cluster that RAY_ADDRESS or `ray start` names, or on one of this machine alone.
+
+    Raises:
+        TeacherError: a teacher cannot be loaded, or the actors do not start.
+    """
+    own = not ray.is_initialized()
+    if own:
+        ray.init(log_to_driver=False)
+    actors: list[Any] = []
+    try:
+        actors += _start(specs, settings)
+        yield _engines(actors, len(specs))
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+        if own:
+            ray.shutdown()
+
+
+def _start(specs: Sequence[TeacherSpec], settings: Extract) -> list[Any]:
+    resources = ray.cluster_resources()
+    on_gpu = settings.device != "cpu" and resources.get("GPU", 0) >= 1
+    count = int(resources.get("GPU" if on_gpu else "CPU", 1))
+    actor = ray.remote(
+        num_gpus=1 if on_gpu else 0,
+        num_cpus=1,
+        max_restarts=_RESTARTS,
+        max_task_retries=_RESTARTS,
+        max_concurrency=_AT_ONCE,
+    )(_Actor)
+    return [actor.remote(specs, settings, "cuda" if on_gpu else "cpu") for _ in range(count)]
+
+
+def _engines(actors: Sequence[Any], teachers: int) -> list[RayEngine]:
+    try:
+        described = ray.get([actor.describe.remote() for actor in actors], timeout=_PATIENCE)
+    except ray.exceptions.GetTimeoutError:
+        raise TeacherError(
+            f"The Ray cluster did not start {len(actors)} actors within {_PATIENCE:.0f} s; it offers "
+            f"{ray.available_resources()}. See `ray status`."
+        ) from None
+    except ray.exceptions.RayActorError as error:
+        raise TeacherError(f"The actors on the Ray cluster could not start: {error}") from None
+    for fault in described:
+        if isinstance(fault, CusaError):
+            raise fault
+    engines = []
+    for number in range(teachers):
+        cards, sizes = zip(*(teacher[number] for teacher in described), strict=True)
+        if len(set(cards)) > 1:
+            raise TeacherError(
+                f"The cluster's machines load {cards[0].spec} differently (fingerprints "
+                f"{', '.join(sorted({card.fingerprint[:12] for card in cards}))}). Give all the same weights and "
+                f"versions, and set extract.precision where their hardware differs."
+            )
+        engines.append(RayEngine(actors, number, cards[0], min(sizes)))
+    return engines
+
+
+def _taken(task: Any, rows: int, advance: Callable[[int], None]) -> Encoded:
+    try:
+        encoded = ray.get(task)
+    except ray.exceptions.RayActorError as error:
+        raise TeacherError(
+            f"An encoding actor was lost {_RESTARTS} times over ({error}). Run the same command again: finished parts "
+            f"are kept."
+        ) from None
+    if isinstance(encoded, CusaError):
+        raise encoded
+    advance(rows)
+    found: Encoded = encoded
+    return found

@@ -1,0 +1,98 @@
+"""Windows: runs of whole shards whose rows are planned together, with rows of equal content found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.first_seen import FirstSeen
+from stores import Shard, tables
+from stores.layout import Layout
+from stores.manifest import Modality
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Consecutive shards, and what of them is to be encoded; small enough to be sent to another machine."""
+
+    shards: tuple[Shard, ...]
+    firsts: NDArray[np.int64]
+    """(n,) for each row of the window, the store's first row of the same content: itself, or an earlier one."""
+    pending: NDArray[np.bool_]
+    """(n,) which rows belong to a shard whose part is to be written."""
+    opening: bool
+    """Whether it is the run's first, on which a teacher's precision is checked."""
+
+    def first_row(self, modality: Modality) -> int:
+        """Return the store's row at which the window begins."""
+        return self.shards[0].first_row(modality)
+
+    def rows(self, modality: Modality) -> NDArray[np.int64]:
+        """Return the store's rows of the window: (n,)."""
+        return self.first_row(modality) + np.arange(len(self.firsts))
+
+    @property
+    def encoded(self) -> int:
+        """How many rows an encoder is asked for."""
+        return int(self.pending.sum())
+
+
+def plan_windows(
+    shards: Sequence[Shard], pending: set[str], modality: Modality, size: int, layout: Layout, seen: FirstSeen
+) -> Iterator[Window]:
+    """Yield the windows that hold pending shards, in the order of rows.
+
+    Args:
+        shards: all shards of the store.
+        pending: the names of those whose parts are to be written.
+        modality: of the teacher.
+        size: how many rows a window holds at least, the last one excepted.
+        layout: the store.
+        seen: an empty map, to find equal contents by.
+    """
+    contents = _contents(layout, modality)
+    left = len(pending)
+    opening = True
+    number = 0
+    for run in _runs(shards, modality, size):
+        if not left:
+            return
+        firsts = np.concatenate(
+            [seen.rows(contents(number + k), shard.first_row(modality)) for k, shard in enumerate(run)]
+        )
+        number += len(run)
+        wanted = sum(shard.name in pending for shard in run)
+        if wanted:
+            mask = np.concatenate([np.full(shard.rows(modality), shard.name in pending) for shard in run])
+            yield Window(shards=tuple(run), firsts=firsts, pending=mask, opening=opening)
+            opening, left = False, left - wanted
+
+
+def _runs(shards: Iterable[Shard], modality: Modality, size: int) -> Iterator[list[Shard]]:
+    run: list[Shard] = []
+    for shard in shards:
+        run.append(shard)
+        if sum(member.rows(modality) for member in run) >= size:
+            yield run
+            run = []
+    if run:
+        yield run
+
+
+def _contents(layout: Layout, modality: Modality) -> Callable[[int], list[str]]:
+    """Return what gives the contents of a shard's rows by its number: the images' digests, or the texts."""
+    path, schema, column = (
+        (layout.samples, tables.SAMPLES, "image_sha256")
+        if modality == "image"
+        else (layout.captions, tables.CAPTIONS, "text")
+    )
+    reader = tables.open_batches(path, schema)
+
+    def contents(number: int) -> list[str]:
+        values: list[str] = reader.get_batch(number)[column].to_pylist()
+        return values
+
+    return contents

@@ -1,0 +1,62 @@
+"""Which row first had a content: a map on disk, since a hundred million digests are more than memory should hold."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+_DIGEST_BYTES: Final = 16
+_CACHE_KIB: Final = 16_384
+
+
+class FirstSeen:
+    """Remembers the first row of each content that it is shown; contents are told apart by 128 bits of BLAKE2b."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+
+    def rows(self, contents: Iterable[str | bytes], first: int) -> NDArray[np.int64]:
+        """Take contents (n,) at the rows `first`, `first` + 1, …; return for each the row at which it first came."""
+        digests = [hashlib.blake2b(_as_bytes(content), digest_size=_DIGEST_BYTES).digest() for content in contents]
+        rows = range(first, first + len(digests))
+        try:
+            added = self._database.executemany(
+                "INSERT OR IGNORE INTO seen VALUES (?, ?)", zip(digests, rows, strict=True)
+            )
+            if added.rowcount == len(digests):
+                return np.array(rows, dtype=np.int64)
+            ask, row_of = self._database.execute, "SELECT row FROM seen WHERE digest = ?"
+            return np.array([ask(row_of, (digest,)).fetchone()[0] for digest in digests], dtype=np.int64)
+        except sqlite3.OperationalError as error:
+            raise OSError(errno.ENOSPC, f"The list of what was seen cannot grow ({error})") from None
+
+
+@contextmanager
+def first_seen(folder: Path) -> Iterator[FirstSeen]:
+    """Yield an empty map whose file lies in `folder`, under a temporary name, and is removed afterwards."""
+    path = folder / f"first-seen.tmp-{os.getpid()}"
+    path.unlink(missing_ok=True)
+    try:
+        with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as database:
+            # It lives no longer than this process, so nothing of it needs to survive a crash.
+            for setting in ("journal_mode = OFF", "synchronous = OFF", f"cache_size = -{_CACHE_KIB}"):
+                database.execute(f"PRAGMA {setting}")
+            database.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY, row INTEGER NOT NULL) WITHOUT ROWID")
+            database.execute("BEGIN")
+            yield FirstSeen(database)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _as_bytes(content: str | bytes) -> bytes:
+    # A source's id may hold half of a surrogate pair, which has no UTF-8.
+    return content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content

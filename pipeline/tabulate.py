@@ -1,0 +1,84 @@
+"""The tables of a store: one row a sample, one row a caption, and what the source knows beyond its pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.shards import StoredSample, read_shard
+from pipeline.sources import Source
+from pipeline.sources.base import KnowsTruth
+from stores import Shard, tables
+from stores.layout import Layout
+
+
+def write_tables(shards: Sequence[Shard], layout: Layout) -> None:
+    """Write samples.arrow and captions.arrow from the shards, one batch of rows a shard."""
+    # Arrow's files hold one dictionary a column, so all names are in it from the first batch on.
+    splits = pa.array(dict.fromkeys(shard.split for shard in shards))
+    names = pa.array([shard.name for shard in shards])
+    with (
+        tables.table_writer(layout.samples, tables.SAMPLES) as samples,
+        tables.table_writer(layout.captions, tables.CAPTIONS) as captions,
+    ):
+        for number, shard in enumerate(shards):
+            stored = list(read_shard(layout.shard(shard.name)))
+            split = splits.index(shard.split).as_py()
+            codes = {"split": _repeated(split, len(stored), splits), "shard": _repeated(number, len(stored), names)}
+            samples.write_batch(pa.record_batch({**_sample_columns(shard, stored), **codes}, schema=tables.SAMPLES))
+            captions.write_batch(pa.record_batch(_caption_columns(shard, stored), schema=tables.CAPTIONS))
+
+
+def _repeated(code: int, count: int, names: pa.Array) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(np.full(count, code, dtype=np.int32)), names)
+
+
+def _sample_columns(shard: Shard, samples: Sequence[StoredSample]) -> dict[str, Any]:
+    counts = [len(sample.captions) for sample in samples]
+    same = ("key", "source_id", "image_sha256", "image_offset", "image_bytes", "width", "height", "label")
+    return {
+        **{name: [getattr(sample, name) for sample in samples] for name in same},
+        "caption_first": shard.first_caption + np.cumsum([0, *counts[:-1]]),
+        "caption_count": counts,
+    }
+
+
+def _caption_columns(shard: Shard, samples: Sequence[StoredSample]) -> dict[str, Any]:
+    rows = np.arange(shard.first_sample, shard.first_sample + len(samples))
+    return {
+        "text": [text for sample in samples for text in sample.captions],
+        "sample": np.repeat(rows, [len(sample.captions) for sample in samples]),
+    }
+
+
+def write_truth(source: Source, first_keys: dict[str, int], shards: Sequence[Shard], layout: Layout) -> None:
+    """Write what the source knows of relevance and similarity, in global rows, or remove what it no longer knows."""
+    if not isinstance(source, KnowsTruth):
+        for path in (layout.relevance, layout.caption_pairs):
+            path.unlink(missing_ok=True)
+        return
+    keys = pc.cast(tables.read_table(layout.samples, tables.SAMPLES)["key"], pa.int64()).to_numpy()
+    with (
+        tables.table_writer(layout.relevance, tables.RELEVANCE) as relevance,
+        tables.table_writer(layout.caption_pairs, tables.CAPTION_PAIRS) as pairs,
+    ):
+        for split, of_split in groupby(shards, key=lambda shard: shard.split):
+            run = list(of_split)
+            kept = keys[run[0].first_sample : run[-1].first_sample + run[-1].samples] - first_keys[split]
+            truth = source.truth(split, kept.tolist())
+            columns = {
+                "caption": truth.relevance[:, 0] + run[0].first_caption,
+                "sample": truth.relevance[:, 1] + run[0].first_sample,
+            }
+            relevance.write_batch(pa.record_batch(columns, schema=tables.RELEVANCE))
+            graded = {
+                "first": truth.caption_pairs[:, 0].astype(np.int64) + run[0].first_caption,
+                "second": truth.caption_pairs[:, 1].astype(np.int64) + run[0].first_caption,
+                "similarity": truth.caption_pairs[:, 2],
+            }
+            pairs.write_batch(pa.record_batch(graded, schema=tables.CAPTION_PAIRS))

@@ -1,0 +1,195 @@
+"""Encoding: equal contents once, batches that depend on nothing but the store, several processes, a Ray cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_teachers
+from conftest import content, small_scenes
+from PIL import Image
+
+from pipeline.extract import extract
+from stores import ExtractParameters, Store, TeacherError
+from stores.parameters import Data, Extract, Teachers
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def parameters(image: str = "tiny_teachers:mean_colour", text: str = "tiny_teachers:length", **settings: object):
+    scenes = small_scenes()
+    chosen = replace(scenes.extract, **settings)
+    return replace(scenes, teachers=Teachers(image=image, text=text), extract=chosen)
+
+
+@pytest.fixture
+def repeating(tmp_path: Path) -> Data:
+    """Ninety pictures in nine kinds, each with two captions of which there are thirty."""
+    for number in range(90):
+        Image.new("RGB", (8, 8), (20 * (number % 9), 50, 90)).save(tmp_path / f"{number}.png")
+    entries = [
+        {
+            "filename": f"{number}.png",
+            "split": "train" if number < 60 else "test",
+            "sentences": [{"raw": "abc" * (number % 30 + 1)}, {"raw": "de" * (number % 15 + 1)}],
+        }
+        for number in range(90)
+    ]
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps({"images": entries}))
+    return Data(source=str(path))
+
+
+@pytest.mark.parametrize("window", [1, 25, 10_000])
+def test_equal_contents_are_encoded_once_over_the_whole_store(repeating: Data, tmp_path: Path, window: int) -> None:
+    tiny_teachers.Counting.seen.clear()
+    tiny_teachers.Small.seen.clear()
+    given = ExtractParameters(
+        data=repeating,
+        teachers=Teachers(image="tiny_teachers:small", text="tiny_teachers:counting"),
+        extract=Extract(shard_size=7, workers=0, window=window, image_batch=4, text_batch=4),
+    )
+    extract(given, tmp_path / "store")
+    assert sum(tiny_teachers.Counting.seen) == 45
+    assert sum(tiny_teachers.Small.seen) == 9
+    store = Store.open(tmp_path / "store")
+    teacher = tiny_teachers.length(None, "cpu", "fp32")
+    texts = store.captions["text"].to_pylist()
+    expected = np.stack([teacher.preprocess(text).numpy() for text in texts])
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(store.features("tiny_teachers-counting").gather(np.arange(180)), expected, atol=1e-3)
+    colours = store.features("tiny_teachers-small").gather(np.arange(90))
+    digests = store.samples["image_sha256"].to_pylist()
+    assert len({(digest, row.tobytes()) for digest, row in zip(digests, colours, strict=True)}) == 9
+
+
+def test_texts_are_batched_by_length_over_shards(tmp_path: Path) -> None:
+    lengths: list[list[int]] = []
+
+    class Watching(tiny_teachers.Counting):
+        def collate(self, items: list) -> object:
+            lengths.append([self.length(item) for item in items])
+            return super().collate(items)
+
+    given = parameters(text="tiny_teachers:watching", shard_size=5, text_batch=10)
+    tiny_teachers.watching = lambda **named: Watching(  # type: ignore[attr-defined]
+        spec="tiny_teachers:watching", dim=26, precision="fp32", device=named["device"], identity=None
+    )
+    extract(given, tmp_path)
+    flat = [length for batch in lengths for length in batch]
+    assert flat == sorted(flat, reverse=True)
+    assert len(lengths) == -(-len(flat) // 10)
+
+
+@pytest.mark.parametrize("window", [20, 10_000])
+def test_parts_made_again_are_the_same_bytes(tmp_path: Path, window: int) -> None:
+    """With the real teachers, whose rounding depends on the batch: any of the parts may be lost."""
+    given = parameters("hog-color", "minilm", window=window, text_batch=16, image_batch=6)
+    extract(given, tmp_path)
+    whole = content(tmp_path)
+    parts = sorted(tmp_path.glob("features/*/*.h5"))
+    for lost in (parts[::2], parts[1::3], parts[:1]):
+        for path in lost:
+            path.unlink()
+        again = extract(given, tmp_path)
+        assert len(again.made) >= len(lost)
+        assert content(tmp_path) == whole
+
+
+def test_out_of_memory_halves_the_batch_and_loses_no_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_teachers.Small.seen.clear()
+    extract(parameters("tiny_teachers:small", image_batch=32), tmp_path / "small")
+    extract(parameters(image_batch=32), tmp_path / "whole")
+    small, whole = (Store.open(tmp_path / name) for name in ("small", "whole"))
+    rows = np.arange(80)
+    kept = small.features("tiny_teachers-small").gather(rows)
+    np.testing.assert_array_equal(kept, whole.features("tiny_teachers-mean_colour").gather(rows))
+    assert max(tiny_teachers.Small.seen) == 8
+    assert "memory" in capsys.readouterr().err
+
+
+def test_two_processes_make_the_same_store(tmp_path: Path) -> None:
+    for name, device in (("one", "cpu"), ("two", "cpu,cpu")):
+        extract(parameters("hog-color", "minilm", device=device, window=20, workers=1), tmp_path / name)
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+
+
+def test_a_process_that_dies_or_cannot_load_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TeacherError, match=r"encodes on cpu was lost \(exit code -9\)"):
+        extract(parameters("tiny_teachers:fatal", device="cpu,cpu", window=20), tmp_path)
+    with pytest.raises(TeacherError, match="has nothing callable named 'absent'"):
+        extract(parameters("tiny_teachers:absent", device="cpu,cpu"), tmp_path)
+    extract(parameters(window=20), tmp_path)
+    assert len(Store.open(tmp_path).samples) == 80
+
+
+def test_a_ray_cluster_makes_the_same_store_though_an_actor_is_lost(tmp_path: Path) -> None:
+    """Two actors on a real local cluster; one is killed while it works."""
+    pytest.importorskip("ray")
+    flags = [
+        "-S",
+        "data.scenes={train: 300, val: 20, test: 20}",
+        "-S",
+        "extract.shard_size=20",
+        "-S",
+        "extract.window=20",
+    ]
+    command = [sys.executable, "-c", "from pipeline.cli import main; main()", "--params", "/dev/null", *flags]
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "RAY_ADDRESS": "local"}
+    local = subprocess.run(
+        [*command, "--store", str(tmp_path / "local")],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert local.returncode == 0, local.stderr
+    store = tmp_path / "ray"
+    run = subprocess.Popen(
+        [*command, "--store", str(store), "-S", "extract.engine=ray"],
+        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    killed = _kill_an_actor(run, store / "features")
+    output, _ = run.communicate(timeout=300)
+    assert run.returncode == 0, output
+    assert killed
+    assert content(store) == content(tmp_path / "local")
+
+
+def _kill_an_actor(run: subprocess.Popen[str], features: Path) -> list[int]:
+    """Wait until parts appear, then kill one of the run's actor processes."""
+    deadline = time.monotonic() + 200
+    while run.poll() is None and time.monotonic() < deadline:
+        actors = [
+            int(path.parent.name)
+            for path in Path("/proc").glob("[0-9]*/cmdline")
+            if b"ray::_Actor" in _read(path) and _belongs(int(path.parent.name), run.pid)
+        ]
+        if len(actors) >= 2 and list(features.glob("*/*.h5")):
+            os.kill(actors[0], signal.SIGKILL)
+            return actors[:1]
+        time.sleep(0.02)
+    return []
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _belongs(process: int, ancestor: int) -> bool:
+    while process > 1 and process != ancestor:
+        fields = _read(Path(f"/proc/{process}/stat")).rpartition(b")")[2].split()
+        process = int(fields[1]) if fields else 0
+    return process == ancestor

@@ -1,0 +1,179 @@
+"""Killed, crowded, cut off or written to at the same time: a store loses nothing, and takes nothing half for whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import content, small_scenes
+from interrupted import finish, kill_until_whole, start
+from PIL import Image
+
+from pipeline.extract import extract
+from stores import CusaError, ExtractParameters, Store, StoreError
+from stores.commands import resumable
+from stores.layout import Layout
+from stores.lock import write_lock
+from stores.parameters import Data, Extract, Teachers
+
+TINY = ["--image-teacher", "tiny_teachers:mean_colour", "--text-teacher", "tiny_teachers:length"]
+
+
+def small(**settings: Any) -> ExtractParameters:
+    given = small_scenes()
+    teachers = Teachers(image="tiny_teachers:mean_colour", text="tiny_teachers:length")
+    return replace(given, teachers=teachers, extract=replace(given.extract, **settings))
+
+
+def test_killed_at_eight_moments_the_store_is_byte_identical(tmp_path: Path) -> None:
+    scenes = [
+        "-S",
+        "data.scenes={train: 900, val: 50, test: 50}",
+        "-S",
+        "extract.shard_size=50",
+        "-S",
+        "extract.window=50",
+    ]
+    whole, cut = kill_until_whole(tmp_path, 8, *TINY, *scenes)
+    assert content(cut) == content(whole)
+    assert len(Store.open(cut).samples) == 1000
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 300 KB; the test is skipped where one cannot be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folder], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"needs the right to mount a small file system: {done.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def remount(disk: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", disk], check=True)
+
+
+def test_a_full_disk_is_one_message_and_nothing_half_is_taken_for_whole(disk: Path, tmp_path: Path) -> None:
+    """The disk grows by 60 KB until the store fits, so that it is full at one stage after another."""
+    stages = set()
+    for kilobytes in range(300, 4000, 60):
+        remount(disk, f"size={kilobytes}k")
+        try:
+            with resumable():
+                extract(small(), disk / "store")
+            break
+        except CusaError as error:
+            assert "No space left on device" in error.message
+            assert "What is finished is kept" in error.message
+        assert not Layout(disk / "store").manifest.exists()
+        stages.add(tuple(sorted({path.parent.name for path in (disk / "store").rglob("*") if path.is_file()})))
+    extract(small(), tmp_path / "roomy")
+    assert content(disk / "store") == content(tmp_path / "roomy")
+    assert len(stages) >= 3, stages
+
+
+def test_a_store_that_cannot_be_written_is_one_message(disk: Path) -> None:
+    remount(disk, "size=20m")
+    extract(small(), disk / "store")
+    before = content(disk)
+    remount(disk, "ro")
+    with pytest.raises(CusaError, match="Read-only file system"), resumable():
+        extract(small(), disk / "store")
+    with pytest.raises(StoreError, match="cannot be written: Read-only file system. Choose another with --store"):
+        extract(small(), disk / "other")
+    assert content(disk) == before
+
+
+def test_two_runs_at_once_on_one_store_are_kept_apart(tmp_path: Path) -> None:
+    extract(small(), tmp_path)
+    before = content(tmp_path)
+    with write_lock(Layout(tmp_path)):
+        second = start(tmp_path, *TINY)
+        _, errors = second.communicate(timeout=120)
+    assert second.returncode == 2
+    assert f"process {os.getpid()} on host {socket.gethostname()} holds store.lock" in " ".join(errors.split())
+    assert "Traceback" not in errors
+    assert content(tmp_path) == before
+
+
+def test_the_lock_of_a_dead_run_is_taken_over_but_another_machine_s_is_not(tmp_path: Path) -> None:
+    code = f"""
+import sys, time
+from pathlib import Path
+from stores.layout import Layout
+from stores.lock import write_lock
+with write_lock(Layout(Path({str(tmp_path)!r}))):
+    print("held", flush=True)
+    time.sleep(100)
+"""
+    extract(small(), tmp_path)
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate()
+    assert Layout(tmp_path).lock.exists()
+    extract(small(), tmp_path)
+    assert not Layout(tmp_path).lock.exists()
+    Layout(tmp_path).lock.write_text("17\nelsewhere\n")
+    with pytest.raises(
+        StoreError, match=r"process 17 on host elsewhere holds store\.lock.*If that machine has died, delete"
+    ):
+        extract(small(), tmp_path)
+
+
+def test_an_image_that_changes_after_it_was_read_shows_in_the_next_run(tmp_path: Path) -> None:
+    for number in range(6):
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    table = tmp_path / "pairs.csv"
+    table.write_text("image,caption\n" + "".join(f"{number}.png,picture {number}\n" for number in range(6)))
+    given = ExtractParameters(
+        data=Data(source=str(table)),
+        teachers=Teachers(image="tiny_teachers:mean_colour", text="tiny_teachers:length"),
+        extract=Extract(shard_size=3, workers=0),
+    )
+    extract(given, tmp_path / "store")
+    before = (tmp_path / "1.png").stat()
+    Image.new("RGB", (9, 9), (1, 7, 0)).save(tmp_path / "1.png")
+    assert (tmp_path / "1.png").stat().st_size == before.st_size
+    again = extract(given, tmp_path / "store")
+    assert set(again.made) >= {"shards/train-000000", "features/tiny_teachers-mean_colour/train-000000"}
+    assert "shards/train-000001" not in again.made
+    store = Store.open(tmp_path / "store")
+    assert store.images[1] == (tmp_path / "1.png").read_bytes()
+
+
+def test_what_was_rejected_is_tried_again_on_request(tmp_path: Path) -> None:
+    """A picture that could not be read for a moment; its file has the same size and time as before."""
+    for number in range(4):
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    table = tmp_path / "pairs.csv"
+    table.write_text("image,caption\n" + "".join(f"{number}.png,picture {number}\n" for number in range(4)))
+    flags = ["--source", str(table), *TINY, "-S", "data.max_bad_fraction=0.5", "-S", "extract.shard_size=2"]
+    good = (tmp_path / "2.png").read_bytes()
+    times = (tmp_path / "2.png").stat()
+    (tmp_path / "2.png").write_bytes(b"?" * len(good))
+    os.utime(tmp_path / "2.png", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert "unreadable-image 1" in finish(start(tmp_path / "store", *flags))
+    (tmp_path / "2.png").write_bytes(good)
+    os.utime(tmp_path / "2.png", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert "nothing to do" in finish(start(tmp_path / "store", *flags))
+    from click.testing import CliRunner
+    from pipeline.inspection.cli import main
+
+    done = CliRunner().invoke(main, ["retry", str(tmp_path / "store")])
+    assert done.exit_code == 0, done.output
+    assert "1 sample" in done.output
+    assert Store.open(tmp_path / "store").samples["source_id"].to_pylist() == ["0", "1", "2", "3"]
