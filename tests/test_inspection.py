@@ -289,9 +289,13 @@ def test_tables_that_disagree_are_found(copy: Path) -> None:
     owners = store.captions["sample"].to_numpy().copy()
     owners[90] += 1
     captions = {"text": store.captions["text"].to_pylist(), "sample": owners}
-    tables.write_table(layout.captions, tables.CAPTIONS, [captions])
     beyond = {"caption": np.array([0, 400]), "sample": np.array([0, 80])}
-    tables.write_table(layout.relevance, tables.RELEVANCE, [beyond])
+    for path, schema, columns in (
+        (layout.captions, tables.CAPTIONS, captions),
+        (layout.relevance, tables.RELEVANCE, beyond),
+    ):
+        with tables.table_writer(path, schema) as writer:
+            writer.write_table(pa.table(columns, schema=schema))
     files = {name: file_digest(copy / name) for name in store.manifest.files}
     write_manifest(replace(store.manifest, files=files), layout)
     result = run("verify", copy)

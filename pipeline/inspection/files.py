@@ -171,7 +171,7 @@ def strays(store: Store) -> Iterator[str]:
     """Yield a remark on each file in the store that nothing names."""
     manifest, layout = store.manifest, Layout(store.root)
     names = {shard.name for shard in manifest.shards}
-    fixed = {layout.mark, layout.manifest, *(layout.root / name for name in manifest.files)}
+    fixed = {layout.mark, layout.lock, layout.manifest, *(layout.root / name for name in manifest.files)}
     for path in sorted(layout.root.rglob("*")):
         if path.is_dir() or path in fixed:
             continue

@@ -44,7 +44,7 @@ def load_stored(store: Store, slug: str, weights: str | None = None) -> Teacher:
     stored = store.manifest.teachers[slug]
     if weights is None and is_default(store.manifest, slug):
         weights = _recorded(store.manifest, f"{stored.modality}_weights")
-    teacher = load_teacher(stored.spec, weights, precision=stored.precision)
+    teacher = load_teacher(stored.spec, weights, precision=stored.precision, modality=stored.modality)
     if teacher.fingerprint != stored.fingerprint:
         raise TeacherError(
             f"The teacher {stored.spec} that was loaded is not the one that made {store.root}/features/{slug}: "
@@ -57,7 +57,7 @@ def load_stored(store: Store, slug: str, weights: str | None = None) -> Teacher:
 
 def encode(teacher: Teacher, items: Sequence[Any]) -> NDArray[np.float32]:
     """Return the L2-normalised features of RGB pictures or texts: (n, dim) float32; a row that failed is all zero."""
-    batch = teacher.collate([teacher.preprocess(item) for item in items])
+    batch = teacher.collate(teacher.prepare(list(items)))
     features = torch.nn.functional.normalize(teacher.encode(batch).float(), dim=1).cpu().numpy()
     good = np.isfinite(features).all(axis=1)
     encoded: NDArray[np.float32] = np.where(good[:, None], features, np.float32(0))
