@@ -27,6 +27,10 @@ from stores.manifest import Shard, TeacherFeatures
 PART_FORMAT: Final = 1
 
 
+class PartFault(StoreError):
+    """A part must be made (again); the message says why in a few words."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PartOrigin:
     """What a part was made from; a part of another origin is stale."""
@@ -52,22 +56,38 @@ def write_part(path: Path, features: NDArray[np.float16], valid: NDArray[np.bool
 
 def part_fault(path: Path, rows: int, dim: int, origin: PartOrigin) -> str | None:
     """Return why the part must be made (again), or None if it is whole and of this origin."""
+    try:
+        read_part(path, rows, dim, origin)
+    except PartFault as fault:
+        return fault.message
+    return None
+
+
+def read_part(path: Path, rows: int, dim: int, origin: PartOrigin) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+    """Return the (rows, dim) features and (rows,) validity of a part, all of it checked.
+
+    Raises:
+        PartFault: it must be made (again).
+    """
     if not path.exists():
-        return "missing"
+        raise PartFault("missing")
     try:
         with h5py.File(path, "r") as file:
             features, valid = file["features"], file["valid"]
             if file.attrs["format"] != PART_FORMAT or features.chunks is not None:
-                return "other format"
+                raise PartFault("other format")
             if file.attrs["teacher_fingerprint"] != origin.teacher_fingerprint:
-                return "stale: other teacher"
+                raise PartFault("stale: other teacher")
             if file.attrs["shard_sha256"] != origin.shard_sha256:
-                return "stale: other shard"
+                raise PartFault("stale: other shard")
             if features.shape != (rows, dim) or features.dtype != np.float16 or valid.shape != (rows,):
-                return "damaged: other shape"
-            return None if file.attrs["checksum"] == _checksum(features[:], valid[:]) else "damaged: checksum"
+                raise PartFault("damaged: other shape")
+            held = features[:], valid[:].astype(bool, copy=False)
+            if file.attrs["checksum"] != _checksum(*held):
+                raise PartFault("damaged: checksum")
+            return held
     except (OSError, KeyError, RuntimeError, ValueError):
-        return "damaged: not readable as HDF5"
+        raise PartFault("damaged: not readable as HDF5") from None
 
 
 def _checksum(features: NDArray[np.float16], valid: NDArray[np.bool_]) -> str:

@@ -1,0 +1,108 @@
+"""cusa-store: a finished store from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stores.commands import resumable
+
+STORE = click.argument("store", type=click.Path(path_type=Path), default=Path("artifacts/store"))
+FILE = click.Path(path_type=Path)
+
+
+@click.group(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Look into a store, prove it whole, and find what its data set leaves out."""
+
+
+@main.command()
+@STORE
+@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
+def info(store: Path, as_json: bool) -> None:
+    """Say what is in STORE."""
+    # Imported late, as in every command here: the libraries behind them take seconds, a wrong flag should not.
+    from pipeline.inspection.info import describe, render, to_json
+    from pipeline.inspection.output import output
+
+    with resumable():
+        found = describe(store)
+        if as_json:
+            click.echo(to_json(found))
+        else:
+            output().print(*render(found), sep="\n")
+
+
+@main.command()
+@STORE
+@click.option("--deep", is_flag=True, help="Decode every image too, and encode a sample again.")
+@click.option("--sample", type=click.IntRange(min=0), default=64, help="Rows a teacher that --deep encodes again.")
+@click.option("--image-weights", help="Checkpoint of the image teacher, where it is not at the recorded place.")
+@click.option("--text-weights", help="Checkpoint of the text teacher, where it is not at the recorded place.")
+@click.pass_context
+def verify(
+    context: click.Context,
+    store: Path,
+    deep: bool,
+    sample: int,
+    image_weights: str | None,
+    text_weights: str | None,
+) -> None:
+    """Check all of STORE and change nothing. Exit code 1 says that something is damaged."""
+    from pipeline.inspection.output import output
+    from pipeline.inspection.verify import render, verify
+
+    with resumable():
+        report = verify(store, sample if deep else None, {"image": image_weights, "text": text_weights})
+        output().print(*render(report), sep="\n")
+    if not report.whole:
+        context.exit(1)
+
+
+@main.command()
+@STORE
+@click.option("--row", type=int, help="A row of the store.")
+@click.option("--text", help="A new text.")
+@click.option("--image", type=FILE, help="A new image.")
+@click.option("--modality", type=click.Choice(["image", "text"]), help="What --row counts; image if not said.")
+@click.option("--teacher", help="Folder name of a teacher; the one that the store was last made with if not said.")
+@click.option("--split", help="Where to search; the row's own, or the first split, if not said.")
+@click.option("-k", "count", type=click.IntRange(min=1), default=10, help="How many rows.")
+@click.option("--weights", help="Checkpoint of the teacher, where it is not at the recorded place.")
+def neighbours(
+    store: Path,
+    row: int | None,
+    text: str | None,
+    image: Path | None,
+    modality: str | None,
+    teacher: str | None,
+    split: str | None,
+    count: int,
+    weights: str | None,
+) -> None:
+    """Show the rows of STORE that are nearest to a row, a text or an image."""
+    if sum(given is not None for given in (row, text, image)) != 1:
+        raise click.UsageError("Name one of --row, --text and --image.")
+    from pipeline.inspection.neighbours import Query, neighbours, render
+    from pipeline.inspection.output import output
+
+    with resumable():
+        query = Query(row=row, text=text, image=image, modality=modality, teacher=teacher, split=split, weights=weights)
+        output().print(render(neighbours(store, query, count)))
+
+
+@main.command()
+@STORE
+@click.option("--split", default="train", help="Where to search.")
+@click.option("--count", type=click.IntRange(min=1), default=1000, help="How many pairs are listed.")
+@click.option("--neighbours", "width", type=click.IntRange(min=1), default=50, help="Near rows looked at for each row.")
+@click.option("--html", "shown", type=click.IntRange(min=0), default=100, help="Pairs shown on the page.")
+@click.option("--out", type=FILE, help="Folder of the results; missing-<split> beside the store if not said.")
+def missing(store: Path, split: str, count: int, width: int, shown: int, out: Path | None) -> None:
+    """List the pairs of STORE that belong together by its teachers, though its data set does not say so."""
+    from pipeline.inspection.missing import missing
+    from pipeline.inspection.output import output
+
+    with resumable():
+        output().print(missing(store, split=split, count=count, width=width, shown=shown, out=out))

@@ -1,0 +1,49 @@
+"""Single values of a mapped Arrow column, found by row without joining its chunks.
+
+A table of a large store has one chunk a shard. Arrow's own `take` and `slice` copy, or walk over all chunks, each time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+
+class Column:
+    """A column of a store's table; what is not asked for is never read."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._chunks = column.chunks
+        self._bounds = np.concatenate([[0], np.cumsum([len(chunk) for chunk in self._chunks])]).astype(np.int64)
+
+    def __len__(self) -> int:
+        return int(self._bounds[-1])
+
+    def numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the integers at `rows` (n,), in their order: (n,)."""
+        taken = np.empty(len(rows), dtype=np.int64)
+        owners = np.searchsorted(self._bounds, rows, side="right") - 1
+        for owner in np.unique(owners):
+            here = owners == owner
+            taken[here] = self._chunks[owner].to_numpy(zero_copy_only=False)[rows[here] - self._bounds[owner]]
+        return taken
+
+    def run(self, first: int, count: int) -> pa.Array:
+        """Return the `count` values from row `first`."""
+        pieces, last = [], first + count
+        owner = int(np.searchsorted(self._bounds, first, side="right")) - 1
+        while first < last:
+            start, end = int(self._bounds[owner]), min(last, int(self._bounds[owner + 1]))
+            pieces.append(self._chunks[owner].slice(first - start, end - first))
+            first, owner = end, owner + 1
+        return pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces or [self._empty()])
+
+    def values(self, rows: NDArray[np.int64]) -> list[Any]:
+        """Return the values at `rows` (n,) as Python objects, in their order; meant for few."""
+        return [self.run(int(row), 1)[0].as_py() for row in rows]
+
+    def _empty(self) -> pa.Array:
+        return self._chunks[0].slice(0, 0) if self._chunks else pa.array([])

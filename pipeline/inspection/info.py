@@ -1,0 +1,173 @@
+"""cusa-store info: what is in a store, by its manifest, its tables' heads and its indices' cards."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.filesize import decimal
+from rich.table import Table
+
+from pipeline.inspection.output import cell
+from stores import Manifest, Store, StoreError, tables
+from stores.layout import Layout
+
+_SCHEMAS = {
+    "samples.arrow": tables.SAMPLES,
+    "captions.arrow": tables.CAPTIONS,
+    "relevance.arrow": tables.RELEVANCE,
+    "caption_pairs.arrow": tables.CAPTION_PAIRS,
+}
+TRUTH = ("relevance.arrow", "caption_pairs.arrow")
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Return what the store at `path` holds, as plain values.
+
+    Raises:
+        StoreError: there is no finished store, or what is read of it is damaged.
+    """
+    store, layout = Store.open(path), Layout(path)
+    manifest = store.manifest
+    return {
+        "store": str(path),
+        "format_version": manifest.format_version,
+        "bytes": sum(_size(found) for found in path.rglob("*")),
+        "source": manifest.source,
+        "source_fingerprint": manifest.source_fingerprint,
+        "splits": [_split(manifest, split) for split in manifest.splits],
+        "teachers": [_teacher(manifest, slug, layout) for slug in manifest.teachers],
+        "indices": [_index(slug, split, layout) for slug, splits in manifest.indices.items() for split in splits],
+        "tables": [_table(layout.root / name) for name in manifest.files],
+        "truth": [name.removesuffix(".arrow") for name in TRUTH if name in manifest.files],
+        "quarantined": _quarantined(layout.quarantine),
+        "parameters": manifest.parameters,
+    }
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _split(manifest: Manifest, split: str) -> dict[str, Any]:
+    shards = [shard for shard in manifest.shards if shard.split == split]
+    return {
+        "split": split,
+        "samples": sum(shard.samples for shard in shards),
+        "captions": sum(shard.captions for shard in shards),
+        "shards": len(shards),
+        "bytes": sum(shard.bytes for shard in shards),
+    }
+
+
+def _teacher(manifest: Manifest, slug: str, layout: Layout) -> dict[str, Any]:
+    teacher = manifest.teachers[slug]
+    return {
+        "teacher": slug,
+        "spec": teacher.spec,
+        "modality": teacher.modality,
+        "dim": teacher.dim,
+        "precision": teacher.precision,
+        "rows": sum(shard.rows(teacher.modality) for shard in manifest.shards),
+        "invalid": teacher.invalid,
+        "bytes": sum(_size(layout.features(slug, name)) for name in teacher.parts),
+        "fingerprint": teacher.fingerprint,
+    }
+
+
+def _index(slug: str, split: str, layout: Layout) -> dict[str, Any]:
+    try:
+        card = json.loads(layout.index_card(slug, split).read_bytes())
+    except (OSError, ValueError):
+        card = None
+    card = card if isinstance(card, dict) else {}
+    return {
+        "teacher": slug,
+        "split": split,
+        "kind": card.get("kind"),
+        "rows": card.get("rows"),
+        "recall": {name: value for name, value in card.items() if "recall" in name},
+        "bytes": _size(layout.index(slug, split)),
+    }
+
+
+def _table(path: Path) -> dict[str, Any]:
+    schema = _SCHEMAS.get(path.name)
+    rows = tables.read_table(path, schema).num_rows if schema else None
+    return {"table": path.name, "rows": rows, "bytes": _size(path)}
+
+
+def _quarantined(path: Path) -> dict[str, dict[str, int]]:
+    """Count what was rejected, by reason, reading line by line."""
+    samples: Counter[str] = Counter()
+    captions: Counter[str] = Counter()
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                entry = json.loads(line)
+                (samples if entry.get("caption") is None else captions)[str(entry["reason"])] += 1
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise StoreError(f"{path} cannot be read ({error}). Run cusa-extract again: it repairs the store.") from None
+    return {"samples": dict(samples.most_common()), "captions": dict(captions.most_common())}
+
+
+def to_json(found: dict[str, Any]) -> str:
+    """Return what `describe` found as indented JSON."""
+    return json.dumps(found, indent=2, ensure_ascii=False)
+
+
+def render(found: dict[str, Any]) -> list[RenderableType]:
+    """Return what `describe` found as tables."""
+    splits = _listed(
+        "splits",
+        ("split", "samples", "captions", "shards", "size"),
+        ([s["split"], s["samples"], s["captions"], s["shards"], decimal(s["bytes"])] for s in found["splits"]),
+    )
+    teachers = _listed(
+        "teachers",
+        ("teacher", "spec", "modality", "dim", "precision", "rows", "invalid", "size", "fingerprint"),
+        ([*list(t.values())[:7], decimal(t["bytes"]), t["fingerprint"][:12]] for t in found["teachers"]),
+    )
+    indices = _listed(
+        "indices",
+        ("teacher", "split", "kind", "rows", "recall", "size"),
+        ([*list(i.values())[:4], _facts(i["recall"]), decimal(i["bytes"])] for i in found["indices"]),
+    )
+    held = _listed(
+        "tables",
+        ("table", "rows", "size"),
+        ([t["table"], t["rows"], decimal(t["bytes"])] for t in found["tables"]),
+    )
+    return [Group(table, "") for table in (_overview(found), splits, teachers, indices, held)]
+
+
+def _overview(found: dict[str, Any]) -> Table:
+    table = Table(title=f"store {found['store']}", show_header=False, title_justify="left")
+    quarantined = found["quarantined"]
+    table.add_row("source", cell(_facts(found["source"]), 400))
+    table.add_row("source fingerprint", found["source_fingerprint"][:12])
+    table.add_row("size", decimal(found["bytes"]))
+    table.add_row("truth", ", ".join(found["truth"]) or "none: the source knows only its own pairs")
+    for what in ("samples", "captions"):
+        table.add_row(f"{what} left out", cell(_facts(quarantined[what]) or "none"))
+    for section, values in found["parameters"].items():
+        table.add_row(f"parameters: {section}", cell(_facts(values) if isinstance(values, dict) else str(values), 800))
+    return table
+
+
+def _facts(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value:,}" if type(value) is int else f"{name} {value}" for name, value in values.items())
+
+
+def _listed(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    numbers = ("samples", "captions", "shards", "dim", "rows", "invalid", "size")
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left")
+    for row in rows:
+        table.add_row(*(f"{v:,}" if isinstance(v, int) else cell("–" if v is None else str(v)) for v in row))
+    return table

@@ -1,0 +1,125 @@
+"""The two files of cusa-store missing: the list as Parquet, and a page of pictures that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pipeline.inspection.columns import Column
+from pipeline.inspection.truth import Truth
+from stores import Store, StoreError
+from stores.atomic import atomic_path, write_text
+from stores.images import decode_rgb
+
+LIST_NAME: Final = "missing.parquet"
+PAGE_NAME: Final = "missing.html"
+THUMBNAIL: Final = 320
+"""Longest side of a picture on the page, in pixels."""
+_CAPTIONS_SHOWN: Final = 5
+
+LISTED: Final = pa.schema(
+    [
+        ("caption_row", pa.int64()),
+        ("caption", pa.large_string()),
+        ("sample_row", pa.int64()),
+        ("sample_source_id", pa.string()),
+        ("image_row", pa.int64()),
+        ("image_source_id", pa.string()),
+        ("nearest_caption_row", pa.int64()),
+        ("nearest_caption", pa.large_string()),
+        ("text_similarity", pa.float32()),
+        ("image_similarity", pa.float32()),
+        ("text_percentile", pa.float32()),
+        ("image_percentile", pa.float32()),
+        ("score", pa.float32()),
+        ("identical_caption", pa.bool_()),
+        ("identical_image", pa.bool_()),
+    ]
+)
+"""One row a pair: a caption of `sample_row`, and `image_row`, whose image it may describe as well."""
+_RELEVANT: Final = pa.field("relevant", pa.bool_())
+"""What the store's truth says of a pair; null where it says nothing."""
+
+
+def claim_folder(store: Path, folder: Path) -> Path:
+    """Return `folder` if the results may be written there.
+
+    Raises:
+        StoreError: it lies in the store, or holds what is not ours.
+    """
+    if folder.resolve().is_relative_to(store.resolve()):
+        raise StoreError(
+            f"{folder} lies in the store {store}, which this command never writes to. Choose another --out."
+        )
+    if folder.exists() and not _is_ours(folder):
+        raise StoreError(
+            f"{folder} holds something else than an earlier list of missing matches. Choose another --out."
+        )
+    return folder
+
+
+def _is_ours(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    if LIST_NAME not in names:
+        return not names
+    try:
+        columns = pq.read_schema(folder / LIST_NAME).names
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return names <= {LIST_NAME, PAGE_NAME} and columns == [*LISTED.names, _RELEVANT.name]
+
+
+def write_list(folder: Path, listed: pa.Table, truth: Truth | None) -> None:
+    """Write the pairs, and what the truth says of each, as Parquet."""
+    relevant = pa.nulls(len(listed), pa.bool_()) if truth is None else pa.array(truth.relevant)
+    with atomic_path(folder / LIST_NAME) as temporary:
+        pq.write_table(listed.append_column(_RELEVANT, relevant), temporary)
+
+
+def write_page(folder: Path, store: Store, split: str, listed: pa.Table, shown: int) -> int:
+    """Write the page of the first `shown` pairs; return how many there are."""
+    pairs = [_pair(store, row) for row in listed.slice(0, shown).to_pylist()]
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
+        PAGE_NAME
+    )
+    page = template.render(split=split, pairs=pairs, total=len(listed), thumbnail=THUMBNAIL)
+    # Half of a surrogate pair or a NUL is nothing that a page can hold.
+    write_text(folder / PAGE_NAME, page.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}"))
+    return len(pairs)
+
+
+def _pair(store: Store, row: dict[str, Any]) -> dict[str, Any]:
+    own = _sample(store, row["sample_row"], row["caption"])
+    return {**row, "own": own, "suggested": _sample(store, row["image_row"], row["nearest_caption"])}
+
+
+def _sample(store: Store, row: int, nearest: str) -> dict[str, Any]:
+    """Return a sample's picture and first captions, and the `nearest` one in any case."""
+    first, count = (int(store.samples[name][row].as_py()) for name in ("caption_first", "caption_count"))
+    captions = Column(store.captions["text"]).values(np.arange(first, first + min(count, _CAPTIONS_SHOWN)))
+    if nearest not in captions:
+        captions[-1] = nearest
+    return {"picture": _thumbnail(store.images[row]), "captions": captions, "more": count - len(captions)}
+
+
+def _thumbnail(data: bytes) -> str:
+    """Return an image file's bytes as a small JPEG in a data URI; empty where it cannot be decoded."""
+    try:
+        picture = decode_rgb(data)
+    except OSError:
+        return ""
+    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    small = io.BytesIO()
+    picture.save(small, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode("ascii")

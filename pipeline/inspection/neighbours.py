@@ -1,0 +1,164 @@
+"""cusa-store neighbours: the rows nearest to a row of the store, or to a new text or image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from pipeline.inspection.columns import Column
+from pipeline.inspection.output import cell
+from pipeline.inspection.rows import shard_of
+from pipeline.inspection.teachers import default_slug, encode, load_stored
+from stores import CusaError, Modality, Store, StoreError
+from stores.images import decode_rgb
+
+_CAPTIONS_SHOWN = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """What the neighbours of are wanted: one of a row, a text and an image; and by which teacher, in which split."""
+
+    row: int | None = None
+    text: str | None = None
+    image: Path | None = None
+    modality: str | None = None
+    teacher: str | None = None
+    split: str | None = None
+    weights: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbour:
+    """One near row, and the sample that it is of."""
+
+    row: int
+    similarity: float
+    sample: int
+    key: str
+    source_id: str
+    texts: tuple[str, ...]
+    """The caption of a caption row; the first captions of a sample row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbours:
+    """The rows nearest to a query, nearest first."""
+
+    teacher: str
+    modality: Modality
+    split: str
+    found: tuple[Neighbour, ...]
+
+
+def neighbours(path: Path, query: Query, count: int) -> Neighbours:
+    """Return the `count` rows nearest to the query in one split of the store at `path`.
+
+    Raises:
+        CusaError: the query, its teacher or its split cannot be had, or the teacher is not the stored one.
+    """
+    store = Store.open(path)
+    slug = _slug(store, query)
+    modality = store.manifest.teachers[slug].modality
+    vector = _vector(store, slug, query)
+    split = query.split or _split(store, modality, query.row)
+    store.rows(split, modality)
+    similarity, rows = (found[0] for found in store.index(slug, split).search(vector[None], count + 1))
+    # A row that the teacher failed on is all zero; it is near nothing.
+    kept = (rows >= 0) & (rows != (-1 if query.row is None else query.row))
+    kept[kept] = store.features(slug).gather(rows[kept]).any(axis=1)
+    found = _described(store, modality, rows[kept][:count], similarity[kept][:count])
+    return Neighbours(teacher=slug, modality=modality, split=split, found=found)
+
+
+def _slug(store: Store, query: Query) -> str:
+    """Return the folder name of the query's teacher, which must be of the query's modality."""
+    asked = query.modality if query.row is not None else "text" if query.text is not None else "image"
+    if query.row is None and query.modality not in (None, asked):
+        raise CusaError(
+            f"--modality {query.modality} was given with --{asked}. Leave it out: it says what --row counts."
+        )
+    if query.teacher is None:
+        return default_slug(store, cast(Modality, asked or "image"))
+    modality = store.features(query.teacher).modality
+    if asked not in (None, modality):
+        raise CusaError(f"{query.teacher} is a teacher of {modality}s, and the query is of {asked}s. Name another.")
+    return query.teacher
+
+
+def _vector(store: Store, slug: str, query: Query) -> NDArray[np.float32]:
+    """Return the query's feature: (dim,) float32."""
+    if query.row is not None:
+        vector: NDArray[np.float32] = store.features(slug).gather(np.array([query.row])).astype(np.float32)[0]
+        if not vector.any():
+            raise StoreError(f"{slug} could not encode row {query.row}, so nothing is near it. Ask for another row.")
+        return vector
+    item = _text(query.text) if query.text is not None else _picture(cast(Path, query.image))
+    encoded: NDArray[np.float32] = encode(load_stored(store, slug, query.weights), [item])[0]
+    if not encoded.any():
+        raise CusaError(f"{slug} could not encode this {'text' if query.text is not None else 'image'}. Try another.")
+    return encoded
+
+
+def _text(text: str) -> str:
+    if not text.strip():
+        raise CusaError("--text is empty; expected some words, such as --text 'a dog'.")
+    return text.strip()
+
+
+def _picture(path: Path) -> object:
+    try:
+        return decode_rgb(path.read_bytes())
+    except OSError as error:
+        raise CusaError(f"The image {path} cannot be read ({error.strerror or error}). Name an image file.") from None
+
+
+def _split(store: Store, modality: Modality, row: int | None) -> str:
+    """Return the split of `row`, or the first split."""
+    if row is None:
+        return store.manifest.splits[0]
+    return shard_of(store, modality, row).split
+
+
+def _described(
+    store: Store, modality: Modality, rows: NDArray[np.int64], similarity: NDArray[np.float32]
+) -> tuple[Neighbour, ...]:
+    texts, keys, ids = Column(store.captions["text"]), Column(store.samples["key"]), Column(store.samples["source_id"])
+    samples = rows if modality == "image" else Column(store.captions["sample"]).numbers(rows)
+    firsts, counts = (Column(store.samples[name]).numbers(samples) for name in ("caption_first", "caption_count"))
+    described = []
+    for place, sample in enumerate(samples.tolist()):
+        first, shown = int(firsts[place]), min(int(counts[place]), _CAPTIONS_SHOWN)
+        own = np.arange(first, first + shown) if modality == "image" else rows[place : place + 1]
+        described.append(
+            Neighbour(
+                row=int(rows[place]),
+                similarity=float(similarity[place]),
+                sample=sample,
+                key=keys.values(samples[place : place + 1])[0],
+                source_id=ids.values(samples[place : place + 1])[0],
+                texts=tuple(texts.values(own)),
+            )
+        )
+    return tuple(described)
+
+
+def render(near: Neighbours) -> Table:
+    """Return the neighbours as a table."""
+    what = "images" if near.modality == "image" else "captions"
+    table = Table(title=f"nearest {what} of {near.split}, by {near.teacher}", title_justify="left")
+    for column in ("rank", "similarity", "row", "sample"):
+        table.add_column(column, justify="right")
+    table.add_column("key")
+    table.add_column("source id", overflow="fold")
+    table.add_column("first captions" if near.modality == "image" else "caption", overflow="fold")
+    for rank, one in enumerate(near.found, 1):
+        numbers = (str(rank), f"{one.similarity:.4f}", str(one.row), str(one.sample))
+        texts = cell(" · ".join(one.texts), 200)
+        table.add_row(*numbers, cell(one.key), cell(one.source_id), texts)
+    return table

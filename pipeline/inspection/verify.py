@@ -1,0 +1,95 @@
+"""cusa-store verify: every claim that a store makes, held against its files. Nothing is changed.
+
+The checks run one after another, each over one kind of thing (files, shards, parts …) and one thing at a time, so that
+memory does not grow with the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from pipeline.inspection.checks import AGAIN, Check, Fault
+from pipeline.inspection.deep import deep_checks
+from pipeline.inspection.files import file_checks, strays
+from pipeline.inspection.output import cell
+from pipeline.inspection.rows import row_check
+from stores import Store, StoreError
+from stores.console import progress_bar
+from stores.layout import Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was checked, what is damaged, and what only deserves a remark."""
+
+    store: Path
+    checks: tuple[Check, ...]
+    remarks: tuple[str, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether everything holds."""
+        return not any(check.faults for check in self.checks)
+
+
+def verify(path: Path, sample: int | None = None, weights: Mapping[str, str | None] | None = None) -> Report:
+    """Check the store at `path`.
+
+    Args:
+        path: where it lies.
+        sample: how many rows of each teacher are encoded again; None leaves out the deep checks.
+        weights: checkpoints of the "image" and the "text" teacher, where they are not at the recorded place.
+
+    Raises:
+        StoreError: there is no finished store.
+        TeacherError: a deep check's teacher cannot be had.
+    """
+    try:
+        store = Store.open(path)
+    except StoreError as error:
+        if not Layout(path).manifest.exists():
+            raise
+        return Report(store=path, checks=(_broken_manifest(error),), remarks=())
+    remarks: list[str] = []
+    tables, *files = file_checks(store)
+    checks = [tables, row_check(store, tables), *files]
+    if sample is not None:
+        checks += deep_checks(store, sample, weights or {}, tables, remarks)
+    with progress_bar() as progress:
+        for check in checks:
+            task = progress.add_task(check.name, total=check.total, note="")
+            for faults in check.run(check):
+                check.counted += 1
+                check.faults += faults
+                progress.advance(task)
+                if faults:
+                    progress.update(task, note=f"{len(check.faults)} damaged")
+    return Report(store=path, checks=tuple(checks), remarks=(*remarks, *strays(store)))
+
+
+def _broken_manifest(error: StoreError) -> Check:
+    check = Check("manifest", 1, lambda _: iter(()))
+    check.counted = 1
+    check.faults.append(Fault("manifest.json", error.message, AGAIN))
+    return check
+
+
+def render(report: Report) -> list[RenderableType]:
+    """Return the report as tables: the checks with their counts, each fault, each remark, and a last word."""
+    checks = Table(title=f"store {report.store}", title_justify="left")
+    for column in ("check", "checked", "damaged"):
+        checks.add_column(column, justify="left" if column == "check" else "right")
+    checks.add_column("")
+    for check in report.checks:
+        checks.add_row(check.name, f"{check.counted:,}", f"{len(check.faults):,}", cell(check.note))
+    shown: list[RenderableType] = [checks]
+    faults = [fault for check in report.checks for fault in check.faults]
+    shown += [cell(f"Damaged: {fault.file}: {fault.found.rstrip('.')}. {fault.remedy}", 1000) for fault in faults]
+    shown += [cell(f"Remark: {remark}", 400) for remark in report.remarks]
+    shown.append(cell(f"{len(faults):,} things are damaged." if faults else "Everything holds."))
+    return shown
