@@ -80,8 +80,8 @@ def ingest(
         for plan in plan_shards(source, shard_size, data.max_pixels, seen):
             fingerprint = plan.fingerprint(readers)
             fault = shard_fault(plan.name, fingerprint, layout)
-            if fault is None and retry and read_receipt(layout.shard_receipt(plan.name)).quarantined:
-                fault = "retried"
+            if fault is None and _worth_another_try(plan.name, layout, every=retry, unfinished=before is None):
+                fault = "tried again: something was rejected"
             if fault:
                 layout.manifest.unlink(missing_ok=True)
                 tally.made[f"shards/{plan.name}"] = fault
@@ -94,6 +94,15 @@ def ingest(
                 progress.update(task, note=f"{tally.rejected.total():,} rejected")
     progress.update(task, total=tally.samples)
     return _finish(source, tally, layout, before)
+
+
+def _worth_another_try(name: str, layout: Layout, *, every: bool, unfinished: bool) -> bool:
+    """Tell whether a whole shard is made again for what was rejected from it: on request, or after a run that stopped.
+
+    After such a run only what could not be read counts, since the disk or the network may be to blame.
+    """
+    rejected = read_receipt(layout.shard_receipt(name)).quarantined if every or unfinished else ()
+    return any(every or entry.reason == "unreadable-file" for entry in rejected)
 
 
 def _finish(source: Source, tally: _Tally, layout: Layout, before: Manifest | None) -> Ingested:

@@ -226,7 +226,15 @@ def load_parameters(
             _set(values, name.split("."), value)
     for override in overrides:
         _set(values, *_parse(override))
-    where = str(path) if path else "parameters"
+    return recorded_parameters(kind, values, str(path) if path else "parameters")
+
+
+def recorded_parameters(kind: type[P], values: Mapping[str, Any], where: str) -> P:
+    """Return the sections of `kind` among plain `values`, such as `as_dict` gives; `where` names their place.
+
+    Raises:
+        ParameterError: a key or value is not one; the message names the nearest key.
+    """
     for section in values:
         if section not in SECTIONS:
             raise ParameterError(f"{where}: {section!r} is not a section.{_nearest(section, SECTIONS)}")

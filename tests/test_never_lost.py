@@ -182,5 +182,5 @@ def test_what_was_rejected_is_tried_again_on_request(tmp_path: Path) -> None:
     assert "nothing to do" in finish(start(tmp_path / "store", *flags))
     done = CliRunner().invoke(main, ["retry", str(tmp_path / "store")])
     assert done.exit_code == 0, done.output
-    assert "1 sample" in done.output
+    assert "1 were in quarantine, 0 still are; the store has 1 more sample." in done.output
     assert Store.open(tmp_path / "store").samples["source_id"].to_pylist() == ["0", "1", "2", "3"]

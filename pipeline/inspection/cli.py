@@ -62,6 +62,17 @@ def verify(
 
 @main.command()
 @STORE
+def retry(store: Path) -> None:
+    """Try again to take in what was quarantined of STORE, as its last run would."""
+    from pipeline.inspection.output import output
+    from pipeline.inspection.retry import retry
+
+    with resumable():
+        output().print(*retry(store), sep="\n")
+
+
+@main.command()
+@STORE
 @click.option("--row", type=int, help="A row of the store.")
 @click.option("--text", help="A new text.")
 @click.option("--image", type=FILE, help="A new image.")

@@ -1,0 +1,36 @@
+"""Take in what was quarantined, where the fault has passed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.table import Table
+
+from pipeline.extract import extract, summary
+from stores import ExtractParameters, Store
+from stores.layout import Layout
+from stores.parameters import recorded_parameters
+
+
+def retry(path: Path) -> tuple[Table, str]:
+    """Make the shards again from which something was rejected, with the parameters of the store's last run.
+
+    Returns:
+        The summary of the store as it now is, and a sentence on what came back.
+
+    Raises:
+        CusaError: there is no finished store, or its source or teachers cannot be used.
+    """
+    store = Store.open(path)
+    before, samples = _quarantined(path), len(store.samples)
+    parameters = recorded_parameters(ExtractParameters, store.manifest.parameters, f"{path}/manifest.json")
+    extracted = extract(parameters, path, retry=True)
+    left = extracted.ingested.rejected.total()
+    more = len(Store.open(path).samples) - samples
+    said = f"{before:,} were in quarantine, {left:,} still are; the store has {more:,} more sample{'s' * (more != 1)}."
+    return summary(extracted, path), said
+
+
+def _quarantined(path: Path) -> int:
+    listed = Layout(path).quarantine
+    return sum(1 for _ in listed.open("rb")) if listed.exists() else 0
