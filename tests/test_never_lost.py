@@ -17,9 +17,9 @@ from click.testing import CliRunner
 from conftest import content, small_scenes
 from interrupted import finish, kill_until_whole, start
 from PIL import Image
-from pipeline.inspection.cli import main
 
 from pipeline.extract import extract
+from pipeline.inspection.cli import main
 from stores import CusaError, ExtractParameters, Store, StoreError
 from stores.commands import resumable
 from stores.layout import Layout

@@ -1,49 +1,102 @@
-"""Data sets: the embedded scenes, Karpathy's split files, COCO captions files."""
+"""Data sets: the embedded scenes, captions files, tables, folders, tars; on any file system that fsspec reads."""
 
-from pathlib import Path
-from typing import Any
+from functools import partial
 
-from pipeline.sources.annotations import coco_source, karpathy_source, read_json
-from pipeline.sources.base import BadRecord, Record, Rejected, Source, Truth
+from pipeline.sources.annotations import open_annotations
+from pipeline.sources.arrow import ArrowTable, saved_files
+from pipeline.sources.base import BadRecord, KnowsTruth, Record, Rejected, Source, Truth
+from pipeline.sources.delimited import DelimitedTable
+from pipeline.sources.files import Folder, SourceFile, folder_at, in_usual_order
+from pipeline.sources.imagefolder import FolderSource
+from pipeline.sources.jsonl import JsonLinesTable
+from pipeline.sources.parquet import ParquetTable
+from pipeline.sources.places import Files, by_split, files_below, find
+from pipeline.sources.recognise import ENDINGS, file_format, folder_format
 from pipeline.sources.scenes.source import ScenesSource
+from pipeline.sources.streamed import StreamedSource
+from pipeline.sources.tables import OpenTable, TableReader, column_splits
+from pipeline.sources.tars import tar_records
 from stores.errors import SourceError
 from stores.parameters import Data
 
-__all__ = ["BadRecord", "Record", "Rejected", "Source", "Truth", "open_source"]
+__all__ = ["BadRecord", "KnowsTruth", "Record", "Rejected", "Source", "Truth", "open_source"]
+
+_TABLES: dict[str, OpenTable] = {
+    "csv": partial(DelimitedTable, delimiter=","),
+    "tsv": partial(DelimitedTable, delimiter="\t"),
+    "jsonl": JsonLinesTable,
+    "parquet": ParquetTable,
+    "huggingface": ArrowTable,
+}
 
 
 def open_source(data: Data) -> Source:
-    """Open the data set that `data` names, recognising a caption file's format by its content.
+    """Open the data set that `data` names, recognising its format by its content unless `data.format` says it.
 
     Raises:
         SourceError: a file is absent, unreadable, or of no known format.
     """
     if data.source == "scenes":
         return ScenesSource(data.scenes)
-    images = Path(data.images) if data.images else None
-    if images and not images.is_dir():
-        raise SourceError(
-            f"The image folder {images} does not exist. Set data.images (--images) to the folder of the images."
-        )
     named = isinstance(data.source, dict)
-    files = {split: Path(path) for split, path in data.source.items()} if isinstance(data.source, dict) else {}
-    files = files or {"train": Path(str(data.source))}
-    contents = {split: read_json(path) for split, path in files.items()}
-    if all(_has_lists(content, "images", "annotations") for content in contents.values()):
-        if not named:
-            raise SourceError(
-                f"{data.source} is a COCO captions file, which names no split. "
-                f"Say which split each file is: --source train={data.source}, or data.source: {{train: {data.source}}}."
-            )
-        return coco_source(files, contents, images)
-    if not named and _has_lists(contents["train"], "images"):
-        return karpathy_source(files["train"], contents["train"], images)
-    found = "; ".join(f"{path} has the keys {', '.join(list(contents[split])[:8])}" for split, path in files.items())
-    raise SourceError(
-        f"No known format: {found}. Expected Karpathy's split file (images[].split), "
-        f"or one COCO captions file a split (images, annotations)."
-    )
+    urls = data.source if isinstance(data.source, dict) else {"train": data.source}
+    if not urls:
+        raise SourceError("data.source names no split. Expected a path, or one a split: {train: …, val: …}.")
+    images = folder_at(data.images, "data.images (--images)") if data.images else None
+    places = {split: find(url) for split, url in urls.items()}
+    kinds = {split: _format(place, data.format) for split, place in places.items()}
+    if len(set(kinds.values())) > 1:
+        found = ", ".join(f"{split} is {kind}" for split, kind in kinds.items())
+        raise SourceError(f"The splits are of different formats: {found}. Bring them into one.")
+    (kind,) = set(kinds.values())
+    if kind == "folder":
+        return FolderSource({split: _as_folder(place) for split, place in places.items()}, named)
+    if kind == "json":
+        files = {split: place for split, place in places.items() if not isinstance(place, Folder)}
+        return open_annotations(files, data.format, named, images)
+    splits = _splits(places, kind, named)
+    if kind == "webdataset":
+        return StreamedSource(kind, splits, lambda file, prefix, split: tar_records(file, prefix))
+    return _open_tables(kind, splits, named, images, data)
 
 
-def _has_lists(content: dict[str, Any], *keys: str) -> bool:
-    return all(isinstance(content.get(key), list) for key in keys)
+def _format(place: Folder | Files, wanted: str) -> str:
+    return folder_format(place, wanted) if isinstance(place, Folder) else file_format(place[0], wanted)
+
+
+def _as_folder(place: Folder | Files) -> Folder:
+    if isinstance(place, Folder):
+        return place
+    raise SourceError(f"{place[0]} is a file. With data.format folder, name the folder of the images.")
+
+
+def _splits(places: dict[str, Folder | Files], kind: str, named: bool) -> dict[str, Files]:
+    """Return the files of each split: as they were named, or by the names of the files."""
+    splits: dict[str, Files] = {}
+    for split, place in places.items():
+        found = _splits_of(place, kind)
+        if named:
+            found = {split: tuple(file for files in found.values() for file in files)}
+        splits |= found
+    return {split: splits[split] for split in in_usual_order(splits)}
+
+
+def _splits_of(place: Folder | Files, kind: str) -> dict[str, Files]:
+    if not isinstance(place, Folder):
+        # One file is all of the data set, whatever it is called.
+        return by_split(place) if len(place) > 1 else {"train": place}
+    if kind == "huggingface":
+        return saved_files(place)
+    return by_split(files_below(place, ENDINGS[kind]))
+
+
+def _open_tables(kind: str, splits: dict[str, Files], named: bool, images: Folder | None, data: Data) -> Source:
+    reader = TableReader(_TABLES[kind], data.columns, images)
+    if named or (len(splits) > 1 and data.columns.split is None):
+        return StreamedSource(kind, splits, reader.read)
+    files: tuple[SourceFile, ...] = tuple(file for split in splits.values() for file in split)
+    found = column_splits(reader, files)
+    if not found:
+        return StreamedSource(kind, splits, reader.read)
+    order = in_usual_order(found)
+    return StreamedSource(kind, dict.fromkeys(order, files), reader.of_splits(order).read, one_scope=True)

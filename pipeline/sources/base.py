@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import PurePosixPath
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from fsspec import AbstractFileSystem
-from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
 
@@ -21,6 +17,10 @@ class Rejected(Exception):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+    def __reduce__(self) -> tuple[type[Rejected], tuple[str, str]]:
+        # An exception is rebuilt from its message otherwise, which is not what this one is made from.
+        return type(self), (self.reason, self.detail)
 
 
 class EncodedImage(Protocol):
@@ -88,57 +88,3 @@ class KnowsTruth(Protocol):
 
     def truth(self, split: str, kept: Sequence[int]) -> Truth:
         """Return the truth over the records `kept` (positions in `records(split)`, with all their captions)."""
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A folder on any file system that fsspec reads."""
-
-    system: AbstractFileSystem
-    root: str
-
-    def path(self, name: str) -> str:
-        """Return the place of `name` in the folder."""
-        return f"{self.root.rstrip('/')}/{name}"
-
-    @cached_property
-    def is_local(self) -> bool:
-        """Whether it lies on this machine's own file system."""
-        return isinstance(self.system, LocalFileSystem)
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """An image in a folder, named by the data set; the name may not lead out of the folder."""
-
-    folder: Folder
-    name: str
-
-    def identity(self) -> str:
-        """Name the file with its size and time of change, or what its file system tells versions apart by."""
-        try:
-            path = self._path()
-            if not self.folder.is_local:
-                return f"{self.name}:{self.folder.system.ukey(path)}"
-            facts = self.folder.system.info(path)
-            return f"{self.name}:{facts['size']}:{facts['mtime']}"
-        except (OSError, ValueError, Rejected):
-            return f"{self.name}:absent"
-
-    def read(self) -> bytes:
-        """Return the file's bytes."""
-        path = self._path()
-        try:
-            data: bytes = self.folder.system.cat_file(path)
-            return data
-        except FileNotFoundError:
-            raise Rejected("missing-file", f"{path} does not exist") from None
-        except (OSError, ValueError) as error:
-            raise Rejected("unreadable-file", str(error)) from None
-
-    def _path(self) -> str:
-        # By its words, not by where links lead: folders of links to other disks are the user's own.
-        name = PurePosixPath(self.name)
-        if name.is_absolute() or ".." in name.parts:
-            raise Rejected("path-outside", f"{self.name} leads out of {self.folder.root}")
-        return self.folder.path(self.name)

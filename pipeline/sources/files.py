@@ -1,0 +1,301 @@
+"""Files and folders on any file system that fsspec reads: found, opened at a place, and seen to stay the same.
+
+Every read names its place in the file (`cat_file` with a start and an end), because some file systems hand the same
+open file to all who open it. Whatever a driver raises becomes an `OSError` here, so that callers know one kind.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import lzma
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, TypeVar
+
+import pyarrow as pa
+from fsspec import AbstractFileSystem
+from fsspec.compression import compr
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import infer_compression
+
+from stores.errors import SourceError
+
+BLOCK: Final = 1 << 20
+"""Bytes asked for at a time when a file is read from end to end."""
+LONGEST_LINE: Final = 64 << 20
+_DIGEST_WHOLE: Final = 64 << 20
+_DEEPEST: Final = 64
+# What file systems tell versions of a file apart by, the best first: a checksum, else the time of change.
+_VERSIONS: Final = (
+    *("ETag", "etag", "md5Hash", "content_md5", "blob_id"),
+    *("mtime", "LastModified", "last_modified", "updated", "modified", "created"),
+)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on any file system that fsspec reads."""
+
+    system: AbstractFileSystem
+    root: str
+
+    def path(self, name: str) -> str:
+        """Return the place of `name` in the folder."""
+        return f"{self.root.rstrip('/')}/{name}"
+
+    @cached_property
+    def is_local(self) -> bool:
+        """Whether it lies on this machine's own file system."""
+        return isinstance(self.system, LocalFileSystem)
+
+    def __str__(self) -> str:
+        return shown(self.system, self.root)
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a data set, as it was when it was found; `label` tells it apart from the files found with it."""
+
+    system: AbstractFileSystem
+    path: str
+    label: str
+    size: int
+    version: str
+    """Its size and a checksum or time of change."""
+
+    @property
+    def folder(self) -> Folder:
+        """The folder it lies in."""
+        return Folder(self.system, self.path.rpartition("/")[0] or "/")
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return self.path.rpartition("/")[2]
+
+    def __str__(self) -> str:
+        return shown(self.system, self.path)
+
+    def open(self, block: int = BLOCK) -> io.BufferedReader:
+        """Open the file as it lies, reading `block` bytes at a time."""
+        return io.BufferedReader(_Ranges(self), buffer_size=block)
+
+    def open_plain(self) -> Any:
+        """Open the file as a stream of bytes, decompressed where its name ends in .gz, .bz2, .xz or .zst."""
+        kind = infer_compression(self.path)
+        return compr[kind](self.open(), mode="rb") if kind else self.open()
+
+    def read(self, start: int, end: int) -> bytes:
+        """Return the bytes from `start` up to `end`, fewer at the file's end; raises `OSError`."""
+        data: bytes = asked(self.system.cat_file, self.path, start=start, end=end)
+        return data
+
+    def current_version(self) -> str:
+        """Ask for the file's version as it is now; raises `OSError`."""
+        self.system.invalidate_cache(self.path)
+        return version(asked(self.system.info, self.path))
+
+    def check_unchanged(self) -> None:
+        """Raise a `SourceError` if the file is no longer what was found at first."""
+        try:
+            now = self.current_version()
+        except OSError as error:
+            raise SourceError(
+                f"{self} changed while it was read: {reason(error)}. Put it back and run again."
+            ) from None
+        if now != self.version:
+            raise SourceError(
+                f"{self} changed while it was read (size and version {self.version}, now {now}): "
+                f"what was read is a mixture. Let it rest, and run again."
+            )
+
+    def digest(self, whole: bool = True) -> str:
+        """Return the SHA-256 of a file of up to 64 MiB, or of any size with `whole`; else the file's version."""
+        if not whole and self.size > _DIGEST_WHOLE:
+            return self.version
+        with readable(self), self.open() as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class _Ranges(io.RawIOBase):
+    """A file read by ranges, with a place of its own."""
+
+    def __init__(self, file: SourceFile) -> None:
+        self._file, self._at = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._at + len(buffer), self._file.size)
+        data = self._file.read(self._at, end) if end > self._at else b""
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def locate(url: str) -> tuple[AbstractFileSystem, str]:
+    """Return the file system and path of a path or address.
+
+    Raises:
+        SourceError: the protocol is unknown or its driver is not installed.
+    """
+    try:
+        system, path = url_to_fs(url)
+    except ImportError as error:
+        raise SourceError(
+            f"{url}: the driver for this kind of address is not installed ({error}). Install it with pip "
+            f"(s3fs for s3://, gcsfs for gs://, adlfs for az://), or give a local path."
+        ) from None
+    except (ValueError, OSError) as error:
+        raise SourceError(
+            f"{url} cannot be reached ({error}). Expected a local path, or an address that fsspec reads, "
+            f"such as s3://bucket/folder, gs://, az://, hf://, https:// or memory://."
+        ) from None
+    return system, str(path)
+
+
+def version(info: dict[str, Any]) -> str:
+    """Tell a file's version from what its file system says of it, as `size:mark`."""
+    mark = next((info[key] for key in _VERSIONS if info.get(key) is not None), "")
+    return f"{info.get('size')}:{mark.timestamp() if hasattr(mark, 'timestamp') else mark}"
+
+
+def shown(system: AbstractFileSystem, path: str) -> str:
+    """Return a path as it is shown in messages: as an address where it is not local."""
+    return path if isinstance(system, LocalFileSystem) else str(system.unstrip_protocol(path))
+
+
+def source_file(system: AbstractFileSystem, path: str, label: str, info: dict[str, Any]) -> SourceFile:
+    """Return the file that `info` speaks of.
+
+    Raises:
+        SourceError: its size is not told, so that its end could not be told from a broken connection.
+    """
+    if info.get("size") is None:
+        raise SourceError(f"{shown(system, path)} has no known size: its server does not tell. Download it first.")
+    return SourceFile(system, path, label, int(info["size"]), version(info))
+
+
+def folder_at(url: str, setting: str) -> Folder:
+    """Return the folder at a path or address.
+
+    Raises:
+        SourceError: there is none; `setting` is the parameter that names it.
+    """
+    system, path = locate(url)
+    # A web server has no folders to ask for.
+    if not url.startswith(("http://", "https://")) and not asked(system.isdir, path):
+        raise SourceError(f"The image folder {url} does not exist. Set {setting} to the folder of the images.")
+    return Folder(system, path)
+
+
+def entries(folder: Folder) -> tuple[list[str], list[tuple[str, str | None]]]:
+    """List a folder: the names of its sub-folders, and of its files with their versions where the listing tells them.
+
+    Both are sorted, files by stem and then suffix; names that begin with a dot are left out. Raises `OSError`.
+    """
+    folders: list[str] = []
+    files: list[tuple[str, str | None]] = []
+    if folder.is_local:
+        # Names alone: a folder may hold a million files, and the size of each would cost a call and a kilobyte.
+        with os.scandir(folder.root) as found:
+            for entry in found:
+                folders.append(entry.name) if entry.is_dir() else files.append((entry.name, None))
+    else:
+        for info in asked(folder.system.ls, folder.root, detail=True):
+            name = str(info["name"]).rstrip("/").rpartition("/")[2]
+            folders.append(name) if info["type"] == "directory" else files.append((name, version(info)))
+    visible = [file for file in files if file[0] and not file[0].startswith(".")]
+    visible.sort(key=lambda file: stem_and_ending(file[0]))
+    return sorted(name for name in folders if name and not name.startswith(".")), visible
+
+
+def stem_and_ending(name: str) -> tuple[str, str]:
+    """Divide a file's name (or a path) before the last dot of its last part: `a.b` and `.jpg` of `a.b.jpg`."""
+    stem, dot, ending = name.rpartition(".")
+    return (stem, dot + ending) if stem and "/" not in ending else (name, "")
+
+
+def walk(folder: Folder, below: str = "", depth: int = 0) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
+    """Yield each folder's path below `folder` ("" or ending in "/") with its files, one folder at a time, sorted.
+
+    Raises:
+        OSError: a folder cannot be listed.
+        SourceError: the folders are nested too deeply to be meant.
+    """
+    if depth > _DEEPEST:
+        raise SourceError(f"{folder} has folders nested more than {_DEEPEST} deep: does a link lead back up?")
+    folders, files = entries(Folder(folder.system, folder.path(below)))
+    yield below, files
+    del files
+    for name in folders:
+        yield from walk(folder, f"{below}{name}/", depth + 1)
+
+
+def lines(stream: Any, file: SourceFile, newline: str) -> Iterator[str]:
+    """Yield the lines of a text file in UTF-8, with their ends; bytes that are none become lone surrogates.
+
+    Raises:
+        SourceError: a line is so long that the file cannot be of lines.
+    """
+    with io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=newline) as text:
+        for number, line in enumerate(iter(functools.partial(text.readline, LONGEST_LINE), ""), start=1):
+            if len(line) == LONGEST_LINE:
+                raise SourceError(
+                    f"{file}: line {number:,} has more than {LONGEST_LINE:,} characters. "
+                    f"Is the file of lines? Set data.format if it was taken for another format."
+                )
+            yield line
+
+
+def asked(call: Callable[..., T], *values: Any, **settings: Any) -> T:
+    """Call a file system's driver; what it raises becomes an `OSError`."""
+    try:
+        return call(*values, **settings)
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Say in words why a read failed."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file or folder"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+
+
+_UNREADABLE: Final = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, pa.ArrowException)
+
+
+@contextmanager
+def readable(where: object) -> Iterator[None]:
+    """Turn what goes wrong in reading `where` into a `SourceError`."""
+    try:
+        yield
+    except _UNREADABLE as error:
+        raise SourceError(
+            f"{where} cannot be read: {reason(error)}. Check that it is whole and that you may read it."
+        ) from None
+
+
+def in_usual_order(splits: Iterable[str]) -> list[str]:
+    """Sort the names of splits: train, val, test, then the others."""
+    usual = ("train", "val", "test")
+    return sorted(splits, key=lambda split: (usual.index(split) if split in usual else len(usual), split))

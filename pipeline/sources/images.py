@@ -1,0 +1,86 @@
+"""Encoded images where they lie: a file in a folder, or a run of bytes within a larger file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.sources.base import Rejected
+from pipeline.sources.files import Folder, SourceFile, asked, version
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image in a folder, named by the data set; the name may not lead out of the folder."""
+
+    folder: Folder
+    name: str
+    listed: str | None = None
+    """Its version, where the folder's listing told it."""
+
+    def identity(self) -> str:
+        """Name the file with its size and time of change, or what its file system tells versions apart by."""
+        if self.listed is not None:
+            return f"{self.name}:{self.listed}"
+        try:
+            return f"{self.name}:{version(asked(self.folder.system.info, self._path()))}"
+        except (OSError, Rejected):
+            return f"{self.name}:absent"
+
+    def read(self) -> bytes:
+        """Return the file's bytes."""
+        path = self._path()
+        try:
+            data: bytes = asked(self.folder.system.cat_file, path)
+        except FileNotFoundError:
+            raise Rejected("missing-file", f"{path} does not exist") from None
+        except OSError as error:
+            raise Rejected("unreadable-file", str(error)) from None
+        if self.listed is not None and self.listed.partition(":")[0] not in (str(len(data)), "None"):
+            raise Rejected("changed-file", f"{path} has {len(data)} bytes, when listed {self.listed.partition(':')[0]}")
+        return data
+
+    def _path(self) -> str:
+        # By its words, not by where links lead: folders of links to other disks are the user's own.
+        name = PurePosixPath(self.name)
+        if name.is_absolute() or ".." in name.parts:
+            raise Rejected("path-outside", f"{self.name} leads out of {self.folder.root}")
+        return self.folder.path(self.name)
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image within a file: `size` bytes from `offset`. It is read by its range alone."""
+
+    file: SourceFile
+    offset: int
+    size: int
+
+    def identity(self) -> str:
+        """Name the place in that version of the file."""
+        return f"{self.file.label}:{self.file.version}:{self.offset}+{self.size}"
+
+    def read(self) -> bytes:
+        """Return the bytes."""
+        check_version(self.file)
+        try:
+            data = self.file.read(self.offset, self.offset + self.size)
+        except OSError as error:
+            raise Rejected("unreadable-file", f"{self.file}: {error}") from None
+        if len(data) != self.size:
+            raise Rejected("changed-file", f"{self.file} ends within the {self.size} bytes from {self.offset}")
+        return data
+
+
+def check_version(file: SourceFile) -> None:
+    """Raise `Rejected` if a local file changed since it was listed; elsewhere that would cost a request an image."""
+    if not isinstance(file.system, LocalFileSystem):
+        return
+    try:
+        changed = file.current_version() != file.version
+    except OSError as error:
+        raise Rejected("missing-file", f"{file}: {error}") from None
+    if changed:
+        raise Rejected("changed-file", f"{file} changed while it was read")

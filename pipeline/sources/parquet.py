@@ -1,0 +1,146 @@
+"""Parquet as a table, batch by batch; images within it stay there until they are read.
+
+A column of embedded images (bytes, or Hugging Face's struct of bytes and path) is not touched when the table is
+listed. Its values cannot be read by their place, since they are encoded in pages; but images are read roughly in the
+table's order, so one reader a file goes forward through the column and keeps the rows around.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.sources.base import Rejected
+from pipeline.sources.files import BLOCK, SourceFile, readable
+from pipeline.sources.images import ImageFile, check_version
+from pipeline.sources.tables import Row
+
+_ROWS_AT_ONCE: Final = 256
+_IMAGES_AT_ONCE: Final = 32
+_IMAGES_KEPT: Final = 256
+"""Images are read on threads, out of order by as much as are read ahead; rows within this many are not read twice."""
+
+
+class ParquetTable:
+    """A Parquet file."""
+
+    def __init__(self, file: SourceFile) -> None:
+        self.file = file
+
+    def columns(self) -> list[str]:
+        with readable(self.file):
+            return list(_open(self.file).schema_arrow.names)
+
+    def rows(self, wanted: Sequence[str]) -> Iterator[Row]:
+        table = _open(self.file)
+        embedded = {name for name in wanted if _leaves(table.schema_arrow, name)}
+        plain = sorted(set(wanted) - embedded)
+        number = 0
+        for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=plain, use_threads=False):
+            numbers = range(number, number + batch.num_rows)
+            columns = [
+                [CellImage(self.file, name, row) for row in numbers] if name in embedded else batch[name].to_pylist()
+                for name in wanted
+            ]
+            for row, values in zip(numbers, zip(*columns, strict=True), strict=True):
+                yield Row(row, f"row {row}", values)
+            number += batch.num_rows
+
+
+@dataclass(frozen=True)
+class CellImage:
+    """An image embedded in a Parquet file, in the given row of a column."""
+
+    file: SourceFile
+    column: str
+    row: int
+
+    def identity(self) -> str:
+        """Name the row in that version of the file."""
+        return f"{self.file.label}:{self.file.version}:{self.row}"
+
+    def read(self) -> bytes:
+        """Return the bytes."""
+        check_version(self.file)
+        try:
+            data, path = _cells(self.file, self.column).get(self.row)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise Rejected("unreadable-file", f"{self.file}, row {self.row}: {error}") from None
+        if data is not None:
+            return data
+        if path:
+            return ImageFile(self.file.folder, path).read()
+        raise Rejected("missing-file", f"{self.file}, row {self.row} holds no image")
+
+
+Cell = tuple[bytes | None, str | None]
+
+
+class _Cells:
+    """Reads a column of images forward, from wherever it is asked for, and keeps the last rows."""
+
+    def __init__(self, file: SourceFile, column: str) -> None:
+        self._table = _open(file)
+        self._leaves = _leaves(self._table.schema_arrow, column)
+        groups = range(self._table.num_row_groups)
+        self._ends = np.cumsum([self._table.metadata.row_group(group).num_rows for group in groups])
+        self._lock = threading.Lock()
+        self._kept: dict[int, Cell] = {}
+        self._next, self._batches = 0, self._from_group(0)
+
+    def get(self, row: int) -> Cell:
+        """Return the bytes and path in a row."""
+        with self._lock:
+            if row not in self._kept:
+                self._go_to(row)
+            return self._kept[row]
+
+    def _go_to(self, row: int) -> None:
+        group, current = np.searchsorted(self._ends, [row, self._next], side="right")
+        # The next group is reached by going on, so that rows asked for out of order at a border are still kept.
+        if row < self._next or group > current + 1:
+            self._batches = self._from_group(int(group))
+            self._next = int(self._ends[group - 1]) if group else 0
+        while self._next <= row:
+            for cell in next(self._batches):
+                self._kept[self._next] = cell
+                self._next += 1
+        for old in list(self._kept)[: max(0, len(self._kept) - _IMAGES_KEPT)]:
+            del self._kept[old]
+
+    def _from_group(self, group: int) -> Iterator[list[Cell]]:
+        groups = range(group, self._table.num_row_groups)
+        batches = self._table.iter_batches(_IMAGES_AT_ONCE, groups, columns=self._leaves, use_threads=False)
+        for batch in batches:
+            values = batch.column(0)
+            if pa.types.is_struct(values.type):
+                yield [(cell.get("bytes"), cell.get("path")) if cell else (None, None) for cell in values.to_pylist()]
+            else:
+                yield [(cell, None) for cell in values.to_pylist()]
+
+
+@lru_cache(maxsize=4)
+def _cells(file: SourceFile, column: str) -> _Cells:
+    return _Cells(file, column)
+
+
+def _open(file: SourceFile) -> Any:
+    # A buffer makes it read a column in pieces, instead of a whole group's at once.
+    return pq.ParquetFile(file.open(), buffer_size=BLOCK, pre_buffer=False)
+
+
+def _leaves(schema: Any, name: str) -> list[str]:
+    """Return the parts of a column of embedded images, or nothing if the column is of another kind."""
+    kind = schema.field(name).type
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return [name]
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        return [f"{name}.{part}" for part in ("bytes", "path") if kind.get_field_index(part) >= 0]
+    return []

@@ -1,0 +1,154 @@
+"""What format a source is of, told by its content; `data.format` overrides, but not against all evidence."""
+
+from __future__ import annotations
+
+import tarfile
+from collections import Counter
+from itertools import islice
+from typing import Any, Final
+
+from pipeline.sources.annotations import is_document
+from pipeline.sources.files import Folder, SourceFile, asked, readable, walk
+from pipeline.sources.imagefolder import is_image
+from pipeline.sources.jsonl import parsed
+from pipeline.sources.places import plain_suffix
+from pipeline.sources.tables import USUAL_NAMES
+from stores.errors import SourceError
+
+ENDINGS: Final = {
+    "webdataset": (".tar",),
+    "parquet": (".parquet", ".pq"),
+    "jsonl": (".jsonl", ".ndjson"),
+    "csv": (".csv",),
+    "tsv": (".tsv", ".tab"),
+}
+"""Which files of a folder belong to a format. Within a file, content decides."""
+_FORMATS: Final = "karpathy, coco, csv, tsv, jsonl, parquet, folder, webdataset, huggingface (see docs/formats.md)"
+_HEAD: Final = 64 << 10
+_LONGEST_FIRST_LINE: Final = 32 << 20
+_LOOKED_AT: Final = 10_000
+_MAGIC: Final = (
+    (b"ARROW1", "an Arrow file"),
+    (b"\xff\xff\xff\xff", "an Arrow stream; name the folder in which save_to_disk left it"),
+    (b"\xff\xd8\xff", "a JPEG image; name the folder of the images"),
+    (b"\x89PNG", "a PNG image; name the folder of the images"),
+    (b"\x1f\x8b", "compressed with gzip"),
+    (b"PK\x03\x04", "a ZIP archive"),
+)
+
+
+def folder_format(folder: Folder, wanted: str) -> str:
+    """Return the format of a folder's data set: `huggingface`, one of `ENDINGS`, or `folder`.
+
+    Raises:
+        SourceError: it holds none, or several.
+    """
+    with readable(folder):
+        if any(asked(folder.system.exists, folder.path(name)) for name in ("dataset_dict.json", "state.json")):
+            found, counts = ["huggingface"], ""
+        else:
+            found, counts = _formats_below(folder)
+    wanted_here = "parquet" if wanted == "huggingface" and "huggingface" not in found else wanted
+    if wanted_here in found:
+        return wanted_here
+    likely = _likely(found)
+    if wanted != "auto" or len(likely) != 1:
+        holds = " and ".join(found) if found else f"no data set: its files end in {counts}" if counts else "nothing"
+        said = f"data.format says {wanted}, but it" if wanted != "auto" else "It"
+        raise SourceError(
+            f"{folder}: {said} holds {holds}. Name one file or pattern, or set data.format to what is meant. "
+            f"Known: {_FORMATS}."
+        )
+    return likely[0]
+
+
+def _likely(found: list[str]) -> list[str]:
+    """Leave out what lies in a folder as part of, or beside, another format."""
+    if "webdataset" in found:
+        return ["webdataset"]  # img2dataset leaves a Parquet file and a JSON beside each tar
+    tables = [kind for kind in found if kind != "folder"]
+    return tables or found
+
+
+def _formats_below(folder: Folder) -> tuple[list[str], str]:
+    """Return the formats of which there are files in a folder, and the endings of all."""
+    names = (name for _, files in walk(folder) for name, _ in files)
+    counts: Counter[str] = Counter()
+    images = False
+    for name in islice(names, _LOOKED_AT):
+        counts[plain_suffix(name)] += 1
+        images = images or is_image(name)
+    found = [kind for kind, endings in ENDINGS.items() if any(counts[ending] for ending in endings)]
+    if images:
+        found.append("folder")
+    return found, ", ".join(f"{ending or '(nothing)'} ({count})" for ending, count in counts.most_common(5))
+
+
+def file_format(file: SourceFile, wanted: str) -> str:
+    """Return the format of a file: one of `ENDINGS`, or `json` for a whole document.
+
+    Raises:
+        SourceError: it is of no known format, or not of the one that `wanted` says.
+    """
+    with readable(file):
+        found, what = _look(file)
+    if wanted == "auto" and found:
+        return found
+    document = wanted in ("karpathy", "coco")
+    if found == ("json" if document else wanted) or (found == "jsonl" and document):
+        return "json" if document else wanted
+    # A first line may deceive: with commas in a TSV's names, or only one column.
+    if wanted in ("csv", "tsv") and found in ("csv", "tsv", None) and what != "empty":
+        return wanted
+    if wanted == "huggingface" and found == "parquet":
+        return "parquet"
+    said = f"data.format says {wanted}, but it is" if wanted != "auto" else "no known format: it is"
+    raise SourceError(f"{file}: {said} {found or what}. Expected one of {_FORMATS}.")
+
+
+def _look(file: SourceFile) -> tuple[str | None, str]:
+    """Return the format if it is known, and what the file seems to be."""
+    start = file.read(0, min(_HEAD, file.size))
+    if start.startswith(b"PAR1"):
+        return "parquet", "Parquet"
+    if _is_tar(start) or (file.name.endswith(".tar") and not any(start)):
+        return "webdataset", "a tar"
+    with file.open_plain() as stream:
+        head = stream.read(_HEAD).removeprefix(b"\xef\xbb\xbf")
+        if not head.strip():
+            return None, "empty"
+        if _is_tar(head):
+            return None, "a compressed tar, in which no image can be reached by its place; decompress it first"
+        if head.lstrip()[:1] in (b"{", b"["):
+            return _look_at_json(file, head, stream), "JSON"
+    first = head.lstrip().partition(b"\n")[0]
+    try:
+        text = first.decode()
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" not in text and not text.startswith("<") and ("\t" in text or "," in text):
+        return ("tsv" if "\t" in text else "csv"), "text"
+    names = (what for magic, what in _MAGIC if head.startswith(magic))
+    return None, next(names, f"something that begins with {head[:40]!r}")
+
+
+def _is_tar(head: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+def _look_at_json(file: SourceFile, head: bytes, stream: Any) -> str:
+    """Tell a document from lines of JSON: by a first line that is whole and, if nothing else, has a known column."""
+    text = head.lstrip()
+    if b"\n" not in text:
+        text += stream.readline(_LONGEST_FIRST_LINE)
+    line, _, rest = text.partition(b"\n")
+    value = parsed(line.decode("utf-8", "replace")) if len(line) < _LONGEST_FIRST_LINE else None
+    if not isinstance(value, dict) or is_document(value):
+        return "json"
+    known = any(key.lower() in USUAL_NAMES["image"] for key in value)
+    is_lines = known or (rest or stream.read(_HEAD)).strip() or plain_suffix(file.name) in ENDINGS["jsonl"]
+    return "jsonl" if is_lines else "json"
