@@ -127,10 +127,11 @@ def _value_faults(features: NDArray[np.float16], valid: NDArray[np.bool_]) -> li
 def _indices(store: Store) -> Iterator[Sequence[Fault]]:
     manifest, layout = store.manifest, Layout(store.root)
     for slug, teacher in manifest.teachers.items():
+        valid = _valid(store, slug)
         for split in manifest.splits:
             path, card_path = layout.index(slug, split), layout.index_card(slug, split)
             expected = manifest.indices.get(slug, {}).get(split)
-            rows = sum(shard.rows(teacher.modality) for shard in store.shards(split))
+            rows = None if valid is None else int(valid[store.rows(split, teacher.modality)].sum())
             found = "the manifest names no such index" if expected is None else _index(store, slug, split, rows)
             faults = [Fault(f"indices/{slug}/{path.name}", found, _remedy(manifest, slug))] if found else []
             if claims := _card(card_path, expected, rows):
@@ -138,7 +139,15 @@ def _indices(store: Store) -> Iterator[Sequence[Fault]]:
             yield faults
 
 
-def _index(store: Store, slug: str, split: str, rows: int) -> str | None:
+def _valid(store: Store, slug: str) -> NDArray[np.bool_] | None:
+    """Return which rows the teacher could encode: those are indexed. None where a part cannot be read."""
+    try:
+        return store.features(slug).valid
+    except StoreError:
+        return None
+
+
+def _index(store: Store, slug: str, split: str, rows: int | None) -> str | None:
     path = Layout(store.root).index(slug, split)
     changed = digest_fault(path, store.manifest.indices[slug][split], "the manifest")
     if changed:
@@ -147,18 +156,22 @@ def _index(store: Store, slug: str, split: str, rows: int) -> str | None:
         held = len(store.index(slug, split))
     except StoreError as error:
         return error.message
-    return None if held == rows else f"it holds {held:,} rows, the split has {rows:,}"
+    return (
+        None if rows is None or held == rows else f"it holds {held:,} rows, the teacher encoded {rows:,} of the split"
+    )
 
 
-def _card(path: Path, digest: str | None, rows: int) -> str | None:
+def _card(path: Path, digest: str | None, rows: int | None) -> str | None:
     try:
         card: Any = json.loads(path.read_bytes())
-        claims = card["sha256"], card["rows"]
+        claimed, described = card["sha256"], card["rows"]
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     except (ValueError, KeyError, TypeError):
         return "is no card of an index"
-    return None if claims == (digest, rows) else f"it describes another index than the manifest's of {rows:,} rows"
+    if claimed != digest:
+        return "it describes another index than the manifest's"
+    return None if rows is None or described == rows else f"it describes {described} rows, the teacher encoded {rows:,}"
 
 
 def _remedy(manifest: Manifest, slug: str) -> str:
