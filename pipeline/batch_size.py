@@ -18,7 +18,7 @@ from stores.console import console
 from stores.errors import TeacherError
 
 WITHOUT_PROBING: Final = {"image": 64, "text": 128}
-"""Batch sizes on devices other than CUDA: a processor's rate no longer grows beyond them."""
+"""Batch sizes on devices other than CUDA; measured on a processor, larger ones are no faster."""
 
 
 def encode_backing_off(teacher: Teacher, batch: Any) -> Tensor:
