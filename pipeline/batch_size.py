@@ -20,7 +20,7 @@ from stores.errors import TeacherError
 from stores.parameters import Extract
 
 WITHOUT_PROBING: Final = {"image": 64, "text": 128}
-"""Batch sizes on devices other than CUDA: a processor's rate no longer grows beyond them."""
+"""Batch sizes on devices other than CUDA; measured on a processor, larger ones are no faster."""
 LIMIT: Final = {"image": 1024, "text": 2048}
 """The largest batch sizes that are tried on CUDA: a GPU's rate no longer grows beyond them."""
 

@@ -108,23 +108,27 @@ def _worth_another_try(name: str, layout: Layout, *, every: bool, unfinished: bo
 def _finish(source: Source, tally: _Tally, layout: Layout, before: Manifest | None) -> Ingested:
     if not tally.names:
         raise SourceError("The source holds no records: there is nothing to extract.")
+    tables = (layout.samples, layout.captions, layout.relevance, layout.caption_pairs)
+    found = _digests(*tables, layout.quarantine)
     _remove_unplanned(set(tally.names), layout)
     _write_quarantine(tally.names, layout)
     tally.check(final=True)
     shards = tuple(tally.shards)
     if not shards:
         raise SourceError(f"No sample is left: all {tally.samples:,} were rejected. Reasons: {layout.quarantine}.")
-    tables = (layout.samples, layout.captions, layout.relevance, layout.caption_pairs)
-    found = {path: file_digest(path) for path in tables if path.is_file()}
-    if before is None or before.shards != shards or not _hold(before, found, layout):
+    if before is None or before.shards != shards or before.files != found:
         layout.manifest.unlink(missing_ok=True)
         write_tables(shards, layout)
         write_truth(source, tally.first_keys, shards, layout)
-    files = {path.name: file_digest(path) for path in (*tables, layout.quarantine) if path.exists()}
-    for path in tables:
-        if path.name in files and files[path.name] != found.get(path):
-            tally.made[path.name] = "damaged: checksum" if path in found else "missing"
+    files = _digests(*tables, layout.quarantine)
+    for name in (name for name, digest in files.items() if digest != found.get(name)):
+        whole = before is None or before.files.get(name) == found.get(name)
+        tally.made[name] = "missing" if name not in found else "stale: other shards" if whole else "damaged: checksum"
     return Ingested(shards=shards, files=files, rejected=tally.rejected, made=tally.made)
+
+
+def _digests(*paths: Path) -> dict[str, str]:
+    return {path.name: file_digest(path) for path in paths if path.is_file()}
 
 
 def plan_shards(source: Source, shard_size: int, max_pixels: int, seen: FirstSeen) -> Iterator[PlannedShard]:
@@ -252,8 +256,3 @@ def _remove_unplanned(names: set[str], layout: Layout) -> None:
     for path in stale:
         path.unlink()
 
-
-def _hold(before: Manifest, found: dict[Path, str], layout: Layout) -> bool:
-    """Tell whether the tables that were found are those of the manifest; the quarantine list is always written."""
-    named = {name: digest for name, digest in before.files.items() if name != layout.quarantine.name}
-    return named == {path.name: digest for path, digest in found.items()}

@@ -94,7 +94,7 @@ def test_features_are_those_of_each_row(pictures: Path) -> None:
         batch = image.collate([image.preprocess(decode_rgb(store.images[row]))])
         assert_near(image.encode(batch)[0].numpy(), store.features("hog-color").gather(np.array([row]))[0])
     for row, caption in enumerate(store.captions["text"].to_pylist()):
-        assert_near(text.encode([caption])[0].numpy(), store.features("minilm").gather(np.array([row]))[0])
+        assert_near(text.encode(text.collate(text.prepare([caption])))[0].numpy(), store.features("minilm").gather(np.array([row]))[0])
     test = store.rows("test", "image")
     _, found = store.index("hog-color", "test").search(store.features("hog-color").gather(test), 1)
     assert found[:, 0].tolist() == test.tolist()
@@ -260,9 +260,13 @@ def test_a_second_run_has_nothing_to_do(tmp_path: Path) -> None:
         ("features/minilm/train-000002.h5", {"features/minilm/train-000002"}),
         ("indices/hog-color/test.faiss", {"indices/hog-color/test"}),
         ("indices/hog-color/test.json", {"indices/hog-color/test"}),
-        ("samples.arrow", set()),
-        ("relevance.arrow", set()),
-        ("manifest.json", set()),
+        ("samples.arrow", {"samples.arrow"}),
+        ("captions.arrow", {"captions.arrow"}),
+        ("relevance.arrow", {"relevance.arrow"}),
+        ("caption_pairs.arrow", {"caption_pairs.arrow"}),
+        ("quarantine.jsonl", {"quarantine.jsonl"}),
+        ("manifest.json", {"manifest.json"}),
+        ("store.txt", {"store.txt"}),
     ],
 )
 @pytest.mark.parametrize("harm", ["delete", "truncate", "flip"])
@@ -274,7 +278,7 @@ def test_the_next_run_repairs_just_what_was_hurt(tmp_path: Path, victim: str, ma
         path.unlink()
     elif harm == "truncate":
         path.write_bytes(data[: len(data) // 2])
-    else:
+    elif data:
         # Of an HDF5 part, the middle is feature data.
         path.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :])
     again = extract(small_scenes(train=40, val=4, test=6), tmp_path)
@@ -290,7 +294,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     layout.features("hog-color", "test-000001").unlink()
     (tmp_path / "cut" / "features" / "hog-color" / "test-000001.h5.tmp-99").write_bytes(b"half")
     again = extract(small_scenes(), tmp_path / "cut")
-    assert set(again.made) == {"features/hog-color/test-000001"}
+    assert set(again.made) == {"features/hog-color/test-000001", "manifest.json"}
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
 
 
