@@ -509,6 +509,22 @@ def test_damaged_parquet_and_arrow_are_told(place: Place) -> None:
             list(opened(url).records("train"))
 
 
+def test_a_damaged_page_of_images_is_rejected_each_time_and_the_others_are_read(tmp_path: Path) -> None:
+    # Each group has its own pages; the damage is in the second's, which are compressed.
+    columns = {"image": embedded(range(300)), "text": [f"text {n}" for n in range(300)]}
+    path = tmp_path / "t.parquet"
+    path.write_bytes(parquet_bytes(columns, row_group_size=100, compression="gzip", use_dictionary=False))
+    column = pq.read_metadata(path).row_group(1).column(0)
+    whole = bytearray(path.read_bytes())
+    middle = column.data_page_offset + column.total_compressed_size // 2
+    whole[middle : middle + 64] = b"\0" * 64
+    path.write_bytes(whole)
+    found = [sample[2] for sample in listed(opened(str(path), columns={"id": "text"}))]
+    assert found[:100] == [png(n) for n in range(100)]
+    assert found[100:200] == ["unreadable-file"] * 100
+    assert found[200:] == [png(n) for n in range(200, 300)]
+
+
 def test_a_saved_dictionary_of_data_sets(place: Place) -> None:
     for number, split in enumerate(["train", "validation"]):
         batch = {"image": embedded([number]), "text": pa.array([split]), "image_id": pa.array([40 + number])}

@@ -1,5 +1,6 @@
 """Data sets: the embedded scenes, captions files, tables, folders, tars; on any file system that fsspec reads."""
 
+from collections.abc import Iterator
 from functools import partial
 
 from pipeline.sources.annotations import open_annotations
@@ -56,8 +57,12 @@ def open_source(data: Data) -> Source:
         return open_annotations(files, data.format, named, images)
     splits = _splits(places, kind, named)
     if kind == "webdataset":
-        return StreamedSource(kind, splits, lambda file, prefix, split: tar_records(file, prefix))
+        return StreamedSource(kind, splits, _read_tar)
     return _open_tables(kind, splits, named, images, data)
+
+
+def _read_tar(file: SourceFile, prefix: str, split: str) -> Iterator[Record | BadRecord]:
+    return tar_records(file, prefix)
 
 
 def _format(place: Folder | Files, wanted: str) -> str:

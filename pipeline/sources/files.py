@@ -96,6 +96,8 @@ class SourceFile:
     def read(self, start: int, end: int) -> bytes:
         """Return the bytes from `start` up to `end`, fewer at the file's end; raises `OSError`."""
         data: bytes = asked(self.system.cat_file, self.path, start=start, end=end)
+        if len(data) > end - start:
+            raise OSError("its server sends the whole file when asked for a part; download it first")
         return data
 
     def current_version(self) -> str:

@@ -109,21 +109,29 @@ class _Cells:
             self._batches = self._from_group(int(group))
             self._next = int(self._ends[group - 1]) if group else 0
         while self._next <= row:
-            for cell in next(self._batches):
+            try:
+                cells = next(self._batches)
+            except BaseException as error:
+                # The next one who asks begins anew: what is asked for lies before this.
+                self._next = int(self._ends[-1])
+                raise OSError(f"it breaks off: {error}") from error
+            for cell in cells:
                 self._kept[self._next] = cell
                 self._next += 1
         for old in list(self._kept)[: max(0, len(self._kept) - _IMAGES_KEPT)]:
             del self._kept[old]
 
     def _from_group(self, group: int) -> Iterator[list[Cell]]:
-        groups = range(group, self._table.num_row_groups)
-        batches = self._table.iter_batches(_IMAGES_AT_ONCE, groups, columns=self._leaves, use_threads=False)
-        for batch in batches:
-            values = batch.column(0)
-            if pa.types.is_struct(values.type):
-                yield [(cell.get("bytes"), cell.get("path")) if cell else (None, None) for cell in values.to_pylist()]
-            else:
-                yield [(cell, None) for cell in values.to_pylist()]
+        # One by one, so that no batch lies in two groups, of which one may be damaged.
+        for number in range(group, self._table.num_row_groups):
+            for batch in self._table.iter_batches(_IMAGES_AT_ONCE, [number], columns=self._leaves, use_threads=False):
+                yield _cells_of(batch.column(0))
+
+
+def _cells_of(values: Any) -> list[Cell]:
+    if pa.types.is_struct(values.type):
+        return [(cell.get("bytes"), cell.get("path")) if cell else (None, None) for cell in values.to_pylist()]
+    return [(cell, None) for cell in values.to_pylist()]
 
 
 @lru_cache(maxsize=4)
