@@ -255,4 +255,3 @@ def _remove_unplanned(names: set[str], layout: Layout) -> None:
         layout.manifest.unlink(missing_ok=True)
     for path in stale:
         path.unlink()
-

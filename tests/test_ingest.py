@@ -94,7 +94,10 @@ def test_features_are_those_of_each_row(pictures: Path) -> None:
         batch = image.collate([image.preprocess(decode_rgb(store.images[row]))])
         assert_near(image.encode(batch)[0].numpy(), store.features("hog-color").gather(np.array([row]))[0])
     for row, caption in enumerate(store.captions["text"].to_pylist()):
-        assert_near(text.encode(text.collate(text.prepare([caption])))[0].numpy(), store.features("minilm").gather(np.array([row]))[0])
+        assert_near(
+            text.encode(text.collate(text.prepare([caption])))[0].numpy(),
+            store.features("minilm").gather(np.array([row]))[0],
+        )
     test = store.rows("test", "image")
     _, found = store.index("hog-color", "test").search(store.features("hog-color").gather(test), 1)
     assert found[:, 0].tolist() == test.tolist()
