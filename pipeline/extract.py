@@ -87,10 +87,10 @@ def extract(parameters: ExtractParameters, store: Path, *, retry: bool = False) 
             indices=dict(sorted(indices.items())),
             parameters=_recorded(parameters),
         )
+        if before is None or manifest != before:
+            made["manifest.json"] = "missing" if before is None else "stale, or damaged"
         if not layout.manifest.exists() or manifest != read_manifest(layout):
             write_manifest(manifest, layout)
-        if before is None:
-            made["manifest.json"] = "missing or damaged"
     return Extracted(manifest=manifest, ingested=ingested, made=made, rows=rows, seconds=time.monotonic() - started)
 
 

@@ -12,10 +12,11 @@ import tarfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import IO, Annotated, Any, Final
 
 import pydantic
 import webdataset
@@ -31,8 +32,9 @@ from stores.layout import Layout
 from stores.manifest import Sha256
 
 SHARD_FORMAT: Final = 2
-_AHEAD: Final = 64
-"""How many images are read and checked ahead of the tar's writer."""
+_RUN: Final = 8
+_RUNS_AHEAD: Final = 16
+"""How many runs of images are read and checked ahead of the tar's writer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +52,7 @@ class PlannedShard:
 
         Ask before the images are read: an image that changes later then shows in the next run.
         """
-        runs = (self.records[start : start + _AHEAD] for start in range(0, len(self.records), _AHEAD))
-        identities = list(chain.from_iterable(readers.map(_identities, runs)))
+        identities = list(chain.from_iterable(readers.map(_identities, _runs(self.records))))
         return value_digest([SHARD_FORMAT, self.name, self.first_key, self.max_pixels, identities])
 
 
@@ -139,10 +140,8 @@ def make_shard(shard: PlannedShard, fingerprint: str, layout: Layout, readers: T
     tar = layout.shard(shard.name)
     layout.shard_receipt(shard.name).unlink(missing_ok=True)
     with atomic_path(tar) as temporary:
-        with temporary.open("wb") as stream:
-            writer = webdataset.TarWriter(
-                stream, encoder=False, mtime=0, user="", group="", format=tarfile.USTAR_FORMAT
-            )
+        # Closed before its stream is, even where the disk is full: it would complain of that for ever after.
+        with temporary.open("wb") as stream, closing(_tar_writer(stream)) as writer:
             for number, outcome in enumerate(_checked(shard, readers)):
                 kept = _keep(shard, number, outcome, quarantined)
                 if kept is not None:
@@ -151,7 +150,6 @@ def make_shard(shard: PlannedShard, fingerprint: str, layout: Layout, readers: T
                     samples += 1
                     captions += caption_count
                 yield 1
-            writer.close()
         receipt = Receipt(
             fingerprint=fingerprint,
             sha256=file_digest(temporary),
@@ -163,13 +161,26 @@ def make_shard(shard: PlannedShard, fingerprint: str, layout: Layout, readers: T
     write_json(layout.shard_receipt(shard.name), _RECEIPT.dump_python(receipt, mode="json"))
 
 
+def _tar_writer(stream: IO[bytes]) -> webdataset.TarWriter:
+    return webdataset.TarWriter(stream, encoder=False, mtime=0, user="", group="", format=tarfile.USTAR_FORMAT)
+
+
 def _checked(shard: PlannedShard, readers: ThreadPoolExecutor) -> Iterator[_CheckedRecord | Rejected]:
     """Read and check the images on threads, a bounded number ahead, in the records' order."""
-    records = iter(shard.records)
-    waiting = deque(readers.submit(_check, record, shard.max_pixels) for record in islice(records, _AHEAD))
+    runs = iter(_runs(shard.records))
+    waiting = deque(readers.submit(_check_all, run, shard.max_pixels) for run in islice(runs, _RUNS_AHEAD))
     while waiting:
-        yield waiting.popleft().result()
-        waiting.extend(readers.submit(_check, record, shard.max_pixels) for record in islice(records, 1))
+        yield from waiting.popleft().result()
+        waiting.extend(readers.submit(_check_all, run, shard.max_pixels) for run in islice(runs, 1))
+
+
+def _runs(records: Sequence[Record | BadRecord]) -> Iterator[Sequence[Record | BadRecord]]:
+    """Cut records into what one thread takes at a time: handing over each by itself costs as much as a small image."""
+    return (records[start : start + _RUN] for start in range(0, len(records), _RUN))
+
+
+def _check_all(records: Sequence[Record | BadRecord], max_pixels: int) -> list[_CheckedRecord | Rejected]:
+    return [_check(record, max_pixels) for record in records]
 
 
 def _check(record: Record | BadRecord, max_pixels: int) -> _CheckedRecord | Rejected:

@@ -33,4 +33,7 @@ def retry(path: Path) -> tuple[Table, str]:
 
 def _quarantined(path: Path) -> int:
     listed = Layout(path).quarantine
-    return sum(1 for _ in listed.open("rb")) if listed.exists() else 0
+    if not listed.exists():
+        return 0
+    with listed.open("rb") as lines:
+        return sum(1 for _ in lines)
