@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import content
-from interrupted import kill_until_whole
+from interrupted import CHECKOUT, kill_until_whole
+from PIL import Image
 
 from stores import Store
 
@@ -18,3 +22,54 @@ def test_killed_at_fifty_moments_the_store_is_byte_identical(tmp_path: Path) -> 
     whole, cut = kill_until_whole(tmp_path, 50, *SCENES)
     assert content(cut) == content(whole)
     assert len(Store.open(cut).samples) == 480
+
+
+INGEST = """
+import json, sys, time
+from pathlib import Path
+from rich.progress import Progress
+from pipeline.ingest import ingest
+from pipeline.sources import open_source
+from stores.layout import Layout
+from stores.parameters import Data
+
+def mebibytes(name):
+    line = next(line for line in open("/proc/self/status") if line.startswith(name))
+    return int(line.split()[1]) / 1024
+
+layout, data = Layout(Path(sys.argv[2])), Data(source=sys.argv[1])
+layout.root.mkdir()
+imported, started = mebibytes("VmHWM"), time.monotonic()
+shards = ingest(open_source(data), data, 1000, layout, Progress(disable=True)).shards
+seconds, peak = time.monotonic() - started, mebibytes("VmHWM")
+print(json.dumps({"samples": sum(s.samples for s in shards), "seconds": seconds, "imported": imported, "peak": peak}))
+"""
+
+
+def ingested(folder: Path, count: int) -> dict[str, float]:
+    """Ingest `count` records that share a hundred tiny pictures, in a process of its own; return what it took."""
+    for number in range(100):
+        Image.new("RGB", (8, 8), (number, 2 * number, 50)).save(folder / f"{number}.png")
+    table = folder / f"{count}.jsonl"
+    with table.open("w") as stream:
+        for number in range(count):
+            record = {"id": f"sample-{number}", "image": f"{number % 100}.png", "caption": f"picture {number} of many"}
+            stream.write(json.dumps(record) + "\n")
+    command = [sys.executable, "-c", INGEST, str(table), str(folder / f"store-{count}")]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    measured: dict[str, float] = json.loads(done.stdout)
+    return measured
+
+
+@pytest.mark.soak
+def test_a_million_records_take_ten_times_the_time_of_a_hundred_thousand_and_no_more_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small, large = (ingested(tmp_path, count) for count in (100_000, 1_000_000))
+    with capsys.disabled():
+        sys.stdout.write(f"\n{small}\n{large}\n")
+    assert (small["samples"], large["samples"]) == (100_000, 1_000_000)
+    assert large["peak"] <= 1.15 * small["peak"]
+    assert large["peak"] - large["imported"] <= 1.15 * (small["peak"] - small["imported"]) + 32
+    # Not a bound on speed: on whatever machine, ten times the records take ten times as long.
+    assert 0.8 <= large["seconds"] / (10 * small["seconds"]) <= 1.2
