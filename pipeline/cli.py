@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -19,13 +20,14 @@ from stores.commands import resumable
 @click.option(
     "--source",
     multiple=True,
-    help="scenes, a Karpathy split file, or SPLIT=FILE for each COCO captions file  [data.source]",
+    help="scenes; a file, folder, pattern or address (docs/formats.md); or SPLIT=… for each split  [data.source]",
 )
 @click.option("--images", help="Folder of the images  [data.images]")
 @click.option("--image-teacher", help="family:name  [teachers.image]")
 @click.option("--image-weights", help="Its checkpoint file  [teachers.image_weights]")
 @click.option("--text-teacher", help="family:name  [teachers.text]")
 @click.option("--text-weights", help="Its checkpoint file  [teachers.text_weights]")
+@click.option("--engine", type=click.Choice(["local", "ray"]), help="Where features are computed  [extract.engine]")
 @click.option("-S", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override any parameter.")
 def main(
     params: Path | None,
@@ -36,6 +38,7 @@ def main(
     image_weights: str | None,
     text_teacher: str | None,
     text_weights: str | None,
+    engine: str | None,
     overrides: tuple[str, ...],
 ) -> None:
     """Shard a data set and extract teacher features into a store. Run it again to resume or repair."""
@@ -46,6 +49,7 @@ def main(
         "teachers.image_weights": image_weights,
         "teachers.text": text_teacher,
         "teachers.text_weights": text_weights,
+        "extract.engine": engine,
     }
     parameters = load_parameters(ExtractParameters, params, flags, overrides)
     with resumable():
@@ -58,9 +62,10 @@ def main(
 def _source(given: tuple[str, ...]) -> str | dict[str, str] | None:
     if not given:
         return None
-    if len(given) == 1 and "=" not in given[0]:
+    named = [re.fullmatch(r"([A-Za-z0-9_.-]+)=(.+)", entry) for entry in given]
+    if len(given) == 1 and (named[0] is None or Path(given[0]).exists()):
         return given[0]
-    pairs = dict(entry.partition("=")[::2] for entry in given)
-    if not all(pairs.values()) or len(pairs) != len(given):
-        raise ParameterError(f"--source {' '.join(given)}: expected one file, or SPLIT=FILE once for each split.")
+    pairs = {match[1]: match[2] for match in named if match}
+    if len(pairs) != len(given):
+        raise ParameterError(f"--source {' '.join(given)}: expected one place, or SPLIT=PLACE once for each split.")
     return pairs

@@ -59,7 +59,7 @@ def test_a_store_and_a_run_from_the_command_line(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--source", "absent.json"], "The captions file absent.json cannot be read"),
-        (["--source", "train=a.json", "--source", "b.json"], "expected one file, or SPLIT=FILE once for each split"),
+        (["--source", "train=a.json", "--source", "b.json"], "expected one place, or SPLIT=PLACE once for each split"),
         (["--image-teacher", "dino"], "No teacher is called 'dino'"),
         (["--image-teacher", "minilm"], "teachers.image is minilm, which is a teacher of texts"),
         (["--image-teacher", "unicom:ViT-B/32", "--image-weights", "absent.pt"], "absent.pt of unicom:ViT-B/32 do not"),

@@ -155,7 +155,7 @@ def test_a_ray_cluster_makes_the_same_store_though_an_actor_is_lost(tmp_path: Pa
     assert local.returncode == 0, local.stderr
     store = tmp_path / "ray"
     run = subprocess.Popen(
-        [*command, "--store", str(store), "-S", "extract.engine=ray"],
+        [*command, "--store", str(store), "--engine", "ray"],
         cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     killed = _kill_an_actor(run, store / "features")
