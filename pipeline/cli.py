@@ -54,7 +54,8 @@ def main(
     parameters = load_parameters(ExtractParameters, params, flags, overrides)
     with resumable():
         # Imported late: the libraries behind it take seconds, a wrong flag should not.
-        from pipeline.extract import extract, summary
+        from pipeline.extract import extract
+        from pipeline.summary import summary
 
         Console().print(summary(extract(parameters, store), store))
 

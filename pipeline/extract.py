@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from rich.progress import Progress
-from rich.table import Table
 
 from pipeline.encode import Engine, extract_features, open_engines
 from pipeline.indices import check_index_kind, ensure_index
@@ -251,33 +250,3 @@ def _ensure_indices(
         if why:
             made[f"indices/{slug}/{split}"] = why
     return digests, made
-
-
-def summary(extracted: Extracted, store: Path) -> Table:
-    """Return the closing table: what is in the store, what was left out and why, what was made, how fast."""
-    manifest, rejected = extracted.manifest, extracted.ingested.rejected
-    table = Table(title=f"store {store}", show_header=False, title_justify="left")
-    for split in manifest.splits:
-        of_split = [shard for shard in manifest.shards if shard.split == split]
-        samples, captions = sum(s.samples for s in of_split), sum(s.captions for s in of_split)
-        table.add_row(split, f"{samples:,} samples, {captions:,} captions, {len(of_split)} shards")
-    for slug, teacher in manifest.teachers.items():
-        left_out = f", {teacher.invalid:,} rows failed" if teacher.invalid else ""
-        table.add_row(f"{teacher.modality} features", f"{slug}: {teacher.dim}-d, {teacher.precision}{left_out}")
-    listed = ", ".join(f"{reason} {count:,}" for reason, count in rejected.most_common())
-    table.add_row("left out", f"{listed} (see quarantine.jsonl)" if listed else "none")
-    repaired = [f"{name} ({why})" for name, why in extracted.made.items() if why.startswith(("stale", "damaged"))]
-    if repaired:
-        table.add_row("made again", "\n".join(repaired[:10] + ["…"] * (len(repaired) > 10)))
-    size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
-    table.add_row("bytes", f"{size / 2**20:,.1f} MiB")
-    if extracted.rows:
-        rate = extracted.rows / extracted.seconds
-        table.add_row("time", f"{extracted.seconds:.1f} s, {extracted.rows:,} rows encoded, {rate:,.0f} rows/s")
-    elif extracted.made:
-        table.add_row("time", f"{extracted.seconds:.1f} s, no row encoded")
-    else:
-        table.add_row(
-            "time", f"{extracted.seconds:.1f} s; nothing to do: the store was complete, and every checksum holds"
-        )
-    return table

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, Final
 
 import numpy as np
@@ -73,7 +74,7 @@ class Encoder:
         unique, wanted = rows[own], window.pending[own]
         if self._teacher.modality == "image":
             return self._image_batches(unique, wanted)
-        prepared = beside.submit(self._prepared_texts, unique)
+        prepared = beside.submit(self._prepared_texts, window, own)
         return self._text_batches(unique, wanted, prepared.result)
 
     def _image_batches(self, rows: NDArray[np.int64], wanted: NDArray[np.bool_]) -> Iterator[Batch]:
@@ -94,9 +95,11 @@ class Encoder:
             )
         )
 
-    def _prepared_texts(self, rows: NDArray[np.int64]) -> list[Any]:
-        table = tables.read_table(self._layout.captions, tables.CAPTIONS)
-        texts = table["text"].take(rows).to_pylist() if len(rows) else []
+    def _prepared_texts(self, window: Window, own: NDArray[np.bool_]) -> list[Any]:
+        reader = tables.open_batches(self._layout.captions, tables.CAPTIONS)
+        batches = (reader.get_batch(window.number + place) for place in range(len(window.shards)))
+        everything = [text for batch in batches for text in batch["text"].to_pylist()]
+        texts = list(compress(everything, own))
         runs = (texts[start : start + _TOKENISED_TOGETHER] for start in range(0, len(texts), _TOKENISED_TOGETHER))
         return [item for run in runs for item in self._teacher.prepare(run)]
 

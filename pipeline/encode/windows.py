@@ -19,6 +19,8 @@ class Window:
     """Consecutive shards, and what of them is to be encoded; small enough to be sent to another machine."""
 
     shards: tuple[Shard, ...]
+    number: int
+    """The number of the first of them among the store's."""
     firsts: NDArray[np.int64]
     """(n,) for each row of the window, the store's first row of the same content: itself, or an earlier one."""
     pending: NDArray[np.bool_]
@@ -63,21 +65,23 @@ def plan_windows(
         firsts = np.concatenate(
             [seen.rows(contents(number + k), shard.first_row(modality)) for k, shard in enumerate(run)]
         )
-        number += len(run)
         wanted = sum(shard.name in pending for shard in run)
         if wanted:
             mask = np.concatenate([np.full(shard.rows(modality), shard.name in pending) for shard in run])
-            yield Window(shards=tuple(run), firsts=firsts, pending=mask, opening=opening)
+            yield Window(shards=tuple(run), number=number, firsts=firsts, pending=mask, opening=opening)
             opening, left = False, left - wanted
+        number += len(run)
 
 
 def _runs(shards: Iterable[Shard], modality: Modality, size: int) -> Iterator[list[Shard]]:
     run: list[Shard] = []
+    rows = 0
     for shard in shards:
         run.append(shard)
-        if sum(member.rows(modality) for member in run) >= size:
+        rows += shard.rows(modality)
+        if rows >= size:
             yield run
-            run = []
+            run, rows = [], 0
     if run:
         yield run
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from pipeline.extract import extract, summary
+from pipeline.extract import extract
+from pipeline.summary import summary
 from stores import ExtractParameters, Store
 from stores.layout import Layout
 from stores.parameters import recorded_parameters
