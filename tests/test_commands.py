@@ -58,7 +58,7 @@ def test_a_store_and_a_run_from_the_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--source", "absent.json"], "The captions file absent.json cannot be read"),
+        (["--source", "absent.json"], "The source absent.json cannot be read: no such file"),
         (["--source", "train=a.json", "--source", "b.json"], "expected one place, or SPLIT=PLACE once for each split"),
         (["--image-teacher", "dino"], "No teacher is called 'dino'"),
         (["--image-teacher", "minilm"], "teachers.image is minilm, which is a teacher of texts"),

@@ -260,9 +260,9 @@ def test_a_second_run_has_nothing_to_do(tmp_path: Path) -> None:
     [
         ("shards/train-000001.tar", {"shards/train-000001"}),
         ("shards/val-000000.json", {"shards/val-000000"}),
-        ("features/minilm/train-000002.h5", {"features/minilm/train-000002"}),
-        ("indices/hog-color/test.faiss", {"indices/hog-color/test"}),
-        ("indices/hog-color/test.json", {"indices/hog-color/test"}),
+        ("features/tiny_teachers-length/train-000002.h5", {"features/tiny_teachers-length/train-000002"}),
+        ("indices/tiny_teachers-mean_colour/test.faiss", {"indices/tiny_teachers-mean_colour/test"}),
+        ("indices/tiny_teachers-mean_colour/test.json", {"indices/tiny_teachers-mean_colour/test"}),
         ("samples.arrow", {"samples.arrow"}),
         ("captions.arrow", {"captions.arrow"}),
         ("relevance.arrow", {"relevance.arrow"}),
@@ -274,7 +274,8 @@ def test_a_second_run_has_nothing_to_do(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("harm", ["delete", "truncate", "flip"])
 def test_the_next_run_repairs_just_what_was_hurt(tmp_path: Path, victim: str, made: set[str], harm: str) -> None:
-    extract(small_scenes(train=40, val=4, test=6), tmp_path)
+    given = replace(small_scenes(train=40, val=4, test=6), teachers=tiny_teachers())
+    extract(given, tmp_path)
     whole, path = content(tmp_path), tmp_path / victim
     data = path.read_bytes()
     if harm == "delete":
@@ -284,7 +285,7 @@ def test_the_next_run_repairs_just_what_was_hurt(tmp_path: Path, victim: str, ma
     elif data:
         # Of an HDF5 part, the middle is feature data.
         path.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :])
-    again = extract(small_scenes(train=40, val=4, test=6), tmp_path)
+    again = extract(given, tmp_path)
     # Nothing was rejected here, so the list of what was is empty, and can only be deleted.
     assert set(again.made) == (made if data or harm == "delete" else set())
     assert content(tmp_path) == whole
