@@ -28,6 +28,7 @@ from stores.commands import resumable
 @click.option("--text-teacher", help="family:name  [teachers.text]")
 @click.option("--text-weights", help="Its checkpoint file  [teachers.text_weights]")
 @click.option("--engine", type=click.Choice(["local", "ray"]), help="Where features are computed  [extract.engine]")
+@click.option("--retry", is_flag=True, help="Try again to take in what was quarantined.")
 @click.option("-S", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override any parameter.")
 def main(
     params: Path | None,
@@ -39,6 +40,7 @@ def main(
     text_teacher: str | None,
     text_weights: str | None,
     engine: str | None,
+    retry: bool,
     overrides: tuple[str, ...],
 ) -> None:
     """Shard a data set and extract teacher features into a store. Run it again to resume or repair."""
@@ -57,7 +59,7 @@ def main(
         from pipeline.extract import extract
         from pipeline.summary import summary
 
-        Console().print(summary(extract(parameters, store), store))
+        Console().print(summary(extract(parameters, store, retry=retry), store))
 
 
 def _source(given: tuple[str, ...]) -> str | dict[str, str] | None:

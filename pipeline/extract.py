@@ -6,8 +6,8 @@ damaged, and has nothing to do the second time.
 
 from __future__ import annotations
 
-import shutil
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,14 +20,22 @@ from pipeline.indices import check_index_kind, ensure_index
 from pipeline.ingest import Ingested, ingest
 from pipeline.sources import open_source
 from pipeline.teachers import TeacherSpec
-from stores import ExtractParameters, Features, Manifest, Shard, StoreError
+from stores import ExtractParameters, Features, Manifest, Shard, StoreError, TeacherError
 from stores.atomic import remove_leftovers, write_text
 from stores.console import console, progress_bar
 from stores.digests import file_digest, value_digest
 from stores.features import PartOrigin, part_fault
 from stores.layout import Layout
 from stores.lock import write_lock
-from stores.manifest import FORMAT_VERSION, Modality, TeacherFeatures, read_manifest, write_manifest
+from stores.manifest import (
+    FORMAT_VERSION,
+    DamagedManifest,
+    Modality,
+    TeacherFeatures,
+    read_former_manifest,
+    read_manifest,
+    write_manifest,
+)
 from stores.parameters import Extract, as_dict
 
 _MARK: Final = "A store of cusa. Its manifest.json says what is in it.\n"
@@ -41,6 +49,8 @@ class Extracted:
     ingested: Ingested
     made: dict[str, str]
     """Every file made in this run, and why: missing, stale, or damaged."""
+    repaired: bool
+    """Whether the store was finished before, so that what was missing had been lost."""
     rows: int
     seconds: float
 
@@ -58,18 +68,19 @@ def extract(parameters: ExtractParameters, store: Path, *, retry: bool = False) 
     rows = 0
     with ExitStack() as stack:
         engines = stack.enter_context(open_engines(_teachers(parameters), settings))
-        for engine in engines:
-            check_index_kind(settings, engine.card.dim)
+        _check(engines, settings)
         made |= _claim(layout)
         stack.enter_context(write_lock(layout))
         progress = stack.enter_context(progress_bar())
         remove_leftovers(layout.root)
-        before = _previous(layout)
+        finished, before = layout.manifest.exists(), _previous(layout)
+        _check_folders(engines, before)
         ingested = ingest(source, parameters.data, settings.shard_size, layout, progress, before=before, retry=retry)
         made |= ingested.made
         slugs = {engine.card.slug for engine in engines}
         kept = _kept_teachers(before, ingested.shards, slugs, layout, settings, progress)
         teachers, indices = dict(kept.teachers), dict(kept.indices)
+        made |= kept.made
         for engine in engines:
             slug = engine.card.slug
             teachers[slug], done, new = _ensure_features(engine, ingested.shards, layout, settings, progress)
@@ -87,10 +98,11 @@ def extract(parameters: ExtractParameters, store: Path, *, retry: bool = False) 
             parameters=_recorded(parameters),
         )
         if before is None or manifest != before:
-            made["manifest.json"] = "missing" if before is None else "stale, or damaged"
+            made["manifest.json"] = "missing" if before is None else "other content"
         if not layout.manifest.exists() or manifest != read_manifest(layout):
             write_manifest(manifest, layout)
-    return Extracted(manifest=manifest, ingested=ingested, made=made, rows=rows, seconds=time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return Extracted(manifest=manifest, ingested=ingested, made=made, repaired=finished, rows=rows, seconds=seconds)
 
 
 def _recorded(parameters: ExtractParameters) -> dict[str, Any]:
@@ -109,6 +121,25 @@ def _teachers(parameters: ExtractParameters) -> list[TeacherSpec]:
     ]
 
 
+def _check(engines: Sequence[Engine], settings: Extract) -> None:
+    """See that the teachers can share a store, and that their indices can be built."""
+    for engine in engines:
+        check_index_kind(settings, engine.card.dim)
+    one, other = (engine.card for engine in engines)
+    if one.slug == other.slug:
+        raise TeacherError(f"{one.spec} and {other.spec} would share the folder features/{one.slug}. Rename one.")
+
+
+def _check_folders(engines: Sequence[Engine], before: Manifest | None) -> None:
+    for card in (engine.card for engine in engines):
+        held = before.teachers.get(card.slug) if before else None
+        if held is not None and held.spec != card.spec:
+            raise TeacherError(
+                f"features/{card.slug} holds the features of {held.spec}; those of {card.spec} would take their place. "
+                f"Choose another store with --store."
+            )
+
+
 def _claim(layout: Layout) -> dict[str, str]:
     """Take the folder for a store: it is empty, or bears our mark. Nothing else in it would be safe from us."""
     root, mark = layout.root, layout.mark
@@ -117,7 +148,8 @@ def _claim(layout: Layout) -> dict[str, str]:
         if mark.is_file() and mark.read_bytes() == _MARK.encode():
             return {}
         fault = "damaged" if mark.is_file() else "missing"
-        if any(root.iterdir()) and not mark.exists() and not _has_our_manifest(layout):
+        foreign = [path for path in root.iterdir() if not path.name.startswith(f"{mark.name}.tmp-")]
+        if foreign and not _has_our_manifest(layout):
             raise StoreError(f"{root} is not empty and no store of ours. Choose another place with --store.")
         write_text(mark, _MARK)
     except OSError as error:
@@ -129,20 +161,19 @@ def _claim(layout: Layout) -> dict[str, str]:
 
 def _has_our_manifest(layout: Layout) -> bool:
     try:
-        read_manifest(layout)
+        return read_former_manifest(layout) is not None
     except StoreError:
         return False
-    return True
 
 
 def _previous(layout: Layout) -> Manifest | None:
-    if not layout.manifest.exists():
-        return None
+    """Return what the store held when it was last whole, as far as that can still be read."""
     try:
-        return read_manifest(layout)
-    except StoreError as error:
+        return read_former_manifest(layout)
+    except DamagedManifest as error:
         console.print(f"[yellow]The manifest is made again:[/] {error.message}")
-        layout.manifest.unlink()
+        layout.manifest.unlink(missing_ok=True)
+        layout.former_manifest.unlink(missing_ok=True)
         return None
 
 
@@ -150,6 +181,7 @@ def _previous(layout: Layout) -> Manifest | None:
 class _Kept:
     teachers: dict[str, TeacherFeatures]
     indices: dict[str, dict[str, str]]
+    made: dict[str, str]
 
 
 def _kept_teachers(
@@ -160,22 +192,22 @@ def _kept_teachers(
     settings: Extract,
     progress: Progress,
 ) -> _Kept:
-    """Return the teachers of earlier runs that are still good; remove the others' files, unless they are requested."""
-    kept = _Kept({}, {})
+    """Return the teachers of earlier runs whose features are whole; of the others, keep what is, for a later run."""
+    kept = _Kept({}, {}, {})
     for slug, entry in before.teachers.items() if before else ():
         if slug in requested:
             continue
         faults = _part_faults(slug, entry.fingerprint, entry.modality, entry.dim, shards, layout)
         if not faults:
             kept.teachers[slug] = entry
-            kept.indices[slug], _ = _ensure_indices(slug, entry, shards, layout, settings, progress)
+            kept.indices[slug], made = _ensure_indices(slug, entry, shards, layout, settings, progress)
+            kept.made.update(made)
             continue
-        why = next(iter(faults.values()))
+        _withdraw(slug, layout)
         console.print(
-            f"[yellow]Removed:[/] the features of {slug} ({why}). Extract with that teacher to have them again."
+            f"[yellow]Set aside:[/] of the features of {slug}, {len(faults):,} of {len(shards):,} parts must be made "
+            f"again ({next(iter(faults.values()))}). Extract with {entry.spec} to have it back; the others are kept."
         )
-        shutil.rmtree(layout.features(slug, "").parent, ignore_errors=True)
-        shutil.rmtree(layout.index(slug, "").parent, ignore_errors=True)
     return kept
 
 

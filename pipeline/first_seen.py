@@ -28,7 +28,7 @@ class FirstSeen:
         """Take contents (n,) at the rows `first`, `first` + 1, …; return for each the row at which it first came."""
         digests = [hashlib.blake2b(_as_bytes(content), digest_size=_DIGEST_BYTES).digest() for content in contents]
         rows = range(first, first + len(digests))
-        try:
+        with _system_errors():
             added = self._database.executemany(
                 "INSERT OR IGNORE INTO seen VALUES (?, ?)", zip(digests, rows, strict=True)
             )
@@ -36,8 +36,6 @@ class FirstSeen:
                 return np.array(rows, dtype=np.int64)
             ask, row_of = self._database.execute, "SELECT row FROM seen WHERE digest = ?"
             return np.array([ask(row_of, (digest,)).fetchone()[0] for digest in digests], dtype=np.int64)
-        except sqlite3.OperationalError as error:
-            raise OSError(errno.ENOSPC, f"The list of what was seen cannot grow ({error})") from None
 
 
 @contextmanager
@@ -46,15 +44,28 @@ def first_seen(folder: Path) -> Iterator[FirstSeen]:
     path = folder / f"first-seen.tmp-{os.getpid()}"
     path.unlink(missing_ok=True)
     try:
-        with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as database:
-            # It lives no longer than this process, so nothing of it needs to survive a crash.
-            for setting in ("journal_mode = OFF", "synchronous = OFF", f"cache_size = -{_CACHE_KIB}"):
-                database.execute(f"PRAGMA {setting}")
-            database.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY, row INTEGER NOT NULL) WITHOUT ROWID")
-            database.execute("BEGIN")
+        with _system_errors():
+            database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        with closing(database):
+            with _system_errors():
+                # It lives no longer than this process, so nothing of it needs to survive a crash.
+                for setting in ("journal_mode = OFF", "synchronous = OFF", f"cache_size = -{_CACHE_KIB}"):
+                    database.execute(f"PRAGMA {setting}")
+                database.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY, row INTEGER NOT NULL) WITHOUT ROWID")
+                database.execute("BEGIN")
             yield FirstSeen(database)
     finally:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _system_errors() -> Iterator[None]:
+    """Turn what SQLite says of the file system into what the system would have said."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        number = errno.ENOSPC if "full" in str(error) else errno.EIO
+        raise OSError(number, f"{os.strerror(number)}: the list of contents seen cannot grow ({error})") from None
 
 
 def _as_bytes(content: str | bytes) -> bytes:

@@ -27,10 +27,15 @@ from stores import Manifest, Shard, SourceError
 from stores.atomic import atomic_path
 from stores.digests import file_digest
 from stores.layout import SAFE_NAME, Layout, shard_name
+from stores.manifest import withdraw_manifest
 from stores.parameters import Data
 
 _ENOUGH_TO_JUDGE: Final = 10_000
 """How many samples (or captions) are taken for the least where a source does not know how many it has."""
+
+
+_PASSING: Final = {"missing-file", "unreadable-file", "changed-file"}
+"""Reasons for which the disk or the network may be to blame, rather than the data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +75,7 @@ def ingest(
         SourceError: a larger share than `data.max_bad_fraction` of the samples or captions is bad.
     """
     tally = _Tally(source, data.max_bad_fraction, layout)
+    unfinished = not layout.manifest.exists()
     counts = [source.count(split) for split in source.splits]
     total = sum(count for count in counts if count is not None) if None not in counts else None
     task = progress.add_task("shards", total=total, note="")
@@ -80,10 +86,10 @@ def ingest(
         for plan in plan_shards(source, shard_size, data.max_pixels, seen):
             fingerprint = plan.fingerprint(readers)
             fault = shard_fault(plan.name, fingerprint, layout)
-            if fault is None and _worth_another_try(plan.name, layout, every=retry, unfinished=before is None):
+            if fault is None and _worth_another_try(plan.name, layout, every=retry, unfinished=unfinished):
                 fault = "tried again: something was rejected"
             if fault:
-                layout.manifest.unlink(missing_ok=True)
+                withdraw_manifest(layout)
                 tally.made[f"shards/{plan.name}"] = fault
                 for done in make_shard(plan, fingerprint, layout, readers):
                     progress.advance(task, done)
@@ -102,7 +108,7 @@ def _worth_another_try(name: str, layout: Layout, *, every: bool, unfinished: bo
     After such a run only what could not be read counts, since the disk or the network may be to blame.
     """
     rejected = read_receipt(layout.shard_receipt(name)).quarantined if every or unfinished else ()
-    return any(every or entry.reason == "unreadable-file" for entry in rejected)
+    return any(every or entry.reason in _PASSING for entry in rejected)
 
 
 def _finish(source: Source, tally: _Tally, layout: Layout, before: Manifest | None) -> Ingested:
@@ -117,7 +123,7 @@ def _finish(source: Source, tally: _Tally, layout: Layout, before: Manifest | No
     if not shards:
         raise SourceError(f"No sample is left: all {tally.samples:,} were rejected. Reasons: {layout.quarantine}.")
     if before is None or before.shards != shards or before.files != found:
-        layout.manifest.unlink(missing_ok=True)
+        withdraw_manifest(layout)
         write_tables(shards, layout)
         write_truth(source, tally.first_keys, shards, layout)
     files = _digests(*tables, layout.quarantine)
@@ -236,7 +242,8 @@ class _Tally:
                 f"{bad.total():,} of {total:,} {what} are bad so far ({listed}); "
                 f"data.max_bad_fraction allows {self.fraction:.0%}.\n"
                 f"First: {first.source_id[:200]!r}: {first.detail[:500]}.\n"
-                f"All are listed in {self.layout.quarantine}. Mend the source, or raise data.max_bad_fraction."
+                f"All are listed in {self.layout.quarantine}. Mend the source, or raise data.max_bad_fraction; "
+                f"--retry tries all of them again."
             )
 
 
@@ -252,6 +259,6 @@ def _remove_unplanned(names: set[str], layout: Layout) -> None:
     """Remove shards that the source, or the shard size, no longer gives; the manifest goes first."""
     stale = [path for path in (layout.root / "shards").glob("*") if path.stem not in names]
     if stale:
-        layout.manifest.unlink(missing_ok=True)
+        withdraw_manifest(layout)
     for path in stale:
         path.unlink()

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import IO, Annotated, Any, Final
@@ -86,6 +86,13 @@ class Receipt:
     samples: NonNegativeInt
     captions: NonNegativeInt
     quarantined: tuple[Quarantined, ...]
+    checksum: str = ""
+    """Of all the rest, so that a receipt that was damaged is not believed."""
+
+    def computed_checksum(self) -> str:
+        """Return what `checksum` must be."""
+        values = _RECEIPT.dump_python(self, mode="json")
+        return value_digest({name: value for name, value in values.items() if name != "checksum"})
 
 
 _RECEIPT: Final = pydantic.TypeAdapter(Receipt)
@@ -128,9 +135,12 @@ def shard_fault(name: str, fingerprint: str, layout: Layout) -> str | None:
 def read_receipt(path: Path) -> Receipt:
     """Read and check the receipt of a shard."""
     try:
-        return _RECEIPT.validate_json(path.read_bytes())
+        receipt = _RECEIPT.validate_json(path.read_bytes())
     except (OSError, pydantic.ValidationError) as error:
         raise StoreError(f"{path} cannot be read as a shard's receipt ({str(error).splitlines()[0]}).") from None
+    if receipt.checksum != receipt.computed_checksum():
+        raise StoreError(f"{path} is damaged: its checksum does not hold.")
+    return receipt
 
 
 def make_shard(shard: PlannedShard, fingerprint: str, layout: Layout, readers: ThreadPoolExecutor) -> Iterator[int]:
@@ -158,7 +168,8 @@ def make_shard(shard: PlannedShard, fingerprint: str, layout: Layout, readers: T
             captions=captions,
             quarantined=tuple(quarantined),
         )
-    write_json(layout.shard_receipt(shard.name), _RECEIPT.dump_python(receipt, mode="json"))
+    signed = replace(receipt, checksum=receipt.computed_checksum())
+    write_json(layout.shard_receipt(shard.name), _RECEIPT.dump_python(signed, mode="json"))
 
 
 def _tar_writer(stream: IO[bytes]) -> webdataset.TarWriter:

@@ -22,7 +22,11 @@ def summary(extracted: Extracted, store: Path) -> Table:
         table.add_row(f"{teacher.modality} features", f"{slug}: {teacher.dim}-d, {teacher.precision}{left_out}")
     listed = ", ".join(f"{reason} {count:,}" for reason, count in rejected.most_common())
     table.add_row("left out", f"{listed} (see quarantine.jsonl)" if listed else "none")
-    repaired = [f"{name} ({why})" for name, why in extracted.made.items() if why.startswith(("stale", "damaged"))]
+    repaired = [
+        f"{name} ({why})"
+        for name, why in extracted.made.items()
+        if extracted.repaired or why.startswith(("stale", "damaged"))
+    ]
     if repaired:
         table.add_row("made again", "\n".join(repaired[:10] + ["…"] * (len(repaired) > 10)))
     size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())

@@ -1,14 +1,18 @@
 """Teacher features: one contiguous HDF5 part a shard, gathered by global row through read-only memory maps.
 
 A part holds `features` (rows, dim) float16, contiguous and L2-normalised, and `valid` (rows,) bool; its attributes
-name what it was made from. HDF5 keeps a contiguous dataset at one offset of the file, so a plain memory map of that
-place serves the rows: about twenty times as fast as reading through HDF5, and shared by all processes of a machine.
+name what it was made from. Its last 32 bytes, which HDF5 does not read, are the SHA-256 of all before them: a damaged
+file must not even be shown to HDF5, which may crash on it.
+
+HDF5 keeps a contiguous dataset at one offset of the file, so a plain memory map of that place serves the rows: about
+twenty times as fast as reading through HDF5, and shared by all processes of a machine.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import resource
 import threading
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +28,8 @@ from stores.errors import StoreError
 from stores.layout import Layout
 from stores.manifest import Shard, TeacherFeatures
 
-PART_FORMAT: Final = 1
+PART_FORMAT: Final = 2
+_DIGEST_BYTES: Final = 32
 
 
 class PartFault(StoreError):
@@ -39,8 +44,10 @@ class PartOrigin:
     shard_sha256: str
 
 
-def write_part(path: Path, features: NDArray[np.float16], valid: NDArray[np.bool_], origin: PartOrigin) -> None:
-    """Write (rows, dim) `features` and (rows,) `valid` as one part, atomically."""
+def write_part(
+    path: Path, features: NDArray[np.float16], valid: NDArray[np.bool_], origin: PartOrigin, batch_size: int = 1
+) -> None:
+    """Write (rows, dim) `features` and (rows,) `valid` as one part, atomically, and their batch size."""
     with atomic_path(path) as temporary:
         # Assembled in memory and then written: HDF5 itself, on a full disk, ends in faults that nothing can catch.
         whole = io.BytesIO()
@@ -50,8 +57,11 @@ def write_part(path: Path, features: NDArray[np.float16], valid: NDArray[np.bool
             file.attrs["format"] = PART_FORMAT
             file.attrs["teacher_fingerprint"] = origin.teacher_fingerprint
             file.attrs["shard_sha256"] = origin.shard_sha256
+            file.attrs["batch_size"] = batch_size
             file.attrs["checksum"] = _checksum(features, valid)
-        temporary.write_bytes(whole.getbuffer())
+        with temporary.open("wb") as stream:
+            stream.write(whole.getbuffer())
+            stream.write(hashlib.sha256(whole.getbuffer()).digest())
 
 
 def part_fault(path: Path, rows: int, dim: int, origin: PartOrigin) -> str | None:
@@ -71,8 +81,11 @@ def read_part(path: Path, rows: int, dim: int, origin: PartOrigin) -> tuple[NDAr
     """
     if not path.exists():
         raise PartFault("missing")
+    data = path.read_bytes()
+    if hashlib.sha256(memoryview(data)[:-_DIGEST_BYTES]).digest() != data[-_DIGEST_BYTES:]:
+        raise PartFault("damaged: checksum")
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(io.BytesIO(data), "r") as file:
             features, valid = file["features"], file["valid"]
             if file.attrs["format"] != PART_FORMAT or features.chunks is not None:
                 raise PartFault("other format")
@@ -88,6 +101,12 @@ def read_part(path: Path, rows: int, dim: int, origin: PartOrigin) -> tuple[NDAr
             return held
     except (OSError, KeyError, RuntimeError, ValueError):
         raise PartFault("damaged: not readable as HDF5") from None
+
+
+def part_batch_size(path: Path) -> int:
+    """Return the batch size with which a whole part was encoded."""
+    with h5py.File(path, "r") as file:
+        return int(file.attrs["batch_size"])
 
 
 def _checksum(features: NDArray[np.float16], valid: NDArray[np.bool_]) -> str:
@@ -160,6 +179,7 @@ class Features:
     def _map(self, numbers: NDArray[np.integer[Any]]) -> _View:
         """Map more parts and view them all; the new view replaces the old at once, for gathers in other threads."""
         with self._lock:
+            _allow_open_files()
             for number in map(int, numbers):
                 if number in self._parts:
                     continue
@@ -209,6 +229,13 @@ class _View:
             mapped[number] = True
             starts[number] = (address - addresses[lowest]) // size - bounds[number] * dim
         return cls(mapped, starts, window)
+
+
+def _allow_open_files() -> None:
+    """Let this process open as many files as the system grants: Python keeps one open for each map."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _open_part(path: Path, rows: int, dim: int, fingerprint: str) -> h5py.File:

@@ -52,6 +52,11 @@ class Layout:
         return self.root / "manifest.json"
 
     @property
+    def former_manifest(self) -> Path:
+        """The manifest of the last finished run, while another changes what it names."""
+        return self.root / "manifest.former.json"
+
+    @property
     def samples(self) -> Path:
         return self.root / "samples.arrow"
 

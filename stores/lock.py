@@ -13,7 +13,7 @@ from stores.errors import StoreError
 from stores.layout import Layout
 
 _PATIENCE: Final = 3.0
-"""Seconds to wait: a lock file that a killed run left half-written is told from a fresh one by its age."""
+"""Seconds to wait, in which a run that has just begun has written who it is."""
 
 
 @contextmanager
@@ -25,7 +25,14 @@ def write_lock(layout: Layout) -> Iterator[None]:
     """
     lock = SoftFileLock(layout.lock, timeout=_PATIENCE)
     try:
-        lock.acquire()
+        try:
+            lock.acquire()
+        except Timeout:
+            # Empty after all this time: its owner was killed before it could write who it is.
+            if not layout.lock.exists() or layout.lock.stat().st_size:
+                raise
+            layout.lock.unlink(missing_ok=True)
+            lock.acquire()
     except Timeout:
         raise StoreError(
             f"Another run is at work on {layout.root}: {_owner(layout.lock)} holds {layout.lock.name}. Wait for it, or "

@@ -74,9 +74,20 @@ class Manifest:
 _ADAPTER: Final = pydantic.TypeAdapter(Manifest)
 
 
+class DamagedManifest(StoreError):
+    """The manifest is none that any version could have written."""
+
+
 def write_manifest(manifest: Manifest, layout: Layout) -> None:
     """Write the manifest, atomically; do it when everything that it names is in place."""
     write_text(layout.manifest, _ADAPTER.dump_json(manifest, indent=2).decode() + "\n")
+    layout.former_manifest.unlink(missing_ok=True)
+
+
+def withdraw_manifest(layout: Layout) -> None:
+    """Take the manifest away before what it names changes; the run that goes on still finds it as the former one."""
+    if layout.manifest.exists():
+        layout.manifest.replace(layout.former_manifest)
 
 
 def read_manifest(layout: Layout) -> Manifest:
@@ -85,18 +96,32 @@ def read_manifest(layout: Layout) -> Manifest:
     Raises:
         StoreError: there is no manifest, or it is of another format, or damaged.
     """
-    path: Path = layout.manifest
-    try:
-        manifest = _ADAPTER.validate_json(path.read_bytes())
-    except FileNotFoundError:
+    if not layout.manifest.exists():
         raise StoreError(
             f"{layout.root} is not a finished store: it has no manifest.json. Run cusa-extract --store {layout.root}."
-        ) from None
-    except (pydantic.ValidationError, OSError) as error:
-        raise StoreError(
+        )
+    return _read(layout.manifest)
+
+
+def read_former_manifest(layout: Layout) -> Manifest | None:
+    """Read the manifest, or the one that a run withdrew before it was stopped; None where there is neither.
+
+    Raises:
+        StoreError: it is of another format, or damaged.
+    """
+    return next((_read(path) for path in (layout.manifest, layout.former_manifest) if path.exists()), None)
+
+
+def _read(path: Path) -> Manifest:
+    try:
+        manifest = _ADAPTER.validate_json(path.read_bytes())
+    except pydantic.ValidationError as error:
+        raise DamagedManifest(
             f"{path} cannot be read as a manifest ({str(error).splitlines()[0]}). "
-            f"Delete it and run cusa-extract again: what is whole in the store is kept."
+            f"Run cusa-extract again: it makes it anew, and what is whole in the store is kept."
         ) from None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}.") from None
     if manifest.format_version != FORMAT_VERSION:
         raise StoreError(
             f"{path} has format version {manifest.format_version}, this cusa reads {FORMAT_VERSION}. "

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tiny_teachers
 from conftest import content, small_scenes
+from interrupted import start
 from PIL import Image
 
 from pipeline.extract import extract
@@ -129,6 +130,17 @@ def test_a_process_that_dies_or_cannot_load_is_named(tmp_path: Path) -> None:
         extract(parameters("tiny_teachers:absent", device="cpu,cpu"), tmp_path)
     extract(parameters(window=20), tmp_path)
     assert len(Store.open(tmp_path).samples) == 80
+
+
+def test_a_lost_process_ends_the_run_though_a_pipe_is_full(tmp_path: Path) -> None:
+    """Windows of 400 shards are more than a pipe holds: somebody still waits to write when the reader is gone."""
+    flags = ["--image-teacher", "tiny_teachers:fatal", "--text-teacher", "tiny_teachers:length"]
+    scenes = ["-S", "data.scenes={train: 1300, val: 8, test: 8, pixels: 16}", "-S", "extract.window=400"]
+    run = start(tmp_path, *flags, *scenes, "-S", "extract.device=cpu,cpu", "-S", "extract.shard_size=1")
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode == 2, errors
+    assert "was lost (exit code -9)" in " ".join(errors.split())
+    assert "Traceback" not in errors
 
 
 def test_a_ray_cluster_makes_the_same_store_though_an_actor_is_lost(tmp_path: Path) -> None:

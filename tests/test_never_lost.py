@@ -20,10 +20,11 @@ from PIL import Image
 
 from pipeline.extract import extract
 from pipeline.inspection.cli import main
-from stores import CusaError, ExtractParameters, Store, StoreError
+from stores import CusaError, ExtractParameters, Store, StoreError, TeacherError
 from stores.commands import resumable
 from stores.layout import Layout
 from stores.lock import write_lock
+from stores.manifest import withdraw_manifest
 from stores.parameters import Data, Extract, Teachers
 
 TINY = ["--image-teacher", "tiny_teachers:mean_colour", "--text-teacher", "tiny_teachers:length"]
@@ -124,6 +125,7 @@ import sys, time
 from pathlib import Path
 from stores.layout import Layout
 from stores.lock import write_lock
+from stores.manifest import withdraw_manifest
 with write_lock(Layout(Path({str(tmp_path)!r}))):
     print("held", flush=True)
     time.sleep(100)
@@ -188,3 +190,61 @@ def test_what_was_rejected_is_tried_again_on_request(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "1 were in quarantine, 0 still are; the store has 1 more sample." in done.output
     assert Store.open(tmp_path / "store").samples["source_id"].to_pylist() == ["0", "1", "2", "3"]
+
+
+def test_a_teacher_of_an_earlier_run_survives_a_stopped_one(tmp_path: Path) -> None:
+    other = replace(small(), teachers=Teachers(image="tiny_teachers:mean_colour", text="tiny_teachers:no_e"))
+    extract(small(), tmp_path)
+    extract(other, tmp_path)
+    whole = content(tmp_path)
+    layout = Layout(tmp_path)
+    # What a run leaves that was killed while it repaired a shard.
+    withdraw_manifest(layout)
+    layout.shard("train-000001").unlink()
+    extract(other, tmp_path)
+    assert content(tmp_path) == whole
+    assert "tiny_teachers-length" in Store.open(tmp_path).manifest.teachers
+
+
+def test_a_teacher_s_other_parts_are_kept_when_one_is_damaged(tmp_path: Path) -> None:
+    other = replace(small(), teachers=Teachers(image="tiny_teachers:mean_colour", text="tiny_teachers:no_e"))
+    extract(small(), tmp_path)
+    parts = sorted((tmp_path / "features" / "tiny_teachers-length").iterdir())
+    parts[0].write_bytes(parts[0].read_bytes()[:-1])
+    extract(other, tmp_path)
+    assert "tiny_teachers-length" not in Store.open(tmp_path).manifest.teachers
+    again = extract(small(), tmp_path)
+    assert [name for name in again.made if name.startswith("features")] == [
+        f"features/tiny_teachers-length/{parts[0].stem}"
+    ]
+
+
+def test_two_teachers_never_share_a_folder(tmp_path: Path) -> None:
+    twins = replace(small(), teachers=Teachers(image="tiny_teachers:mean_colour", text="tiny_teachers:twin"))
+    with pytest.raises(TeacherError, match="would share the folder features/tiny_teachers-mean_colour"):
+        extract(twins, tmp_path / "store")
+
+
+def test_an_empty_lock_and_an_unfinished_mark_hold_nobody_up(tmp_path: Path) -> None:
+    (tmp_path / "store.txt.tmp-77").touch()
+    extract(small(), tmp_path)
+    Layout(tmp_path).lock.touch()
+    extract(small(), tmp_path)
+    assert not Layout(tmp_path).lock.exists()
+
+
+def test_a_folder_with_a_file_of_the_mark_s_name_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "store.txt").write_text("my shops")
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "precious.tar").write_bytes(b"mine")
+    before = content(tmp_path)
+    with pytest.raises(StoreError, match="is not empty and no store of ours"):
+        extract(small(), tmp_path)
+    assert content(tmp_path) == before
+
+
+def test_what_was_repaired_is_said(tmp_path: Path) -> None:
+    finish(start(tmp_path, *TINY, "-S", "data.scenes={train: 20, val: 4, test: 4}"))
+    (tmp_path / "features" / "tiny_teachers-length" / "test-000000.h5").unlink()
+    said = finish(start(tmp_path, *TINY, "-S", "data.scenes={train: 20, val: 4, test: 4}"))
+    assert "features/tiny_teachers-length/test-000000 (missing)" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -153,7 +154,10 @@ def test_stale_and_broken_parts_are_told_apart(tmp_path: Path) -> None:
     assert part_fault(path, 5, 4, replace(ORIGIN, teacher_fingerprint="c" * 64)) == "stale: other teacher"
     assert part_fault(path, 5, 4, replace(ORIGIN, shard_sha256="c" * 64)) == "stale: other shard"
     assert part_fault(path, 6, 4, ORIGIN) == "damaged: other shape"
-    path.write_bytes(path.read_bytes()[:100])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    assert part_fault(path, 5, 4, ORIGIN) == "damaged: checksum"
+    path.write_bytes(b"no HDF5" + hashlib.sha256(b"no HDF5").digest())
     assert part_fault(path, 5, 4, ORIGIN) == "damaged: not readable as HDF5"
 
 
@@ -205,3 +209,14 @@ def test_unknown_splits_and_teachers_name_the_known_ones(scenes_store: Store) ->
         scenes_store.features("unicom")
     with pytest.raises(StoreError, match="no index"):
         scenes_store.index("hog-color", "dev")
+
+
+def test_a_flipped_byte_anywhere_in_a_part_is_seen_before_hdf5_reads_it(tmp_path: Path) -> None:
+    """HDF5 may crash, or read for ever, on a damaged header."""
+    path = tmp_path / "part.h5"
+    write_part(path, unit_rows(5, 4), np.ones(5, bool), ORIGIN)
+    data = path.read_bytes()
+    assert part_fault(path, 5, 4, ORIGIN) is None
+    for place in range(0, len(data), 7):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 0x40]) + data[place + 1 :])
+        assert part_fault(path, 5, 4, ORIGIN) == "damaged: checksum"

@@ -116,3 +116,7 @@ class Fatal(MeanColour):
 
 def fatal(weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]) -> Teacher:
     return Fatal(spec="tiny_teachers:fatal", dim=3, precision=precision, device=device, identity=weights)
+
+
+def twin(weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]) -> Teacher:
+    return Length(spec="tiny_teachers-mean_colour", dim=26, precision=precision, device=device, identity=weights)

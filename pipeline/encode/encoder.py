@@ -22,7 +22,7 @@ from pipeline.batch_size import encode_backing_off, first_rows
 from pipeline.encode.windows import Window
 from pipeline.teachers import Teacher
 from pipeline.teachers.base import MIN_COSINE
-from stores import Shard, tables
+from stores import CusaError, Shard, TeacherError, tables
 from stores.commands import leave_interrupts_to_the_parent
 from stores.console import console
 from stores.images import Images, decode_rgb
@@ -121,7 +121,7 @@ class Encoder:
         valid = np.zeros(len(asked), bool)
         advance(window.encoded - len(asked))
         check = window.opening
-        for encoded, batch, failed in batches:
+        for encoded, batch, failed in _reported(batches):
             if len(encoded):
                 if check:
                     _say_if_imprecise(self._teacher, batch)
@@ -137,6 +137,21 @@ class Encoder:
 
 
 _NO_ROWS: Final = np.empty(0, dtype=np.int64)
+
+
+def _reported(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield the batches; what goes wrong in a decoding process becomes one message."""
+    try:
+        yield from batches
+    except CusaError as error:
+        # A loader gives back a worker's error with its traceback as the message.
+        raise TeacherError(error.message.rpartition("Error: ")[2]) from None
+    except (RuntimeError, OSError) as error:
+        what = str(error).strip().splitlines() or [type(error).__name__]
+        raise TeacherError(
+            f"Inputs could not be prepared ({what[-1]}). Finished parts are kept: run the same command again; with "
+            f"extract.workers: 0 no other process is needed."
+        ) from None
 
 
 def _normalised(features: Tensor) -> NDArray[np.float16]:
@@ -175,9 +190,10 @@ class _ImageRows(Dataset[tuple[int, Any]]):
 
     def __getitem__(self, row: int) -> tuple[int, Any]:
         try:
-            return row, self._teacher.preprocess(decode_rgb(self._images[row]))
+            picture = decode_rgb(self._images[row])
         except OSError:
             return row, None
+        return row, self._teacher.preprocess(picture)
 
     def collate(self, items: list[tuple[int, Any]]) -> Batch:
         """Make a batch of what could be decoded."""

@@ -26,11 +26,20 @@ class Engine(Protocol):
         """What is known of the teacher."""
 
     @property
+    def batch_size(self) -> int:
+        """What the settings ask for, or what fits where it runs."""
+
+    @property
     def description(self) -> str:
         """Where it runs, in a word or two."""
 
     def encode(
-        self, windows: Iterator[Window], shards: Sequence[Shard], layout: Layout, advance: Callable[[int], None]
+        self,
+        windows: Iterator[Window],
+        shards: Sequence[Shard],
+        layout: Layout,
+        batch_size: int,
+        advance: Callable[[int], None],
     ) -> Iterator[Encoded]:
         """Yield what each window asks for, in order, calling `advance` with the rows done since."""
 

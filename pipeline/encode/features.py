@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from rich.progress import Progress
 
@@ -12,6 +13,7 @@ from pipeline.encode.parts import PartWriter
 from pipeline.encode.windows import Window, plan_windows
 from pipeline.first_seen import first_seen
 from stores import Shard
+from stores.features import part_batch_size
 from stores.layout import Layout
 from stores.parameters import Extract
 
@@ -33,7 +35,8 @@ def extract_features(
     total = sum(shard.rows(teacher.modality) for shard in pending)
     title = f"{teacher.modality}s · {teacher.slug}"
     task = progress.add_task(title, total=total, note=f"{teacher.precision}, {engine.description}")
-    writer = PartWriter(teacher, shards, layout)
+    batch_size = _batch_size(engine, layout, settings)
+    writer = PartWriter(teacher, shards, layout, batch_size)
     planned: deque[Window] = deque()
 
     def noted(windows: Iterator[Window]) -> Iterator[Window]:
@@ -44,7 +47,15 @@ def extract_features(
     with first_seen(layout.root) as seen:
         names = {shard.name for shard in pending}
         windows = plan_windows(shards, names, teacher.modality, settings.window, layout, seen)
-        for encoded in engine.encode(noted(windows), shards, layout, lambda rows: progress.advance(task, rows)):
+        advance = partial(progress.advance, task)
+        for encoded in engine.encode(noted(windows), shards, layout, batch_size, advance):
             writer.write(planned.popleft(), encoded)
             if writer.invalid:
                 progress.update(task, note=f"{writer.invalid:,} failed")
+
+
+def _batch_size(engine: Engine, layout: Layout, settings: Extract) -> int:
+    """Return the engine's batch size, or for `auto` that of the parts in place: another would round otherwise."""
+    given = settings.image_batch if engine.card.modality == "image" else settings.text_batch
+    parts = sorted(layout.features(engine.card.slug, "").parent.glob("*.h5"))
+    return part_batch_size(parts[0]) if parts and given == "auto" else engine.batch_size

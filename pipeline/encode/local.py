@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 
 from pipeline.batch_size import batch_size
 from pipeline.encode.encoder import Encoded, Encoder
@@ -23,8 +24,17 @@ class InProcess:
         self.description = str(self.teacher.device)
 
     def encode(
-        self, windows: Iterator[Window], shards: Sequence[Shard], layout: Layout, advance: Callable[[int], None]
+        self,
+        windows: Iterator[Window],
+        shards: Sequence[Shard],
+        layout: Layout,
+        batch_size: int,
+        advance: Callable[[int], None],
     ) -> Iterator[Encoded]:
         """Yield what each window asks for, in order."""
-        size = batch_size(self.teacher, self._settings)
-        yield from Encoder(self.teacher, layout, shards, size, self._settings.workers).encode(windows, advance)
+        yield from Encoder(self.teacher, layout, shards, batch_size, self._settings.workers).encode(windows, advance)
+
+    @cached_property
+    def batch_size(self) -> int:
+        """Finding it may take a moment, so it is done when it is first asked for."""
+        return batch_size(self.teacher, self._settings)

@@ -19,8 +19,9 @@ from stores.manifest import TeacherFeatures
 class PartWriter:
     """Writes the parts of windows that come in the order of rows; `invalid` counts the rows that failed."""
 
-    def __init__(self, teacher: TeacherCard, shards: Sequence[Shard], layout: Layout) -> None:
+    def __init__(self, teacher: TeacherCard, shards: Sequence[Shard], layout: Layout, batch_size: int) -> None:
         self._teacher = teacher
+        self._batch_size = batch_size
         self._layout = layout
         # Parts are mapped when they are asked for, so those of this run can be read as soon as they are written.
         self._written = Features(layout, teacher.slug, tuple(shards), _entry(teacher))
@@ -46,7 +47,7 @@ class PartWriter:
             self.invalid += int((~valid[here]).sum())
             origin = PartOrigin(teacher_fingerprint=self._teacher.fingerprint, shard_sha256=shard.sha256)
             path = self._layout.features(self._teacher.slug, shard.name)
-            write_part(path, features[here], valid[here], origin)
+            write_part(path, features[here], valid[here], origin, self._batch_size)
 
     def _fill(
         self, here: NDArray[np.int64], window: Window, features: NDArray[np.float16], valid: NDArray[np.bool_]

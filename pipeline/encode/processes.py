@@ -62,16 +62,21 @@ class ProcessEngine:
     """Encodes with one of the processes' teachers; windows are dealt in turn, and results taken in the same turn."""
 
     def __init__(self, workers: Sequence[_Worker], number: int, card: TeacherCard, size: int) -> None:
-        self._workers, self._number, self._batch_size = workers, number, size
-        self.card = card
+        self._workers, self._number = workers, number
+        self.card, self.batch_size = card, size
         self.description = ", ".join(worker.device for worker in workers)
 
     def encode(
-        self, windows: Iterator[Window], shards: Sequence[Shard], layout: Layout, advance: Callable[[int], None]
+        self,
+        windows: Iterator[Window],
+        shards: Sequence[Shard],
+        layout: Layout,
+        batch_size: int,
+        advance: Callable[[int], None],
     ) -> Iterator[Encoded]:
         """Yield what each window asks for, in order."""
         for worker in self._workers:
-            worker.tasks.put((self._number, layout, tuple(shards), self._batch_size))
+            worker.tasks.put((self._number, layout, tuple(shards), batch_size))
         faults: list[BaseException] = []
         seen = self._workers[0].done.value
         threading.Thread(target=self._deal, args=(windows, faults), daemon=True).start()
@@ -129,6 +134,8 @@ def open_processes(
         ]
     finally:
         for worker in workers:
+            # A window is more than a pipe holds: without this the queue's thread would wait for a reader for ever.
+            worker.tasks.cancel_join_thread()
             worker.process.terminate()
         for worker in workers:
             worker.process.join()

@@ -73,15 +73,20 @@ class RayEngine:
     """Encodes on a Ray cluster with one of the actors' teachers."""
 
     def __init__(self, actors: Sequence[Any], number: int, card: TeacherCard, size: int) -> None:
-        self._actors, self._number, self._batch_size = actors, number, size
-        self.card = card
+        self._actors, self._number = actors, number
+        self.card, self.batch_size = card, size
         self.description = f"Ray, {len(actors)} actor{'s' * (len(actors) > 1)}"
 
     def encode(
-        self, windows: Iterator[Window], shards: Sequence[Shard], layout: Layout, advance: Callable[[int], None]
+        self,
+        windows: Iterator[Window],
+        shards: Sequence[Shard],
+        layout: Layout,
+        batch_size: int,
+        advance: Callable[[int], None],
     ) -> Iterator[Encoded]:
         """Yield what each window asks for, in order."""
-        store = ray.put((Layout(layout.root.resolve()), tuple(shards), self._batch_size))
+        store = ray.put((Layout(layout.root.resolve()), tuple(shards), batch_size))
         free = deque([actor for _ in range(_AT_ONCE) for actor in self._actors])
         running: dict[Any, Any] = {}
         ordered: deque[tuple[Any, int]] = deque()
@@ -108,7 +113,13 @@ def open_ray(specs: Sequence[TeacherSpec], settings: Extract) -> Iterator[list[R
     """
     own = not ray.is_initialized()
     if own:
-        ray.init(log_to_driver=False)
+        try:
+            ray.init(log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ParameterError(
+                f"No Ray cluster can be used ({_first_line(error)}). Check RAY_ADDRESS and `ray status`, or leave "
+                f"RAY_ADDRESS away: then Ray runs on this machine."
+            ) from None
     actors: list[Any] = []
     try:
         actors += _start(specs, settings)
@@ -142,8 +153,8 @@ def _engines(actors: Sequence[Any], teachers: int) -> list[RayEngine]:
             f"The Ray cluster did not start {len(actors)} actors within {_PATIENCE:.0f} s; it offers "
             f"{ray.available_resources()}. See `ray status`."
         ) from None
-    except ray.exceptions.RayActorError as error:
-        raise TeacherError(f"The actors on the Ray cluster could not start: {error}") from None
+    except ray.exceptions.RayError as error:
+        raise TeacherError(f"The actors on the Ray cluster could not start: {_first_line(error)}") from None
     for fault in described:
         if isinstance(fault, CusaError):
             raise fault
@@ -165,11 +176,20 @@ def _taken(task: Any, rows: int, advance: Callable[[int], None]) -> Encoded:
         encoded = ray.get(task)
     except ray.exceptions.RayActorError as error:
         raise TeacherError(
-            f"An encoding actor was lost {_RESTARTS} times over ({error}). Run the same command again: finished parts "
-            f"are kept."
+            f"An encoding actor was lost {_RESTARTS} times over ({_first_line(error)}). Run the same command again: "
+            f"finished parts are kept."
+        ) from None
+    except ray.exceptions.RayError as error:
+        raise TeacherError(
+            f"An encoding actor failed: {_first_line(getattr(error, 'cause', None) or error)}. All machines must see "
+            f"the store and the weights under the same path. Finished parts are kept."
         ) from None
     if isinstance(encoded, CusaError):
         raise encoded
     advance(rows)
     found: Encoded = encoded
     return found
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no reason given')}"

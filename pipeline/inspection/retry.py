@@ -8,7 +8,7 @@ from rich.table import Table
 
 from pipeline.extract import extract
 from pipeline.summary import summary
-from stores import ExtractParameters, Store
+from stores import ExtractParameters, SourceError, Store
 from stores.layout import Layout
 from stores.parameters import recorded_parameters
 
@@ -25,7 +25,13 @@ def retry(path: Path) -> tuple[Table, str]:
     store = Store.open(path)
     before, samples = _quarantined(path), len(store.samples)
     parameters = recorded_parameters(ExtractParameters, store.manifest.parameters, f"{path}/manifest.json")
-    extracted = extract(parameters, path, retry=True)
+    try:
+        extracted = extract(parameters, path, retry=True)
+    except SourceError as error:
+        raise SourceError(
+            f"{error.message}\nThe store's source is {parameters.data.source}, seen from the folder where it was made. "
+            f"Go there, or run cusa-extract --retry with --source and --images as they are now."
+        ) from None
     left = extracted.ingested.rejected.total()
     more = len(Store.open(path).samples) - samples
     said = f"{before:,} were in quarantine, {left:,} still are; the store has {more:,} more sample{'s' * (more != 1)}."
