@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import re
+import socket
 import tarfile
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -481,6 +482,42 @@ def test_images_may_lie_in_another_place(place: Place, tmp_path: Path) -> None:
         opened(url, images=place.url("nowhere"))
 
 
+def test_absolute_paths_count_where_they_lie_under_the_image_folder(place: Place) -> None:
+    place.pictures("x/a.png", "other/b.png")
+    names = [f"{place.path}/x/a.png", f"{place.path}/other/b.png", f"{place.path}/x/../other/b.png", "s3://x/a.png"]
+    rows = [[name, str(number)] for number, name in enumerate(names)]
+    url = place.write("x/t.csv", csv_text([["image", "caption"], *rows]))
+    assert [sample[2] for sample in listed(opened(url))] == [png(0), *["path-outside"] * 3]
+    assert listed(opened(url, images=place.url()))[1][2] == png(1)
+    with pytest.raises(Rejected, match=r"b.png is absolute and not under .*/x: set data.images \(--images\) to a"):
+        list(opened(url).records("train"))[1].image.read()  # type: ignore[union-attr]
+    if place.root.startswith("/"):
+        assert [sample[2] for sample in listed(opened(url, images="/"))][:2] == [png(0), png(1)]
+    else:
+        addresses = place.write("t.jsonl", json.dumps({"image": place.url("x/a.png"), "caption": "x"}) + "\n")
+        assert listed(opened(addresses))[0][2] == png(0)
+
+
+def test_images_that_parquet_names_but_does_not_hold_lie_in_the_image_folder(place: Place) -> None:
+    place.pictures("pictures/a.png")
+    image = pa.array([{"bytes": None, "path": "pictures/a.png"}], type=IMAGE_STRUCT)
+    url = place.write("tables/t.parquet", parquet_bytes({"image": image, "caption": ["one"]}))
+    assert listed(opened(url))[0][2] == "missing-file"
+    assert listed(opened(url, images=place.url()))[0][2] == png(0)
+
+
+def test_what_img2dataset_writes_besides_tars(place: Place) -> None:
+    rows = {"url": ["http://host/0"], "key": ["000"], "caption": ["one"], "status": ["success"]}
+    url = place.write("inside/00000.parquet", parquet_bytes(rows | {"jpg": [png(0)]}))
+    assert listed(opened(url)) == [("000", ("one",), png(0))]
+    place.write("files/00000.parquet", parquet_bytes(rows))
+    place.write("files/00000/000.txt", "one")
+    place.pictures("files/00000/000.jpg")
+    with pytest.raises(SourceError, match=r"or data\.format=folder if the images are files"):
+        opened(place.url("files"))
+    assert listed(opened(place.url("files"), format="folder")) == [("00000/000.jpg", ("one",), png(0))]
+
+
 def test_embedded_images_are_read_in_any_order_and_told_apart(place: Place) -> None:
     count = 700
     columns = {"image": embedded(range(count), "same.png"), "text": [f"text {n}" for n in range(count)]}
@@ -758,6 +795,20 @@ def test_folders_of_several_formats_ask_which(place: Place) -> None:
         opened(place.url("mixed"))
     assert listed(opened(place.url("mixed"), format="jsonl"))[0][1] == ("two",)
     assert listed(opened(place.url("mixed"), format="folder"))[0][0] == "a.png"
+    for name in ("0.tar", "1.tar"):
+        place.write(f"tars/a/{name}", img2dataset_tar(int(name[0]), 2))
+    place.write("tars/a/0.parquet", parquet_bytes({"key": ["x"], "caption": ["y"]}))
+    place.write("tars/a/0_stats.json", "{}")
+    assert opened(place.url("tars")).description["format"] == "webdataset", "what img2dataset leaves beside tars"
+    for name, what in (("a/t.csv", "webdataset and parquet and csv"), ("b/t.parquet", "webdataset and parquet")):
+        place.write(f"tars/{name}", "image,caption\n")
+        with pytest.raises(SourceError, match=rf"tars: It holds {what}.*set data.format"):
+            opened(place.url("tars"))
+        assert opened(place.url("tars"), format="webdataset").description["format"] == "webdataset"
+        place.system.rm(f"{place.path}/tars/{name}")
+    place.pictures("tars/b/c.png")
+    with pytest.raises(SourceError, match=r"tars: It holds webdataset and .*folder"):
+        opened(place.url("tars"))
     place.write("docs/readme.md", "hello")
     with pytest.raises(SourceError, match=r"no data set: its files end in \.md"):
         opened(place.url("docs"))
@@ -768,7 +819,7 @@ def test_folders_of_several_formats_ask_which(place: Place) -> None:
 def test_places_that_are_not_there(place: Place) -> None:
     place.write("here.csv", "image,caption\n")
     for name, message in (
-        ("absent.csv", r"absent.csv cannot be read: no such file"),
+        ("absent.csv", r"absent.csv cannot be read: no such file or folder. Check the path.$"),
         ("absent/*.csv", "no file matches this pattern"),
         ("{here,gone}.csv", r"gone.csv cannot be read: no such file"),
         ("{here.csv", "a brace is not closed"),
@@ -778,6 +829,21 @@ def test_places_that_are_not_there(place: Place) -> None:
             opened(place.url(name))
     place.write("odd [1]{x}.csv", "image,caption\na.png,one\n")
     assert len(listed(opened(place.url("odd [1]{x}.csv")))) == 1, "a name may have a pattern's signs"
+
+
+@pytest.mark.parametrize("source", ["", " ", {"train": ""}, "{,}"])
+def test_an_empty_place_is_not_the_working_folder(source: Any) -> None:
+    with pytest.raises(SourceError, match=r"data.source \(--source\) names an empty place"):
+        opened(source)
+
+
+def test_a_server_that_cannot_be_reached_is_not_called_an_absent_file() -> None:
+    pytest.importorskip("aiohttp")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/t.csv"
+        with pytest.raises(SourceError, match=r"t.csv cannot be read: Cannot connect to host 127.0.0.1"):
+            opened(url)
 
 
 def test_addresses_without_a_driver() -> None:

@@ -121,7 +121,7 @@ def _to_gpu(index: Any, rows: int, device: str) -> Any:
     It cannot where faiss was built without GPUs, where there is none, where the kind exists on the CPU alone, and
     where the lists would fill more than half of the GPU's free memory (they grow by doubling).
     """
-    if device == "cpu" or not hasattr(faiss, "get_num_gpus") or not faiss.get_num_gpus():
+    if device.startswith("cpu") or not hasattr(faiss, "get_num_gpus") or not faiss.get_num_gpus():
         return index
     number = int(device.split(",")[0].partition(":")[2] or 0)
     free, _ = torch.cuda.mem_get_info(number)

@@ -17,7 +17,7 @@ def main() -> None:
     """Look into a store, prove it whole, and find what its data set leaves out."""
 
 
-@main.command()
+@main.command(short_help="Say what is in a store.")
 @STORE
 @click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
 def info(store: Path, as_json: bool) -> None:
@@ -34,7 +34,7 @@ def info(store: Path, as_json: bool) -> None:
             output().print(*render(found), sep="\n")
 
 
-@main.command()
+@main.command(short_help="Check all of a store; change nothing.")
 @STORE
 @click.option("--deep", is_flag=True, help="Decode every image too, and encode a sample again.")
 @click.option("--sample", type=click.IntRange(min=0), default=64, help="Rows a teacher that --deep encodes again.")
@@ -60,7 +60,7 @@ def verify(
         context.exit(1)
 
 
-@main.command()
+@main.command(short_help="Take in what was quarantined, if it is mended.")
 @STORE
 def retry(store: Path) -> None:
     """Try again to take in what was quarantined of STORE, as its last run would."""
@@ -71,7 +71,7 @@ def retry(store: Path) -> None:
         output().print(*retry(store), sep="\n")
 
 
-@main.command()
+@main.command(short_help="Show the rows nearest to a row, text or image.")
 @STORE
 @click.option("--row", type=int, help="A row of the store.")
 @click.option("--text", help="A new text.")
@@ -103,13 +103,13 @@ def neighbours(
         output().print(render(neighbours(store, query, count)))
 
 
-@main.command()
+@main.command(short_help="List unpaired captions and images that fit.")
 @STORE
 @click.option("--split", default="train", help="Where to search.")
 @click.option("--count", type=click.IntRange(min=1), default=1000, help="How many pairs are listed.")
 @click.option("--neighbours", "width", type=click.IntRange(min=1), default=50, help="Near rows looked at for each row.")
 @click.option("--html", "shown", type=click.IntRange(min=0), default=100, help="Pairs shown on the page.")
-@click.option("--out", type=FILE, help="Folder of the results; missing-<split> beside the store if not said.")
+@click.option("--out", type=FILE, help="Folder of the results; <store>-missing-<split> beside it if not said.")
 def missing(store: Path, split: str, count: int, width: int, shown: int, out: Path | None) -> None:
     """List the pairs of STORE that belong together by its teachers, though its data set does not say so."""
     from pipeline.inspection.missing import missing

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.filesize import decimal
 from rich.table import Table
 
 from pipeline.inspection.output import cell
-from stores import Manifest, Store, StoreError, tables
+from stores import ExtractParameters, Manifest, Store, StoreError, tables
 from stores.layout import Layout
+from stores.parameters import as_dict
 
 _SCHEMAS = {
     "samples.arrow": tables.SAMPLES,
@@ -125,22 +125,22 @@ def render(found: dict[str, Any]) -> list[RenderableType]:
     splits = _listed(
         "splits",
         ("split", "samples", "captions", "shards", "size"),
-        ([s["split"], s["samples"], s["captions"], s["shards"], decimal(s["bytes"])] for s in found["splits"]),
+        ([s["split"], s["samples"], s["captions"], s["shards"], _mib(s["bytes"])] for s in found["splits"]),
     )
     teachers = _listed(
         "teachers",
         ("teacher", "spec", "modality", "dim", "precision", "rows", "invalid", "size", "fingerprint"),
-        ([*list(t.values())[:7], decimal(t["bytes"]), t["fingerprint"][:12]] for t in found["teachers"]),
+        ([*list(t.values())[:7], _mib(t["bytes"]), t["fingerprint"][:12]] for t in found["teachers"]),
     )
     indices = _listed(
         "indices",
-        ("teacher", "split", "kind", "rows", "recall", "size"),
-        ([*list(i.values())[:4], _facts(i["recall"]), decimal(i["bytes"])] for i in found["indices"]),
+        ("teacher", "split", "kind", "rows", "recall@10", "size"),
+        ([*list(i.values())[:4], _recall(i), _mib(i["bytes"])] for i in found["indices"]),
     )
     held = _listed(
         "tables",
         ("table", "rows", "size"),
-        ([t["table"], t["rows"], decimal(t["bytes"])] for t in found["tables"]),
+        ([t["table"], t["rows"], _mib(t["bytes"])] for t in found["tables"]),
     )
     return [Group(table, "") for table in (_overview(found), splits, teachers, indices, held)]
 
@@ -148,15 +148,43 @@ def render(found: dict[str, Any]) -> list[RenderableType]:
 def _overview(found: dict[str, Any]) -> Table:
     table = Table(title=f"store {found['store']}", show_header=False, title_justify="left")
     quarantined = found["quarantined"]
-    table.add_row("source", cell(_facts(found["source"]), 400))
+    for name, value in _flat(found["source"]).items():
+        table.add_row(cell(f"source: {name}"), cell(str(value), 400))
     table.add_row("source fingerprint", found["source_fingerprint"][:12])
-    table.add_row("size", decimal(found["bytes"]))
+    table.add_row("size", _mib(found["bytes"]))
     table.add_row("truth", ", ".join(found["truth"]) or "none: the source knows only its own pairs")
     for what in ("samples", "captions"):
         table.add_row(f"{what} left out", cell(_facts(quarantined[what]) or "none"))
-    for section, values in found["parameters"].items():
-        table.add_row(f"parameters: {section}", cell(_facts(values) if isinstance(values, dict) else str(values), 800))
+    changed = _changed(found["parameters"])
+    table.add_row("parameters", "the defaults, but for:" if changed else "the defaults")
+    for name, value in changed.items():
+        table.add_row(cell(f"  {name}"), cell("null" if value is None else str(value), 400))
     return table
+
+
+def _flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Return nested values by dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
+    return flat
+
+
+def _changed(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters that are not the defaults."""
+    usual = _flat(as_dict(ExtractParameters()))
+    return {name: value for name, value in _flat(parameters).items() if name not in usual or usual[name] != value}
+
+
+def _recall(index: dict[str, Any]) -> str:
+    if index["kind"] == "Flat":
+        return "exact"
+    value = index["recall"].get("recall_at_10")
+    return f"{value:.3f}" if isinstance(value, int | float) else "–"
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
 
 
 def _facts(values: dict[str, Any]) -> str:

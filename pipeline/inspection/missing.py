@@ -74,14 +74,14 @@ def missing(path: Path, *, split: str, count: int, width: int, shown: int, out: 
         count: how many pairs are listed.
         width: how many neighbours of each row are candidates.
         shown: how many pairs the page shows.
-        out: the folder for both; without it, missing-<split> beside the store.
+        out: the folder for both; without it, <store>-missing-<split> beside the store.
 
     Raises:
         StoreError: there is no such store or split, or the folder is another's.
     """
     store = Store.open(path)
     samples = store.rows(split, "image")
-    folder = claim_folder(store.root, out or store.root.parent / f"missing-{split}")
+    folder = claim_folder(store.root, out or _beside(store.root, split))
     if len(samples) < 2:
         raise StoreError(
             f"The split {split} of {path} has one sample; a missing match needs two. Name another --split."
@@ -94,6 +94,12 @@ def missing(path: Path, *, split: str, count: int, width: int, shown: int, out: 
     write_list(folder, listed, truth)
     pairs_shown = write_page(folder, store, split, listed, shown)
     return _summary(folder, split, evidence, listed, truth, pairs_shown)
+
+
+def _beside(root: Path, split: str) -> Path:
+    """Return a folder beside the store that no other store there has; a store may be named as "." too."""
+    place = root.resolve()
+    return place.with_name(f"{place.name}-missing-{split}")
 
 
 def _calibrate(evidence: Evidence, samples: Rows) -> Calibration:

@@ -72,7 +72,8 @@ def neighbours(path: Path, query: Query, count: int) -> Neighbours:
     # A row that the teacher failed on is all zero; it is near nothing.
     kept = (rows >= 0) & (rows != (-1 if query.row is None else query.row))
     kept[kept] = store.features(slug).gather(rows[kept]).any(axis=1)
-    found = _described(store, modality, rows[kept][:count], similarity[kept][:count])
+    # Rounded features may have a length a little above 1.
+    found = _described(store, modality, rows[kept][:count], similarity[kept][:count].clip(max=1))
     return Neighbours(teacher=slug, modality=modality, split=split, found=found)
 
 

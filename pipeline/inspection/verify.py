@@ -91,5 +91,6 @@ def render(report: Report) -> list[RenderableType]:
     faults = [fault for check in report.checks for fault in check.faults]
     shown += [cell(f"Damaged: {fault.file}: {fault.found.rstrip('.')}. {fault.remedy}", 1000) for fault in faults]
     shown += [cell(f"Remark: {remark}", 400) for remark in report.remarks]
-    shown.append(cell(f"{len(faults):,} things are damaged." if faults else "Everything holds."))
+    what = "1 thing is" if len(faults) == 1 else f"{len(faults):,} things are"
+    shown.append(cell(f"{what} damaged." if faults else "Everything holds."))
     return shown

@@ -26,7 +26,6 @@ _TABLES: dict[str, OpenTable] = {
     "csv": partial(DelimitedTable, delimiter=","),
     "tsv": partial(DelimitedTable, delimiter="\t"),
     "jsonl": JsonLinesTable,
-    "parquet": ParquetTable,
     "huggingface": ArrowTable,
 }
 
@@ -96,7 +95,8 @@ def _splits_of(place: Folder | Files, kind: str) -> dict[str, Files]:
 
 
 def _open_tables(kind: str, splits: dict[str, Files], named: bool, images: Folder | None, data: Data) -> Source:
-    reader = TableReader(_TABLES[kind], data.columns, images)
+    open_table = partial(ParquetTable, images=images) if kind == "parquet" else _TABLES[kind]
+    reader = TableReader(open_table, data.columns, images)
     if named or (len(splits) > 1 and data.columns.split is None):
         return StreamedSource(kind, splits, reader.read)
     files: tuple[SourceFile, ...] = tuple(file for split in splits.values() for file in split)

@@ -278,8 +278,12 @@ def asked(call: Callable[..., T], *values: Any, **settings: Any) -> T:
 
 def reason(error: BaseException) -> str:
     """Say in words why a read failed."""
+    cause = error.__cause__
     if isinstance(error, FileNotFoundError):
-        return "no such file or folder"
+        # A server that cannot be reached is told by its driver as a file that is not there.
+        if not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError):
+            return "no such file or folder"
+        return str(cause) or type(cause).__name__
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
@@ -292,9 +296,10 @@ def readable(where: object) -> Iterator[None]:
     try:
         yield
     except _UNREADABLE as error:
-        raise SourceError(
-            f"{where} cannot be read: {reason(error)}. Check that it is whole and that you may read it."
-        ) from None
+        why = reason(error)
+        absent = isinstance(error, FileNotFoundError)
+        advice = "Check the path." if absent else "Check that it is whole and that you may read it."
+        raise SourceError(f"{where} cannot be read: {why}. {advice}") from None
 
 
 def in_usual_order(splits: Iterable[str]) -> list[str]:

@@ -13,7 +13,7 @@ from pipeline.sources.files import Folder, SourceFile, asked, version
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image in a folder, named by the data set; the name may not lead out of the folder."""
+    """An image in a folder, named by the data set: within the folder, or by an absolute path that lies under it."""
 
     folder: Folder
     name: str
@@ -44,10 +44,17 @@ class ImageFile:
 
     def _path(self) -> str:
         # By its words, not by where links lead: folders of links to other disks are the user's own.
-        name = PurePosixPath(self.name)
-        if name.is_absolute() or ".." in name.parts:
-            raise Rejected("path-outside", f"{self.name} leads out of {self.folder.root}")
-        return self.folder.path(self.name)
+        if ".." in PurePosixPath(self.name).parts:
+            raise Rejected("path-outside", f"{self.name} leads out of {self.folder}")
+        path = absolute(self.name, self.folder)
+        if path is None:
+            return self.folder.path(self.name)
+        if not PurePosixPath(path).is_relative_to(self.folder.root):
+            raise Rejected(
+                "path-outside",
+                f"{self.name} is absolute and not under {self.folder}: set data.images (--images) to a folder above it",
+            )
+        return path
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,16 @@ class StoredImage:
         if len(data) != self.size:
             raise Rejected("changed-file", f"{self.file} ends within the {self.size} bytes from {self.offset}")
         return data
+
+
+def absolute(name: str, folder: Folder) -> str | None:
+    """Return an absolute path, or an address of the folder's own kind, as a path of its file system; else None."""
+    protocol, mark, _ = name.partition("://")
+    if mark and protocol.isalnum():
+        own = folder.system.protocol
+        is_own = protocol in ((own,) if isinstance(own, str) else own)
+        return str(folder.system._strip_protocol(name)) if is_own else name
+    return f"/{name.lstrip('/')}" if name.startswith("/") else None
 
 
 def check_version(file: SourceFile) -> None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.sources.base import Rejected
-from pipeline.sources.files import BLOCK, SourceFile, readable
+from pipeline.sources.files import BLOCK, Folder, SourceFile, readable
 from pipeline.sources.images import ImageFile, check_version
 from pipeline.sources.tables import Row
 
@@ -31,8 +31,9 @@ _IMAGES_KEPT: Final = 256
 class ParquetTable:
     """A Parquet file."""
 
-    def __init__(self, file: SourceFile) -> None:
-        self.file = file
+    def __init__(self, file: SourceFile, images: Folder | None) -> None:
+        """Take a file, and where the images lie that a struct names without holding them: else beside the file."""
+        self.file, self._images = file, images or file.folder
 
     def columns(self) -> list[str]:
         with readable(self.file):
@@ -46,7 +47,9 @@ class ParquetTable:
         for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=plain, use_threads=False):
             numbers = range(number, number + batch.num_rows)
             columns = [
-                [CellImage(self.file, name, row) for row in numbers] if name in embedded else batch[name].to_pylist()
+                [CellImage(self.file, self._images, name, row) for row in numbers]
+                if name in embedded
+                else batch[name].to_pylist()
                 for name in wanted
             ]
             for row, values in zip(numbers, zip(*columns, strict=True), strict=True):
@@ -59,6 +62,7 @@ class CellImage:
     """An image embedded in a Parquet file, in the given row of a column."""
 
     file: SourceFile
+    images: Folder
     column: str
     row: int
 
@@ -76,7 +80,7 @@ class CellImage:
         if data is not None:
             return data
         if path:
-            return ImageFile(self.file.folder, path).read()
+            return ImageFile(self.images, path).read()
         raise Rejected("missing-file", f"{self.file}, row {self.row} holds no image")
 
 

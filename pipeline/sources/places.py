@@ -39,6 +39,9 @@ def find(url: str) -> Folder | Files:
     Raises:
         SourceError: there is none, or it cannot be reached.
     """
+    if not url.strip():
+        # To a file system it would be the working folder.
+        raise SourceError("data.source (--source) names an empty place. Expected a file, folder, pattern or address.")
     if "{" in url:
         return _expand(url)
     system, path = locate(url)

@@ -45,13 +45,12 @@ def folder_format(folder: Folder, wanted: str) -> str:
     """
     with readable(folder):
         if any(asked(folder.system.exists, folder.path(name)) for name in ("dataset_dict.json", "state.json")):
-            found, counts = ["huggingface"], ""
+            found, likely, counts = ["huggingface"], ["huggingface"], ""
         else:
-            found, counts = _formats_below(folder)
+            found, likely, counts = _formats_below(folder)
     wanted_here = "parquet" if wanted == "huggingface" and "huggingface" not in found else wanted
     if wanted_here in found:
         return wanted_here
-    likely = _likely(found)
     if wanted != "auto" or len(likely) != 1:
         holds = " and ".join(found) if found else f"no data set: its files end in {counts}" if counts else "nothing"
         said = f"data.format says {wanted}, but it" if wanted != "auto" else "It"
@@ -62,26 +61,34 @@ def folder_format(folder: Folder, wanted: str) -> str:
     return likely[0]
 
 
-def _likely(found: list[str]) -> list[str]:
-    """Leave out what lies in a folder as part of, or beside, another format."""
+def _formats_below(folder: Folder) -> tuple[list[str], list[str], str]:
+    """Return the formats of which there are files below a folder, those that may be meant, and the endings of all."""
+    names = ((below, name) for below, files in walk(folder) for name, _ in files)
+    counts: Counter[str] = Counter()
+    places: dict[str, set[str]] = {}
+    for below, name in islice(names, _LOOKED_AT):
+        counts[plain_suffix(name)] += 1
+        if kind := _kind(name):
+            places.setdefault(kind, set()).add(below)
+    found = [kind for kind in (*ENDINGS, "folder") if kind in places]
+    endings = ", ".join(f"{ending or '(nothing)'} ({count})" for ending, count in counts.most_common(5))
+    return found, _likely(found, places), endings
+
+
+def _kind(name: str) -> str | None:
+    ending = plain_suffix(name)
+    if is_image(name):
+        return "folder"
+    return next((kind for kind, endings in ENDINGS.items() if ending in endings), None)
+
+
+def _likely(found: list[str], places: dict[str, set[str]]) -> list[str]:
+    """Leave out what lies in the same folders as another format because it describes or belongs to it."""
     if "webdataset" in found:
-        return ["webdataset"]  # img2dataset leaves a Parquet file and a JSON beside each tar
+        # img2dataset leaves a Parquet file beside each tar; anything else may be meant as well.
+        return [kind for kind in found if kind != "parquet" or places[kind] - places["webdataset"]]
     tables = [kind for kind in found if kind != "folder"]
     return tables or found
-
-
-def _formats_below(folder: Folder) -> tuple[list[str], str]:
-    """Return the formats of which there are files in a folder, and the endings of all."""
-    names = (name for _, files in walk(folder) for name, _ in files)
-    counts: Counter[str] = Counter()
-    images = False
-    for name in islice(names, _LOOKED_AT):
-        counts[plain_suffix(name)] += 1
-        images = images or is_image(name)
-    found = [kind for kind, endings in ENDINGS.items() if any(counts[ending] for ending in endings)]
-    if images:
-        found.append("folder")
-    return found, ", ".join(f"{ending or '(nothing)'} ({count})" for ending, count in counts.most_common(5))
 
 
 def file_format(file: SourceFile, wanted: str) -> str:

@@ -19,7 +19,19 @@ from stores.errors import SourceError
 from stores.parameters import Columns
 
 USUAL_NAMES: Final = {
-    "image": ("image", "image_path", "filepath", "file_path", "filename", "file_name", "path", "img"),
+    "image": (
+        "image",
+        "image_path",
+        "filepath",
+        "file_path",
+        "filename",
+        "file_name",
+        "path",
+        "img",
+        "jpg",
+        "png",
+        "webp",
+    ),
     "caption": ("caption", "captions", "text", "sentence", "sentences", "raw", "title"),
     # In COCO's way of speaking, `id` beside `image_id` numbers the captions.
     "id": ("image_id", "id", "key", "uid"),
@@ -83,8 +95,7 @@ def find_roles(table: Table, named: Columns) -> Roles:
             continue
         raise SourceError(
             f"{table.file} has the columns {', '.join(map(repr, found[:30])) or '(none)'}; expected {wanted}. "
-            f"Set data.columns.{role} to the column of the {role}"
-            f"{', or data.format, if that is one name too few' if len(found) == 1 else ''}."
+            f"Set data.columns.{role} to the column of the {role}{_otherwise(role, found)}."
         )
     return Roles(
         image=str(roles["image"]),
@@ -93,6 +104,14 @@ def find_roles(table: Table, named: Columns) -> Roles:
         split=roles["split"],
         label=roles["label"],
     )
+
+
+def _otherwise(role: str, found: Sequence[str]) -> str:
+    """Say what else may be meant by a table that lacks a column."""
+    if len(found) == 1:
+        return ", or data.format, if that is one name too few"
+    # As img2dataset's output_format files leaves them.
+    return ", or data.format=folder if the images are files with a .txt beside each" if role == "image" else ""
 
 
 def _usual(found: Sequence[str], role: str) -> str | None:
