@@ -133,11 +133,16 @@ def test_a_process_that_dies_or_cannot_load_is_named(tmp_path: Path) -> None:
 
 
 def test_a_lost_process_ends_the_run_though_a_pipe_is_full(tmp_path: Path) -> None:
-    """Windows of 400 shards are more than a pipe holds: somebody still waits to write when the reader is gone."""
-    flags = ["--image-teacher", "tiny_teachers:fatal", "--text-teacher", "tiny_teachers:length"]
-    scenes = ["-S", "data.scenes={train: 1300, val: 8, test: 8, pixels: 16}", "-S", "extract.window=400"]
-    run = start(tmp_path, *flags, *scenes, "-S", "extract.device=cpu,cpu", "-S", "extract.shard_size=1")
-    _, errors = run.communicate(timeout=120)
+    """Windows of 8,000 rows are more than a pipe holds: somebody still waits to write when the reader is gone."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
+    with (tmp_path / "pairs.jsonl").open("w") as stream:
+        for number in range(48):
+            captions = [f"caption {number} {place}" for place in range(1000)]
+            stream.write(json.dumps({"id": str(number), "image": "picture.png", "caption": captions}) + "\n")
+    flags = ["--image-teacher", "tiny_teachers:mean_colour", "--text-teacher", "tiny_teachers:fatal_text"]
+    sizes = ["-S", "extract.window=8000", "-S", "extract.shard_size=8", "-S", "extract.device=cpu,cpu"]
+    run = start(tmp_path / "store", "--source", str(tmp_path / "pairs.jsonl"), *flags, *sizes)
+    _, errors = run.communicate(timeout=60)
     assert run.returncode == 2, errors
     assert "was lost (exit code -9)" in " ".join(errors.split())
     assert "Traceback" not in errors

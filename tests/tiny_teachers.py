@@ -120,3 +120,15 @@ def fatal(weights: str | None, device: torch.device, precision: Literal["fp32", 
 
 def twin(weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]) -> Teacher:
     return Length(spec="tiny_teachers-mean_colour", dim=26, precision=precision, device=device, identity=weights)
+
+
+class FatalText(Length):
+    """A text teacher whose process dies."""
+
+    def forward(self, batch: Tensor) -> Tensor:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return batch
+
+
+def fatal_text(weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]) -> Teacher:
+    return FatalText(spec="tiny_teachers:fatal_text", dim=26, precision=precision, device=device, identity=weights)
