@@ -126,6 +126,8 @@ def test_info_counts_what_was_left_out(odd_store: Store) -> None:
     found = json.loads(run("info", odd_store.root, "--json").stdout)
     assert found["quarantined"] == {"samples": {"unreadable-image": 1}, "captions": {}}
     assert {t["modality"]: t["invalid"] for t in found["teachers"]} == {"image": 0, "text": 1}
+    shown = words(run("info", odd_store.root))
+    assert f"source: format coco source: files of train 1, sha256 {found['source']['files']['train'][:12]}…" in shown
     assert "samples left out unreadable-image 1" in words(run("info", odd_store.root))
 
 

@@ -148,7 +148,9 @@ def render(found: dict[str, Any]) -> list[RenderableType]:
 def _overview(found: dict[str, Any]) -> Table:
     table = Table(title=f"store {found['store']}", show_header=False, title_justify="left")
     quarantined = found["quarantined"]
-    for name, value in _flat(found["source"]).items():
+    files = {f"files of {split}": _files(value) for split, value in found["source"].get("files", {}).items()}
+    facts = {name: value for name, value in found["source"].items() if name != "files"}
+    for name, value in _flat(facts | files).items():
         table.add_row(cell(f"source: {name}"), cell(str(value), 400))
     table.add_row("source fingerprint", found["source_fingerprint"][:12])
     table.add_row("size", _mib(found["bytes"]))
@@ -158,8 +160,15 @@ def _overview(found: dict[str, Any]) -> Table:
     changed = _changed(found["parameters"])
     table.add_row("parameters", "the defaults, but for:" if changed else "the defaults")
     for name, value in changed.items():
-        table.add_row(cell(f"  {name}"), cell("null" if value is None else str(value), 400))
+        table.add_row(cell(name), cell("null" if value is None else str(value), 400))
     return table
+
+
+def _files(found: dict[str, Any] | str) -> str:
+    """Say what a source's description tells of a split's files: how many there are, or the one's SHA-256."""
+    if isinstance(found, str):
+        return f"1, sha256 {found[:12]}…"
+    return f"{found['count']:,}, first {found['first']}" if found["count"] > 1 else f"{found['first']}"
 
 
 def _flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
