@@ -16,7 +16,9 @@ def summary(extracted: Extracted, store: Path) -> Table:
     for split in manifest.splits:
         of_split = [shard for shard in manifest.shards if shard.split == split]
         samples, captions = sum(s.samples for s in of_split), sum(s.captions for s in of_split)
-        table.add_row(split, f"{samples:,} samples, {captions:,} captions, {len(of_split)} shards")
+        table.add_row(
+            split, f"{samples:,} samples, {captions:,} captions, {len(of_split):,} shard{'s' * (len(of_split) != 1)}"
+        )
     for slug, teacher in manifest.teachers.items():
         left_out = f", {teacher.invalid:,} rows failed" if teacher.invalid else ""
         table.add_row(f"{teacher.modality} features", f"{slug}: {teacher.dim}-d, {teacher.precision}{left_out}")
