@@ -3,6 +3,9 @@
 The truth is found block by block while the index is built, so that features are read once and no matrix of all
 similarities is ever there. A query is a row of the split; its own row counts on neither side. A row as similar as the
 tenth counts as found: equal vectors (repeated captions) have no one order.
+
+The queries are held out of an index's training, but its width is chosen by them: the recall that is written down is the
+one that the width was chosen for.
 """
 
 from __future__ import annotations
