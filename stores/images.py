@@ -74,6 +74,8 @@ def decode_rgb(data: bytes) -> Image.Image:
 def _orientation(image: Image.Image) -> object:
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
+    except MemoryError:
+        raise
     except Exception:  # damaged EXIF is passed over, as viewers do; what it raises has no common base either
         return None
 

@@ -27,7 +27,7 @@ try:
     import ray
 except ImportError:
     raise ParameterError(
-        "extract.engine is ray, which is not installed. Install it: pip install 'cusa[ray]'."
+        "extract.engine is ray, which is not installed. In the checkout: pip install -c constraints.txt -e '.[ray]'."
     ) from None
 
 _AT_ONCE: Final = 2
