@@ -113,6 +113,10 @@ class Student:
 
     # open-clip:<model>[/<pretrained tag or file>], or package.module:factory
     model: str = "open-clip:small-clip"
+    # towers that stay as they are: image, text
+    freeze: list[Literal["image", "text"]] = Field(default_factory=list)
+    # activations are computed again in the backward pass: less memory, a third more time
+    gradient_checkpointing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -123,6 +127,8 @@ class Loss:
     beta: NonNegativeFloat = 0.5
     # τ_P of the soft labels (eq. 5); the paper's is 1
     teacher_temperature: PositiveFloat = 0.1
+    # soft labels keep each row's so many nearest columns of the batch; null: all of them (the paper)
+    soft_top_k: PositiveInt | None = None
     # where the soft labels come from: each modality's own teacher, the mean of both, or their geometric mean
     mix: Literal["each", "add", "dot"] = "each"
     # mean: the paper's InfoNCE; reference: divided by the batch size once more, as the authors' code does
@@ -135,7 +141,10 @@ class Train:
 
     seed: NonNegativeInt = 0
     epochs: PositiveInt = 8
+    # pairs of one step, over all processes; each pair is compared with all the others
     batch_size: Annotated[int, Field(ge=2)] = 128
+    # pairs that go through the student at once in a process, where a batch does not fit (GradCache); null: all
+    micro_batch: PositiveInt | None = None
     learning_rate: PositiveFloat = 3e-3
     # where the cosine schedule ends
     final_learning_rate: NonNegativeFloat = 1e-5
@@ -145,10 +154,17 @@ class Train:
     clip_norm: PositiveFloat = 1.0
     # all: every pair once an epoch; one: a random caption of each image
     captions: Literal["all", "one"] = "all"
+    # the student's own training transform; false: images are seen as in measuring
+    augment: bool = False
+    # other stores mixed into every batch: {path: share of the pairs}; an epoch is one pass over the main store
+    mix_in: dict[str, Annotated[float, Field(gt=0.0, lt=1.0)]] = Field(default_factory=dict)
     # this many shards are read and shuffled together
     shuffle_shards: PositiveInt = 16
     device: str = "auto"
     precision: Precision = "auto"
+    # torch.compile the student
+    compile: bool = False
+    # processes that decode images, beside each training process
     workers: NonNegativeInt = 0
     # teacher features up to this size lie on the device; larger ones are gathered on the host
     device_table_gib: NonNegativeFloat = 4.0
@@ -156,6 +172,12 @@ class Train:
     cache_gib: NonNegativeFloat = 0.5
     # first train the same student with InfoNCE alone, same seed and epochs, to show what the soft labels change
     compare: bool = True
+    # steps between two checkpoints within an epoch; there is one after each epoch besides
+    save_every: PositiveInt = 500
+    # keep the weights of every so many epochs, beside the best and the last; 0: only those
+    keep_every: NonNegativeInt = 0
+    # write TensorBoard's event files too
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -19,7 +19,8 @@ from stores import Store, StoreError, StudentError, TrainingError, TrainParamete
 from stores.parameters import Evaluation, Loss, Student, Train, as_dict
 from train import trainer
 from train.checkpoint import load_checkpoint, read_record, save_checkpoint
-from train.evaluate import embed_split, evaluate
+from train.embed import embed_split
+from train.evaluate import evaluate
 from train.model import AlignedModel, Head, Temperature
 from train.objective import objective
 from train.run import run

@@ -10,7 +10,7 @@ import matplotlib
 from rich.table import Table
 
 from stores import TrainingError
-from train.trainer import Epoch
+from train.epoch import Epoch
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

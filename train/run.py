@@ -19,9 +19,11 @@ from stores.hardware import resolve_device, resolve_precision
 from stores.layout import teacher_slug
 from stores.parameters import Loss, as_dict
 from train.checkpoint import load_checkpoint
-from train.evaluate import embed_split, evaluate
+from train.embed import embed_split
+from train.epoch import Epoch
+from train.evaluate import evaluate
 from train.report import draw_curves
-from train.trainer import Epoch, Training
+from train.trainer import Training
 
 SOFT: Final = "soft_labels"
 PLAIN: Final = "infonce"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +32,9 @@ from stores.layout import teacher_slug
 from stores.parameters import Loss, Train, as_dict
 from train.checkpoint import load_checkpoint, read_record, save_checkpoint
 from train.data import Batch, Join, PairBatches
-from train.evaluate import embed_split, retrieval
+from train.embed import embed_split
+from train.epoch import Epoch
+from train.evaluate import retrieval
 from train.model import AlignedModel
 from train.objective import objective
 from train.stream import PairStream
@@ -40,18 +42,6 @@ from train.student import load_student
 
 LOOK_EVERY: Final = 10
 """Steps between two looks at the losses: each look waits for the device."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Epoch:
-    """What one epoch gave."""
-
-    epoch: int
-    loss: dict[str, float]
-    """Means over the epoch: the parts and the total."""
-    temperatures: dict[str, float]
-    validation_rsum: float
-    samples_per_second: float
 
 
 class Training:
@@ -140,7 +130,15 @@ class Training:
         mean = {part: float(np.mean([losses[part] for losses in seen])) for part in seen[0]}
         progress.update(task, note=f"{_written(mean)} · validation RSUM {rsum:.1f}")
         temperatures = {name: module().item() for name, module in self.model.temperatures.named_children()}
-        return Epoch(epoch=epoch, loss=mean, temperatures=temperatures, validation_rsum=rsum, samples_per_second=rate)
+        return Epoch(
+            epoch=epoch,
+            loss=mean,
+            temperatures=temperatures,
+            learning_rate=self._schedule.get_last_lr()[0],
+            validation_rsum=rsum,
+            samples_per_second=rate,
+            wait=0.0,
+        )
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Take one optimiser step; return the loss's parts and total, still on the device."""
