@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, cast
 
 import open_clip
 from PIL import Image
@@ -27,7 +27,6 @@ Transform = Callable[[Image.Image], Tensor]
 Parts = Sequence[nn.Module | nn.Parameter]
 
 
-@runtime_checkable
 class Student(Protocol):
     """What a model needs to be trained here; it is a torch module as well. docs/students.md has an example.
 
@@ -53,6 +52,9 @@ class Student(Protocol):
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Return the (M, D) embeddings of (M, length) tokens."""
+
+
+MEMBERS: Final = (*Student.__annotations__, "encode_image", "encode_text")
 
 
 class OpenClipStudent(nn.Module):
@@ -147,11 +149,15 @@ def _load(spec: str) -> Student:
             f"No student is called {spec!r}. Expected open-clip:<model>[/<pretrained tag or file>] "
             f"or package.module:factory."
         )
-    student = import_factory(spec, StudentError)()
-    if not isinstance(student, nn.Module) or not isinstance(student, Student):
-        members = ", ".join(sorted(getattr(Student, "__protocol_attrs__", ())))
-        raise StudentError(f"{spec} returned a {type(student).__name__}; a student is a torch module with {members}.")
-    return student
+    student: Any = import_factory(spec, StudentError)()
+    missing = [member for member in MEMBERS if not hasattr(student, member)]
+    if missing or not isinstance(student, nn.Module):
+        fault = f"lacks {', '.join(missing)}" if isinstance(student, nn.Module) else "is not a torch module"
+        raise StudentError(
+            f"{spec} returned a {type(student).__name__}, which {fault}. A student is a torch module with "
+            f"{', '.join(MEMBERS)} (docs/students.md)."
+        )
+    return cast(Student, student)
 
 
 def _parts(student: Student, tower: str, spec: str) -> Parts:
