@@ -106,6 +106,12 @@ def train(student: Any, steps: int = 2) -> dict[str, Tensor]:
     return before
 
 
+def moved(student: nn.Module, before: dict[str, Tensor]) -> set[str]:
+    # CoCa's decoder, which nothing here uses, starts with what happens to lie in memory: perhaps NaN.
+    after = student.state_dict()
+    return {name for name, tensor in before.items() if not torch.equal(tensor.nan_to_num(), after[name].nan_to_num())}
+
+
 ALL = ["tiny-clip", "tiny-custom", "tiny-coca", "tiny-resnet", "tiny-bert", "small-clip"]
 
 
@@ -114,7 +120,7 @@ ALL = ["tiny-clip", "tiny-custom", "tiny-coca", "tiny-resnet", "tiny-bert", "sma
 def test_a_frozen_tower_stays_as_it_is_and_the_other_learns(name: str, frozen: list[Any]) -> None:
     student = load(name, freeze=frozen)
     before = train(student)
-    changed = {key for key, tensor in student.state_dict().items() if not torch.equal(tensor, before[key])}
+    changed = moved(student, before)
     towers = {"image" if key.startswith("model.visual.") else "text" for key in changed}
     assert towers == {"image", "text"} - set(frozen)
     for key, parameter in student.named_parameters():
@@ -149,7 +155,7 @@ def test_gradient_checkpointing_computes_again_what_it_did_not_keep(name: str) -
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
             if key.endswith(("mlp.c_fc", "intermediate.dense")):
-                module.register_forward_pre_hook(lambda module, _: calls.append(module))
+                module.register_forward_pre_hook(lambda module, _, calls=calls: calls.append(module))
         sum(embedding.square().sum() for embedding in embed(student)).backward()
         assert len(calls) == computed, "two layers in each of two towers"
         gradients.append([p.grad for p in student.parameters() if p.grad is not None])
@@ -290,7 +296,9 @@ class Mean(nn.Module):
 
 
 class WrongTowers(Mean):
-    towers = {"image": "image", "text": []}
+    @property
+    def towers(self) -> dict[str, Any]:
+        return {"image": "image", "text": []}
 
 
 @pytest.mark.parametrize(
@@ -338,9 +346,7 @@ def test_the_example_of_the_docs_trains(
     assert student.train_transform(picture()).shape == student.eval_transform(picture()).shape == (3, 32, 32)
     assert [tuple(embedding.shape) for embedding in embed(student)] == [(4, 512), (4, 512)]
     before = train(student)
-    changed = {
-        key.split(".")[0] for key, tensor in student.state_dict().items() if not torch.equal(tensor, before[key])
-    }
+    changed = {key.split(".")[0] for key in moved(student, before)}
     frozen = {"image"} if settings else set()
     assert changed == {"image", "text", "image_projection", "text_projection"} - frozen
     assert [key for key, p in student.named_parameters() if p.requires_grad and p.grad is None] == []

@@ -112,16 +112,18 @@ class OpenClipStudent(nn.Module):
 
 
 def load_student(settings: parameters.Student) -> Student:
-    """Load the student that `settings.model` names: `open-clip:<model>[/<pretrained tag or file>]` or
-    `package.module:factory`; freeze its towers and switch gradient checkpointing on as the settings say.
+    """Load a student, with its towers frozen and gradient checkpointing on as the settings say.
 
-    A factory is called without arguments and returns a torch module that is a `Student`. A frozen tower learns
-    nothing and stays in evaluation mode, with its dropout off and its batch statistics as they are, whoever calls
-    `train()`.
+    A frozen tower learns nothing and stays in evaluation mode, with its dropout off and its batch statistics as they
+    are, whoever calls `train()`.
+
+    Args:
+        settings: `model` is `open-clip:<model>[/<pretrained tag or file>]`, or `package.module:factory`: a factory is
+            called without arguments and returns a torch module that is a `Student`.
 
     Raises:
         StudentError: there is no such student, or it cannot be loaded, or lacks what the settings ask for.
-    """  # noqa: D205
+    """
     student = _load(settings.model)
     for tower in settings.freeze:
         for part in _parts(student, tower, settings.model):
