@@ -28,8 +28,8 @@ def export_student(student: Student, path: Path, tau: float) -> None:
     nothing of the latter to open_clip, which then takes CLIP's. The keys of another student are its own.
 
     What is not in it: cusa's heads (LayerNorm and a linear layer that starts as the identity), which follow the
-    towers and learn with them. The file's embeddings are those before the heads, so their figures come near those of
-    the run, but are not the same; the uni-modal heads are missing as well.
+    towers and learn with them. The file's embeddings are those before the heads; the further the heads have learned
+    away from their start, the less the run's figures hold for them.
     """
     header = {"format": "pt"}
     if isinstance(student, OpenClipStudent):
