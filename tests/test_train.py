@@ -250,33 +250,6 @@ def test_a_user_s_own_student_trains(scenes_store: Store, tmp_path: Path) -> Non
     assert 0 <= measured["soft_labels"]["RSUM"] <= 600
 
 
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("open-clip:ViT-Z", "open_clip knows no model 'ViT-Z'"),
-        ("open-clip:small-clip/nonsense", "could not be loaded"),
-        ("clip", "No student is called 'clip'"),
-        ("open-clip:small-clip/junk.pt", "could not be loaded"),
-        ("torch.nn:Identity", "a student is a torch module with"),
-    ],
-)
-def test_unknown_students_are_explained(
-    spec: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "junk.pt").write_bytes(b"junk")
-    with pytest.raises(StudentError, match=message):
-        load_student(spec)
-
-
-def test_an_open_clip_file_loads_into_the_student(tmp_path: Path) -> None:
-    one = load_student(Student())
-    torch.save(one.model.state_dict(), tmp_path / "weights.pt")
-    other = load_student(f"open-clip:small-clip/{tmp_path / 'weights.pt'}")
-    tokens = one.tokenizer(["a red circle"])
-    torch.testing.assert_close(one.eval().encode_text(tokens), other.eval().encode_text(tokens))
-
-
 def test_a_store_without_truth_gives_what_it_can(tmp_path: Path, scenes_store: Store) -> None:
     root = tmp_path / "store"
     shutil.copytree(scenes_store.root, root)
