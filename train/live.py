@@ -113,8 +113,8 @@ class LiveView:
         if look is None:
             return self._bar
         figures = Table.grid(padding=(0, 3), expand=True)
-        for _ in range(3):
-            figures.add_column(ratio=1)
+        for width in (28, 20, 24):  # what they need at most; in a wider terminal they spread alike
+            figures.add_column(ratio=width)
         figures.add_row(_losses(look.loss, self._before), _temperatures(look), _speed(look, self._best))
         if look.wait > WAIT_MARKED:
             return Group(self._bar, figures, Text(_HINT, style="yellow", no_wrap=True, overflow="ellipsis"))

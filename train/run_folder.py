@@ -1,11 +1,13 @@
-"""A run's folder explains itself: README.md says in plain words what was trained and how it stands, epochs.csv has
-every epoch's figures. Both are written whole, after each epoch and at the end.
+"""A run's folder explains itself: README.md says what was trained and how it stands, epochs.csv has all figures.
+
+Both are written whole, after each epoch and at the end.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -71,7 +73,7 @@ def describe(folder: Path, facts: Facts, history: Sequence[Epoch], measured: Map
         f"## How it stands\n\n{_standing(facts, history)}",
         *([f"## On the test split\n\n{_tested(facts, measured)}"] if measured else []),
         f"## What lies here\n\n{_files(folder)}",
-        f"## Going on, and looking\n\n{_commands(folder)}",
+        f"## Going on, and looking\n\n{_commands(folder, facts.processes)}",
     ]
     if (folder / "student.safetensors").exists():
         sections.append(f"## Loading the student\n\n{_loading(folder, facts.parameters.student.model)}")
@@ -123,19 +125,19 @@ def _standing(facts: Facts, history: Sequence[Epoch]) -> str:
         return "No epoch is finished yet."
     best = max(history, key=lambda e: -math.inf if math.isnan(e.validation_rsum) else e.validation_rsum)
     heading = (
-        f"Epoch {len(history)} of {facts.parameters.train.epochs} is finished. The best is epoch {best.epoch + 1}, with "
-        f"RSUM {best.validation_rsum:.1f} on the split `{facts.parameters.eval.validation}`."
+        f"Epoch {len(history)} of {facts.parameters.train.epochs} is finished. The best is epoch {best.epoch + 1}, "
+        f"with RSUM {best.validation_rsum:.1f} on the split `{facts.parameters.eval.validation}`."
     )
-    shown = {"first": history[0], "best": best, "last": history[-1]}
+    roles = {"first": history[0], "best": best, "last": history[-1]}
     rows = [
         (
-            f"{name}, {e.epoch + 1}",
+            f"{e.epoch + 1} ({', '.join(role for role, of_role in roles.items() if of_role is e)})",
             *(f"{value:.4g}" for value in e.loss.values()),
             f"{e.validation_rsum:.1f}",
             f"{e.samples_per_second:,.0f}",
             f"{e.wait:.0%}",
         )
-        for name, e in shown.items()
+        for e in {e.epoch: e for e in roles.values()}.values()
     ]
     names = ("epoch", *history[0].loss, "validation RSUM", "pairs/s", "wait for input")
     return f"{heading}\n\n{_table(names, rows)}"
@@ -155,23 +157,24 @@ def _files(folder: Path) -> str:
     rows = [(f"`{name}`", purpose) for name, purpose in FILES.items() if any(folder.glob(name.rstrip("/")))]
     listed = _table(("file", "what it is for"), rows)
     if not (folder / "run.json").exists() and (folder.parent / "run.json").exists():
-        listed += "\n\n`run.json`, `environment.json`, `metrics.json` and `plots/` lie in the folder above: one for both."
+        listed += "\n\n`run.json`, `environment.json`, `metrics.json` and `plots/` lie one folder up."
     return listed
 
 
-def _commands(folder: Path) -> str:
-    place = shlex.quote(str(folder))
-    lines = [(command_line(), "the same command goes on from the last checkpoint")]
+def _commands(folder: Path, processes: int) -> str:
+    place, metrics = shlex.quote(str(folder)), shlex.quote(str(folder / "dvclive/plots/metrics"))
+    launched = f", in {processes} processes again" if processes > 1 else ""
+    lines = [(command_line(), f"the same command{launched}: goes on from the last checkpoint")]
     if (folder / "metrics.json").exists():
         lines.append((f"cusa-train --show --run {place}", "the table of results"))
-    lines.append((f"dvc plots show {place}/dvclive/plots/metrics", "the curves, as a page in dvc_plots/"))
+    lines.append((f"dvc plots show {metrics}", "the curves, as a page in dvc_plots/"))
     if (folder / "tensorboard").exists():
         lines.append((f"tensorboard --logdir {place}", "the curves by step"))
     return "```\n" + "\n".join(f"{command}  # {what}" for command, what in lines) + "\n```"
 
 
 def _loading(folder: Path, model: str) -> str:
-    weights = str(folder / "student.safetensors")
+    weights = json.dumps(str(folder / "student.safetensors"), ensure_ascii=False)
     family, _, name = model.partition(":")
     if family != "open-clip":
         lines = [
@@ -179,12 +182,12 @@ def _loading(folder: Path, model: str) -> str:
             "from stores.parameters import Student",
             "from train.student import load_student",
             "",
-            f"student = load_student(Student(model={model!r}))",
-            f"student.load_state_dict(load_file({weights!r}))",
+            f'student = load_student(Student(model="{model}"))',
+            f"student.load_state_dict(load_file({weights}))",
         ]
     else:
         name = name.partition("/")[0]
-        lines = ["import open_clip", f"model = open_clip.create_model({name!r}, pretrained={weights!r})"]
+        lines = ["import open_clip", f'model = open_clip.create_model("{name}", pretrained={weights})']
         if name == "small-clip":
             lines[1:1] = ["from train.student import SMALL_CLIP", "", "open_clip.add_model_config(SMALL_CLIP)"]
     return "```python\n" + "\n".join(lines) + "\n```"
