@@ -17,7 +17,9 @@ from stores.digests import file_digest, value_digest
 from stores.layout import teacher_slug
 from stores.parameters import Loss, as_dict
 from train.checkpoint import load_checkpoint
+from train.curves import event_writer
 from train.embed import embed_split
+from train.environment import record_start
 from train.evaluate import evaluate
 from train.export import export_student
 from train.processes import Processes, make_accelerator
@@ -50,21 +52,31 @@ def run(parameters: TrainParameters, store: Store, folder: Path, *, overwrite: b
         store.shards(split)
     for slug in _slugs(parameters):
         store.features(slug)
+    if parameters.train.tensorboard:
+        event_writer()
     accelerator = make_accelerator(parameters)
     processes = Processes(accelerator)
     console.quiet = not processes.is_main
+    measured: dict[str, Any] = {}
+    histories = {}
     with stopping(processes) as stop:
         processes.once(lambda: _claim(folder, parameters, store, overwrite))
-        measured, histories = {}, {}
+        if processes.is_main:
+            precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
+            record_start(folder, str(accelerator.device), precision, processes.count)
         for title, place, loss in _trainings(parameters, folder):
             training = Training(place, store, parameters, loss, title, accelerator, stop)
             histories[title] = training.fit()
             measured[title] = _measure(training, store, parameters, title, accelerator, stop)
+            if processes.is_main:
+                training.describe(measured[title])
             # Else accelerate keeps this model and its optimiser through the next training.
             accelerator.free_memory()
     if processes.is_main:
         write_json(folder / "metrics.json", measured)
         draw_curves(histories, folder / "plots")
+        # Once more, now that there are a table and curves to point to; the last training's folder is the run's.
+        training.describe(measured[title])
     return measured
 
 

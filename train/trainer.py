@@ -38,6 +38,7 @@ from train.model import AlignedModel, Embeddings
 from train.objective import Compared, Taus, objective
 from train.optimisation import load_schedule, make_optimizer, make_schedule, schedule_state
 from train.processes import Processes
+from train.run_folder import Facts, describe
 from train.seeds import derived_seed
 from train.stops import Stop, Stopped
 from train.student import load_student
@@ -110,7 +111,9 @@ class Training:
             view = stack.enter_context(LiveView(self._title, settings.epochs, steps, settings.batch_size, best))
             curves = None
             if self._processes.is_main:
-                curves = stack.enter_context(Curves(self._run, self.history, steps, settings.tensorboard))
+                step = self._done.step
+                curves = stack.enter_context(Curves(self._run, self.history, steps, settings.tensorboard, step))
+                self.describe()
             try:
                 while len(self.history) < settings.epochs:
                     self._epoch(view, curves)
@@ -121,6 +124,20 @@ class Training:
                     f"saved in {self.last}"
                 ) from None
         return self.history
+
+    def describe(self, measured: dict[str, Any] | None = None) -> None:
+        """Write the page that explains the training's folder, with the figures on the test split if there are any."""
+        facts = Facts(
+            title=self._title,
+            parameters=replace(self._parameters, loss=self._loss),
+            store=self._store.root,
+            fingerprint=self._store.manifest.source_fingerprint,
+            data=self.data.announce(),
+            device=self._accelerator.device.type,
+            precision=self._precision,
+            processes=self._processes.count,
+        )
+        describe(self._run, facts, self.history, measured)
 
     def _resume(self) -> None:
         if not self.last.exists():
@@ -133,12 +150,15 @@ class Training:
     def _announce(self) -> None:
         done, step = len(self.history), self._done.step
         place = f"; resumed after epoch {done} of {self._settings.epochs}" if done or step else ""
-        precision = "bf16" if self._accelerator.mixed_precision == "bf16" else "fp32"
         processes = f"{self._processes.count} processes on " if self._processes.count > 1 else ""
         console.print(
-            f"{self._title}: {self.data.announce()}; {processes}{self._accelerator.device.type}, {precision}"
+            f"{self._title}: {self.data.announce()}; {processes}{self._accelerator.device.type}, {self._precision}"
             f"{place}{f' and step {step}' if step else ''}"
         )
+
+    @property
+    def _precision(self) -> str:
+        return "bf16" if self._accelerator.mixed_precision == "bf16" else "fp32"
 
     def _epoch(self, view: LiveView, curves: Curves | None) -> None:
         epoch = len(self.history)
@@ -164,6 +184,7 @@ class Training:
         view.end(figures)
         if curves:
             curves.epoch(figures)
+            self.describe()
 
     def _train(self, epoch: int, view: LiveView, curves: Curves | None) -> None:
         """Take the steps that the epoch still wants."""
