@@ -1,4 +1,4 @@
-"""From rows to batches: decoded images, tokens, and the teachers' features joined by row.
+"""From a store and parameters to batches: the stream, its loader, and the teachers' features joined by row.
 
 Shapes: N batch, Di and Dt the teachers' feature sizes.
 """
@@ -7,18 +7,27 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from stores import Features, Store
+from stores import Store
+from stores.commands import leave_interrupts_to_the_parent
 from stores.images import decode_rgb
-from train.stream import Pair
+from stores.parameters import Train
+from train.augment import generators_restored, seed_for
+from train.mixture import MixedFeatures, Mixture, opened
+from train.passes import Passes, Unusable
+from train.shares import Shares
+from train.stream import Draw, PairStream
 from train.student import Student, Transform
+
+_COPIED_ROWS: Final = 16_384
+"""How many rows of a table go to the device at once: the host holds no more of it."""
 
 
 class Batch(NamedTuple):
@@ -27,9 +36,9 @@ class Batch(NamedTuple):
     images: Tensor
     tokens: Tensor
     samples: Tensor
-    """(N,) global sample rows."""
+    """(N,) sample rows, each with its store's offset: unique over all mixed stores, on end within the split."""
     captions: Tensor
-    """(N,) global caption rows."""
+    """(N,) caption rows, likewise."""
     teacher_image: Tensor | None = None
     """(N, Di) float16."""
     teacher_text: Tensor | None = None
@@ -63,39 +72,46 @@ class Kept:
 
 
 class PairBatches(Dataset[Batch]):
-    """Makes the batch of a list of (sample row, caption row) pairs; used with a batch sampler, in any process.
+    """Makes the batch of a draw, in any process.
 
-    A student whose training transform is its measuring transform (no augmentation) sees an image the same way every
-    time: such images are kept in memory, up to `cache_gib` in each loading process.
+    Without augmentation an image is the same every time: such images are kept in memory, up to `cache_gib` in each
+    loading process. With it, what a sample looks like follows from the seed, the epoch and its place there.
     """
 
-    def __init__(
-        self, store: Store, student: Student, teachers: tuple[Features, Features] | None, cache_gib: float
-    ) -> None:
-        self._images, self._texts = store.images, store.captions["text"]
-        self._transform, self._tokenizer = student.train_transform, student.tokenizer
-        self._teachers = teachers
-        room = int(cache_gib * 2**30)
-        augments = student.train_transform != student.eval_transform
-        self._pictures = Kept(self._picture, 0 if augments else room)
+    def __init__(self, mixture: Mixture, student: Student, settings: Train, gathers: bool) -> None:
+        """`gathers` says whether the teachers' features come along, from the host."""
+        self._mixture, self._gathers = mixture, gathers
+        self._augments, self._seed = settings.augment, settings.seed
+        self._transform = student.train_transform if settings.augment else student.eval_transform
+        self._tokenizer = student.tokenizer
+        room = int(settings.cache_gib * 2**30)
+        self._pictures = Kept(self._picture, room)
         self._tokens = Kept(self._tokenised, room // 8)
 
-    def __getitems__(self, pairs: list[Pair]) -> Batch:
-        samples, captions = np.array(pairs, dtype=np.int64).T.copy()
-        rows = zip(self._teachers or (), (samples, captions), strict=False)
+    def __getitem__(self, draw: Draw) -> Batch:
+        pictures = self._augmented(draw) if self._augments else [self._pictures[int(n)] for n in draw.samples]
+        features = zip(self._mixture.features if self._gathers else (), (draw.samples, draw.captions), strict=False)
         return Batch(
-            torch.stack([self._pictures[int(row)] for row in samples]),
-            torch.stack([self._tokens[int(row)] for row in captions]),
-            torch.from_numpy(samples),
-            torch.from_numpy(captions),
-            *(torch.from_numpy(teacher.gather(wanted)) for teacher, wanted in rows),
+            torch.stack(pictures),
+            torch.stack([self._tokens[int(number)] for number in draw.captions]),
+            torch.from_numpy(draw.samples),
+            torch.from_numpy(draw.captions),
+            *(torch.from_numpy(teacher.gather(numbers)) for teacher, numbers in features),
         )
 
-    def _picture(self, row: int) -> Tensor:
-        return self._transform(decode_rgb(self._images[row]))
+    def _augmented(self, draw: Draw) -> list[Tensor]:
+        pictures = []
+        with generators_restored():
+            for place, number in enumerate(draw.samples, draw.first_place):
+                seed_for(self._seed, draw.epoch, place)
+                pictures.append(self._picture(int(number)))
+        return pictures
 
-    def _tokenised(self, row: int) -> Tensor:
-        return self._tokenizer([self._texts[row].as_py()])[0]
+    def _picture(self, number: int) -> Tensor:
+        return self._transform(decode_rgb(self._mixture.image(number)))
+
+    def _tokenised(self, number: int) -> Tensor:
+        return self._tokenizer([self._mixture.text(number)])[0]
 
 
 class ImageRows(Dataset[Tensor]):
@@ -111,38 +127,45 @@ class ImageRows(Dataset[Tensor]):
         return self._transform(decode_rgb(self._images[int(self._rows[position])]))
 
 
-class Join:
-    """Finds the teachers' features of a batch's rows.
+class TrainingData:
+    """What a training sees: built once, in every process alike.
 
-    If both tables fit the budget they lie on the device and the join is one `index_select` each; else the host
-    gathers the rows (in the loader's workers) and they travel with the batch. Both give the same numbers.
+    If both teachers' tables fit the budget they lie on the device and the join is one `index_select` each; else the
+    host gathers the rows (in the loader's workers) and they travel with the batch. Both give the same numbers.
     """
 
     def __init__(
-        self, store: Store, split: str, slugs: tuple[str, str], device: torch.device, budget_gib: float
+        self,
+        store: Store,
+        settings: Train,
+        slugs: tuple[str, str],
+        student: Student,
+        device: torch.device,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
-        self._features = (store.features(slugs[0]), store.features(slugs[1]))
-        rows = [store.rows(split, features.modality) for features in self._features]
-        size = sum(len(r) * features.dim * 2 for r, features in zip(rows, self._features, strict=True))
-        self.on_device = size <= budget_gib * 2**30
-        self._first = [int(r[0]) for r in rows]
-        self._tables = (
-            [torch.from_numpy(features.gather(r)).to(device) for r, features in zip(rows, self._features, strict=True)]
-            if self.on_device
-            else []
+        """Open the split "train" of the store and of those mixed in.
+
+        Raises:
+            TrainingError: the batch cannot be made, or the stores do not go together.
+            StoreError: one of them is absent or damaged, or lacks the split or a teacher.
+        """
+        stores = opened(store, settings.mix_in, slugs)
+        self._settings, self._processes = settings, processes
+        mixture = Mixture(stores, "train", slugs)
+        self._passes = [_passes(store, number, mixture, settings, slugs) for number, store in enumerate(stores)]
+        self._shares = Shares(tuple(settings.mix_in.values()))
+        self.stream = PairStream(
+            self._passes, self._shares, batch_size=settings.batch_size, rank=rank, processes=processes
         )
+        size = sum(len(features.numbers) * features.dim * 2 for features in mixture.features)
+        self.on_device = size <= settings.device_table_gib * 2**30
+        self._first = [features.numbers.first for features in mixture.features]
+        self._tables = [_table(features, device) for features in mixture.features] if self.on_device else []
+        dataset = PairBatches(mixture, student, settings, gathers=not self.on_device)
+        self.loader = _loader(dataset, self.stream, settings, device)
 
-    @property
-    def on_host(self) -> tuple[Features, Features] | None:
-        """The features that the loader must gather, if any."""
-        return None if self.on_device else self._features
-
-    @property
-    def usable(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Which sample rows and which caption rows have features."""
-        return self._features[0].valid, self._features[1].valid
-
-    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def teachers(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the features of the batch's images and captions: (N, Di) and (N, Dt) float16, on its device."""
         if batch.teacher_image is not None and batch.teacher_text is not None:
             return batch.teacher_image, batch.teacher_text
@@ -151,3 +174,70 @@ class Join:
             images.index_select(0, batch.samples - self._first[0]),
             texts.index_select(0, batch.captions - self._first[1]),
         )
+
+    def announce(self) -> str:
+        """Say what an epoch is, as part of a sentence."""
+        stream, batch_size = self.stream, self._settings.batch_size
+        each = f" ({batch_size // self._processes} in each of {self._processes} processes)"
+        left_out = f", {stream.left_out:,} left out for want of features" if stream.left_out else ""
+        return (
+            f"{stream.pairs:,} pairs an epoch in {len(stream):,} steps of {batch_size}"
+            f"{each if self._processes > 1 else ''}, {stream.dropped} over an even number dropped{left_out}"
+            f"{self._mixed()}; teacher features {'on the device' if self.on_device else 'gathered on the host'}"
+        )
+
+    def _mixed(self) -> str:
+        taken = self._shares.count(len(self.stream) * self._settings.batch_size)
+        return "".join(
+            f"; {share:.4g} of every batch from {path}, {count:,} of its {passes.pairs:,} pairs an epoch"
+            for (path, share), count, passes in zip(
+                self._settings.mix_in.items(), taken[1:], self._passes[1:], strict=True
+            )
+        )
+
+
+def _passes(store: Store, number: int, mixture: Mixture, settings: Train, slugs: tuple[str, str]) -> Passes:
+    return Passes(
+        store,
+        "train",
+        Unusable(_failed(store, slugs[0]), _failed(store, slugs[1])),
+        captions=settings.captions,
+        shuffle_shards=settings.shuffle_shards,
+        seed=(settings.seed, number),
+        offsets=(mixture.samples.offsets[number], mixture.captions.offsets[number]),
+    )
+
+
+def _failed(store: Store, slug: str) -> NDArray[np.int64]:
+    """Return the rows that the teacher could not encode; their flags are read only where the manifest counts some."""
+    if not store.manifest.teachers[slug].invalid:
+        return np.empty(0, dtype=np.int64)
+    # Of a reader that goes away: it keeps the flags of all rows.
+    return np.flatnonzero(~store.features(slug).valid)
+
+
+def _table(features: MixedFeatures, device: torch.device) -> Tensor:
+    numbers = features.numbers
+    table = torch.empty((len(numbers), features.dim), dtype=torch.float16, device=device)
+    for start in range(0, len(numbers), _COPIED_ROWS):
+        rows = table[start : start + _COPIED_ROWS]
+        rows.copy_(torch.from_numpy(features.gather(numbers.first + np.arange(start, start + len(rows)))))
+    return table
+
+
+def _loader(dataset: PairBatches, stream: PairStream, settings: Train, device: torch.device) -> DataLoader[Batch]:
+    return DataLoader(
+        dataset,
+        sampler=stream,
+        batch_size=None,  # a draw is a batch already
+        num_workers=settings.workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=leave_interrupts_to_the_parent,
+        pin_memory=device.type == "cuda",
+        persistent_workers=settings.workers > 0,
+        generator=torch.Generator(),  # else each pass would draw from the global one
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
