@@ -1,4 +1,4 @@
-"""Several real processes (gloo) train as one: exactly once, the same losses and gradients, stopped and resumed together."""
+"""Several real processes (gloo) train as one: exactly once, the same gradients, stopped and resumed together."""
 
 from __future__ import annotations
 
@@ -53,7 +53,16 @@ def gradients(folder: Path) -> dict[str, Tensor]:
     return {name: t for name, t in load_file(folder / "last.safetensors").items() if name.endswith(".exp_avg")}
 
 
-ONE_STEP = ["-S", "train.batch_size=240", "-S", "train.epochs=1", "-S", "train.clip_norm=1e9", "-S", "student.model=tiny_students:Weighing"]
+ONE_STEP = [
+    "-S",
+    "train.batch_size=240",
+    "-S",
+    "train.epochs=1",
+    "-S",
+    "train.clip_norm=1e9",
+    "-S",
+    "student.model=tiny_students:Weighing",
+]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +73,9 @@ def alone(scenes_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-@pytest.mark.parametrize(("processes", "flags"), [(2, []), (3, ["-S", "train.micro_batch=17"]), (1, ["-S", "train.micro_batch=32"])])
+@pytest.mark.parametrize(
+    ("processes", "flags"), [(2, []), (3, ["-S", "train.micro_batch=17"]), (1, ["-S", "train.micro_batch=32"])]
+)
 def test_processes_and_micro_batches_give_the_gradient_of_the_whole_batch(
     scenes_store: Store, alone: Path, tmp_path: Path, processes: int, flags: list[str]
 ) -> None:

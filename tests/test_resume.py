@@ -68,7 +68,12 @@ def signal_at(step: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stop_and_go_on(
-    store: Store, folder: Path, step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM, workers: int = 0
+    store: Store,
+    folder: Path,
+    step: int,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int = signal.SIGTERM,
+    workers: int = 0,
 ) -> None:
     signal_at(step, number, monkeypatch)
     with pytest.raises(SystemExit) as stopped:
@@ -80,18 +85,24 @@ def stop_and_go_on(
     run(changed(workers=workers), store, folder)
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
+MOMENTS = random.SystemRandom()
+"""Other steps every time; a failing test's name says which."""
+
+
+@pytest.mark.parametrize(("step", "workers"), [(MOMENTS.randrange(2 * STEPS), workers) for workers in range(3)])
 def test_a_run_stopped_at_a_random_step_resumes_bitwise(
-    scenes_store: Store, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+    scenes_store: Store, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, workers: int
 ) -> None:
-    step = random.SystemRandom().randrange(2 * STEPS)
-    print(f"stopped at step {step}")
     stop_and_go_on(scenes_store, tmp_path / "run", step, monkeypatch, workers=workers)
     assert_same(tmp_path / "run", whole)
 
 
 def test_ctrl_c_saves_as_well(
-    scenes_store: Store, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    scenes_store: Store,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     stop_and_go_on(scenes_store, tmp_path / "run", 20, monkeypatch, signal.SIGINT)
     assert "Stopped soft_labels after step 6 of 15 of epoch 2, saved in" in capsys.readouterr().err
@@ -137,9 +148,9 @@ def kill_at(step: int, store: Path, folder: Path, workers: int) -> None:
     (folder.parent / "p.json").write_text(
         json.dumps({"student": {"model": PARAMETERS.student.model}, "train": settings})
     )
+    flags = ["--params", folder.parent / "p.json", "--store", store, "--run", folder]
     killed = subprocess.run(
-        [sys.executable, "-c", KILL.format(steps=STEPS), "--params", folder.parent / "p.json"]
-        + ["--store", store, "--run", folder, str(step)],
+        [sys.executable, "-c", KILL.format(steps=STEPS), *flags, str(step)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(CHECKOUT / "tests")])},
         capture_output=True,
         text=True,
@@ -149,11 +160,10 @@ def kill_at(step: int, store: Path, folder: Path, workers: int) -> None:
     assert killed.returncode == -signal.SIGKILL, killed.stderr
 
 
+@pytest.mark.parametrize("step", [MOMENTS.randrange(STEPS + 5, 2 * STEPS)])
 def test_a_killed_run_goes_on_from_its_last_periodic_checkpoint(
-    scenes_store: Store, whole: Path, tmp_path: Path
+    scenes_store: Store, whole: Path, tmp_path: Path, step: int
 ) -> None:
-    step = random.SystemRandom().randrange(STEPS + 5, 2 * STEPS)
-    print(f"killed at step {step}")
     kill_at(step, scenes_store.root, tmp_path / "run", workers=1)
     record = read_record(tmp_path / "run" / "last.safetensors")
     assert len(record["history"]) == 1
@@ -163,14 +173,20 @@ def test_a_killed_run_goes_on_from_its_last_periodic_checkpoint(
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("round_", range(20))
+@pytest.mark.parametrize(
+    ("kill", "step", "workers"),
+    [(bool(n % 2), MOMENTS.randrange(2 * STEPS), MOMENTS.randrange(4)) for n in range(20)],
+)
 def test_twenty_random_stops(
-    scenes_store: Store, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, round_: int
+    scenes_store: Store,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kill: bool,
+    step: int,
+    workers: int,
 ) -> None:
-    moments = random.SystemRandom()
-    step, workers = moments.randrange(2 * STEPS), moments.randrange(4)
-    print(f"round {round_}: step {step}, {workers} workers")
-    if round_ % 2:
+    if kill:
         kill_at(step, scenes_store.root, tmp_path / "run", workers)
         run(PARAMETERS, scenes_store, tmp_path / "run")
     else:

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from torch import Tensor, nn
 
-from stores import Store, StoreError, StudentError, TrainingError, TrainParameters
-from stores.parameters import Evaluation, Loss, Student, Train, as_dict
+from stores import Store, StoreError, TrainingError, TrainParameters
+from stores.parameters import Evaluation, Loss, Student, Train
 from train import trainer
 from train.checkpoint import load_checkpoint, read_record, save_checkpoint
 from train.embed import embed_split
@@ -135,9 +134,7 @@ def test_a_run_leaves_what_it_should(scenes_store: Store, tmp_path: Path) -> Non
 def test_training_learns(scenes_store: Store, tmp_path: Path) -> None:
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     stop = Stop(Processes(accelerator))
-    training = trainer.Training(
-        tmp_path, scenes_store, changed(epochs=6), Loss(), "soft_labels", accelerator, stop
-    )
+    training = trainer.Training(tmp_path, scenes_store, changed(epochs=6), Loss(), "soft_labels", accelerator, stop)
     history = training.fit()
     for part in ("InfoNCE", "CSA", "USA"):
         assert history[-1].loss[part] < 0.8 * history[0].loss[part]

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from stores import Store
-from stores.commands import leave_interrupts_to_the_parent
 from stores.images import decode_rgb
 from stores.parameters import Train
 from train.augment import generators_restored, seed_for
 from train.mixture import MixedFeatures, Mixture, opened
 from train.passes import Passes, Unusable
 from train.shares import Shares
+from train.stops import leave_signals_to_the_parent
 from train.stream import Draw, PairStream
 from train.student import Student, Transform
 
@@ -232,7 +232,7 @@ def _loader(dataset: PairBatches, stream: PairStream, settings: Train, device: t
         batch_size=None,  # a draw is a batch already
         num_workers=settings.workers,
         collate_fn=_as_it_is,
-        worker_init_fn=leave_interrupts_to_the_parent,
+        worker_init_fn=leave_signals_to_the_parent,
         pin_memory=device.type == "cuda",
         persistent_workers=settings.workers > 0,
         generator=torch.Generator(),  # else each pass would draw from the global one

@@ -50,7 +50,7 @@ def evaluate(model: AlignedModel, embeddings: SplitEmbeddings, store: Store, spl
 def _similarity(model: AlignedModel, embeddings: SplitEmbeddings) -> NDArray[np.float32]:
     """Return the student's own similarity of all images with all captions: (S, C)."""
     device = next(model.parameters()).device
-    similarity = model.student.similarity(embeddings.image.to(device), embeddings.text.to(device))
+    similarity = (model.similarity or cosine_similarity)(embeddings.image.to(device), embeddings.text.to(device))
     scores: NDArray[np.float32] = similarity.float().cpu().numpy()
     return scores
 

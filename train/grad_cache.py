@@ -43,7 +43,7 @@ def cached_backward(
         seed: sets every generator for the micro-batch of a number, so that dropout falls alike both times.
         accelerator: keeps the processes from exchanging gradients before the last micro-batch.
     """
-    parts = list(zip(images.split(micro_batch), tokens.split(micro_batch), strict=True))
+    parts = list(zip(torch.split(images, micro_batch), torch.split(tokens, micro_batch), strict=True))
     embedded = []
     with torch.no_grad():
         for number, part in enumerate(parts):
@@ -55,7 +55,7 @@ def cached_backward(
     total, losses = objective(whole, leaves)
     total.backward()  # type: ignore[no-untyped-call]
     direct = _taken_gradients(model)
-    gradients = [[None] * len(parts) if e.grad is None else e.grad.split(micro_batch) for e in whole]
+    gradients = [[None] * len(parts) if e.grad is None else torch.split(e.grad, micro_batch) for e in whole]
     for number, part in enumerate(parts):
         last = number + 1 == len(parts)
         seed(number)
@@ -79,7 +79,7 @@ def _taken_gradients(model: nn.Module) -> list[tuple[Tensor, Any]]:
 
 def _backward(outputs: list[tuple[Tensor, Any]]) -> None:
     reached = [(tensor, gradient) for tensor, gradient in outputs if gradient is not None and tensor.requires_grad]
-    torch.autograd.backward(*zip(*reached, strict=True))
+    torch.autograd.backward([tensor for tensor, _ in reached], [gradient for _, gradient in reached])
 
 
 def check_cacheable(model: nn.Module, micro_batch: int | None) -> None:

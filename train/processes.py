@@ -86,7 +86,8 @@ class Processes:
             return values
         values = values.clone()
         distributed.all_reduce(values)
-        return values / self.count
+        mean: Tensor = values / self.count
+        return mean
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Return the equally long tensors of all processes, one after another, without gradient."""
@@ -106,7 +107,7 @@ class Processes:
             return rows
         # One exchange for all four embeddings: (4, N, D) of each process.
         embeddings = torch.stack([rows.image, rows.text, rows.uni_image, rows.uni_text])
-        image, text, uni_image, uni_text = torch.cat(all_gather(embeddings), dim=1)
+        image, text, uni_image, uni_text = torch.cat(all_gather(embeddings), dim=1)  # type: ignore[no-untyped-call]
         teachers = [rows.teacher_image, rows.teacher_text]
         teacher_image, teacher_text = (None if t is None else self.gather(t) for t in teachers)
         return Compared(image, text, uni_image, uni_text, teacher_image, teacher_text, self.gather(rows.groups))

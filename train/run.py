@@ -30,8 +30,7 @@ from train.trainer import Training
 SOFT: Final = "soft_labels"
 PLAIN: Final = "infonce"
 NO_EFFECT: Final = tuple(
-    f"train.{name}"
-    for name in ("workers", "cache_gib", "device_table_gib", "save_every", "keep_every", "tensorboard")
+    f"train.{name}" for name in ("workers", "cache_gib", "device_table_gib", "save_every", "keep_every", "tensorboard")
 )
 """Parameters that change how fast a run is and not what it gives: a stopped run goes on under other ones."""
 

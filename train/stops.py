@@ -65,7 +65,9 @@ def stopping(processes: Processes) -> Iterator[Stop]:
         yield stop
     except Stopped as stopped:
         if processes.is_main:
-            click.echo(f"Stopped{f' {stopped}' if str(stopped) else ''}. Run the same command again to go on.", err=True)
+            click.echo(
+                f"Stopped{f' {stopped}' if str(stopped) else ''}. Run the same command again to go on.", err=True
+            )
         sys.exit(stop.exit_code)
     finally:
         for number, handler in earlier.items():

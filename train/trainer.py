@@ -84,9 +84,7 @@ class Training:
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions run faster so
         slugs = (teacher_slug(parameters.teachers.image, "image"), teacher_slug(parameters.teachers.text, "text"))
         rank, processes = self._processes.rank, self._processes.count
-        self.data = TrainingData(
-            store, self._settings, slugs, self.model.student, accelerator.device, rank, processes
-        )
+        self.data = TrainingData(store, self._settings, slugs, self.model.student, accelerator.device, rank, processes)
         self._steps = len(self.data.stream)
         optimizer = make_optimizer(self.model, self._settings)
         self._schedule = make_schedule(optimizer, self._settings, self._steps)
@@ -157,6 +155,10 @@ class Training:
         )
 
     @property
+    def _learning_rate(self) -> float:
+        return float(self._schedule.get_last_lr()[0])
+
+    @property
     def _precision(self) -> str:
         return "bf16" if self._accelerator.mixed_precision == "bf16" else "fp32"
 
@@ -171,7 +173,7 @@ class Training:
             epoch=epoch,
             loss={name: total / done.step for name, total in done.sums.items()},
             temperatures=self._temperatures(),
-            learning_rate=self._schedule.get_last_lr()[0],
+            learning_rate=self._learning_rate,
             validation_rsum=rsum,
             samples_per_second=done.step * self._settings.batch_size / done.seconds,
             wait=done.waited / done.seconds,
@@ -244,8 +246,8 @@ class Training:
     def _objective(self, batch: Batch, embeddings: Embeddings, taus: Taus) -> tuple[Tensor, dict[str, Tensor]]:
         """Compare this process's pairs with the pairs of all processes."""
         softly = self._loss.alpha or self._loss.beta
-        teachers = self.data.teachers(batch) if softly else (None, None)
-        rows = Compared(*embeddings, *teachers, batch.samples)
+        image, text = self.data.teachers(batch) if softly else (None, None)
+        rows = Compared(**embeddings._asdict(), teacher_image=image, teacher_text=text, groups=batch.samples)
         return objective(rows, self._processes.columns(rows), taus, self._loss, self.model.similarity)
 
     def _look(self, waiting: list[dict[str, Tensor]], epoch: int, last_step: int) -> dict[str, float]:
@@ -271,7 +273,7 @@ class Training:
             step=self._done.step,
             loss=latest,
             temperatures=self._temperatures(),
-            learning_rate=self._schedule.get_last_lr()[0],
+            learning_rate=self._learning_rate,
             samples_per_second=steps * self._settings.batch_size / seconds,
             wait=waited / seconds,
         )
