@@ -1,33 +1,48 @@
-"""The stream: exactly once an epoch, a function of seed and epoch; and the join of teachers' features by row."""
+"""The stream: exactly once an epoch, a function of seed, epoch and step, the same however many processes share it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
-import torch
-from torch.utils.data import DataLoader
+from numpy.typing import NDArray
+from written_stores import write_store
 
-from stores import Store, TrainingError
-from train.data import Batch, Join, PairBatches
-from train.stream import Pair, PairStream
-from train.student import load_student
+from stores import Store, StoreError, TrainingError
+from train.captions import Captions
+from train.passes import Passes, Unusable
+from train.shares import PERIOD, Shares
+from train.stream import PairStream
+
+Pair = tuple[int, int]
+FAR = 10_000
+"""Offset of a second store's rows in these tests."""
 
 
-def stream(store: Store, **changes: object) -> PairStream:
-    settings = {
-        "batch_size": 8,
-        "captions": "all",
-        "shuffle_shards": 2,
-        "seed": 0,
-        "usable_samples": np.ones(len(store.samples), bool),
-        "usable_captions": np.ones(len(store.captions), bool),
-    }
-    return PairStream(store, "train", **{**settings, **changes})
+def rows(*numbers: int) -> NDArray[np.int64]:
+    return np.array(numbers, dtype=np.int64)
+
+
+def passes(store: Store, number: int = 0, **changes: Any) -> Passes:
+    settings = {"captions": "all", "shuffle_shards": 2, "seed": (0, number), "offsets": (number * FAR, number * FAR)}
+    settings = {**settings, **changes}
+    return Passes(store, "train", settings.pop("unusable", Unusable(rows(), rows())), **settings)
+
+
+def stream(store: Store, batch_size: int = 8, rank: int = 0, processes: int = 1, **changes: Any) -> PairStream:
+    return PairStream([passes(store, **changes)], Shares(()), batch_size=batch_size, rank=rank, processes=processes)
+
+
+def batches(pairs: PairStream, epoch: int, first_step: int = 0) -> list[list[Pair]]:
+    pairs.epoch, pairs.first_step = epoch, first_step
+    return [list(zip(draw.samples.tolist(), draw.captions.tolist(), strict=True)) for draw in pairs]
 
 
 def epoch(pairs: PairStream, number: int) -> list[Pair]:
-    pairs.epoch = number
-    return [pair for batch in pairs for pair in batch]
+    return [pair for batch in batches(pairs, number) for pair in batch]
 
 
 def test_every_pair_once_an_epoch(scenes_store: Store) -> None:
@@ -48,17 +63,16 @@ def test_one_caption_an_image(scenes_store: Store) -> None:
 def test_the_order_is_a_function_of_seed_and_epoch(scenes_store: Store) -> None:
     assert epoch(stream(scenes_store), 3) == epoch(stream(scenes_store), 3)
     assert epoch(stream(scenes_store), 3) != epoch(stream(scenes_store), 4)
-    assert epoch(stream(scenes_store), 3) != epoch(stream(scenes_store, seed=1), 3)
+    assert epoch(stream(scenes_store), 3) != epoch(stream(scenes_store, seed=(1, 0)), 3)
 
 
 def test_shards_are_permuted_and_windows_bound_what_is_open(scenes_store: Store) -> None:
     pairs = stream(scenes_store, shuffle_shards=1)
-    sizes = [shard.captions for shard in scenes_store.shards("train")]
     orders = set()
     for number in range(8):
         shards = [sample // 16 for sample, _ in epoch(pairs, number)]
         changes = [shard for position, shard in enumerate(shards) if position == 0 or shards[position - 1] != shard]
-        assert len(changes) == len(sizes)
+        assert len(changes) == len(scenes_store.shards("train"))
         orders.add(tuple(changes))
     assert len(orders) > 1
 
@@ -70,44 +84,145 @@ def test_what_is_over_is_less_than_a_batch_and_counted(scenes_store: Store) -> N
 
 
 def test_rows_without_features_are_left_out_and_counted(scenes_store: Store) -> None:
-    samples, captions = np.ones(len(scenes_store.samples), bool), np.ones(len(scenes_store.captions), bool)
-    samples[3] = captions[0] = False
-    pairs = stream(scenes_store, batch_size=2, usable_samples=samples, usable_captions=captions)
+    pairs = stream(scenes_store, batch_size=2, unusable=Unusable(rows(3), rows(0)))
     seen = epoch(pairs, 0)
     assert pairs.left_out == 6
     assert not {sample for sample, _ in seen} & {3}
     assert not {caption for _, caption in seen} & {0}
 
 
-def test_a_split_smaller_than_a_batch_is_refused(scenes_store: Store) -> None:
+def test_what_cannot_be_trained_on_is_refused(scenes_store: Store, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="240 pairs an epoch, fewer than one batch of 500"):
         stream(scenes_store, batch_size=500)
+    with pytest.raises(TrainingError, match=r"8, which 3 processes cannot share out evenly.* Choose 6 or 9"):
+        stream(scenes_store, batch_size=8, processes=3)
+    with pytest.raises(TrainingError, match=r"2, which 3 processes cannot share out evenly.* Choose 3,"):
+        stream(scenes_store, batch_size=2, processes=3)
+    all_of_them = np.arange(len(scenes_store.samples))
+    with pytest.raises(TrainingError, match="of its 240 pairs, none has the features of both teachers"):
+        stream(scenes_store, unusable=Unusable(all_of_them, rows()))
+    with pytest.raises(TrainingError, match="has no pairs"):
+        stream(write_store(tmp_path, [[], []]))
+    with pytest.raises(StoreError, match="no split 'dev'; it has train, val, test"):
+        Passes(scenes_store, "dev", Unusable(rows(), rows()), captions="all", shuffle_shards=2, seed=(0, 0))
 
 
-def loaded(store: Store, join: Join, workers: int) -> list[Batch]:
-    pairs = stream(store)
-    dataset = PairBatches(store, load_student("open-clip:small-clip"), join.on_host, cache_gib=0.1)
-    return list(DataLoader(dataset, batch_sampler=pairs, num_workers=workers, collate_fn=lambda batch: batch))
+def test_damaged_captions_are_seen(scenes_store: Store, tmp_path: Path) -> None:
+    other = write_store(tmp_path, [[1, 2], [3]])
+    with pytest.raises(StoreError, match="has 2 batches of rows for 6 shards"):
+        passes(Store(other.root, scenes_store.manifest), captions="one")
+    longer = write_store(tmp_path / "longer", [[1, 2], [4]]).manifest
+    with pytest.raises(StoreError, match=r"has 3 captions of the shard train-000001, where the manifest says 4\. Run"):
+        passes(Store(other.root, longer), captions="one")
+    fewer_samples = write_store(tmp_path / "fewer", [[3], [3]]).manifest
+    with pytest.raises(StoreError, match="gives captions of the shard train-000000 to samples that are not in it"):
+        passes(Store(other.root, fewer_samples), captions="one")
 
 
-def test_the_table_on_the_device_and_the_gather_on_the_host_join_the_same(scenes_store: Store) -> None:
-    slugs, cpu = ("hog-color", "minilm"), torch.device("cpu")
-    resident = Join(scenes_store, "train", slugs, cpu, budget_gib=1.0)
-    gathered = Join(scenes_store, "train", slugs, cpu, budget_gib=0.0)
-    assert resident.on_device
-    assert not gathered.on_device
-    for here, there in zip(loaded(scenes_store, resident, 0), loaded(scenes_store, gathered, 0), strict=True):
-        torch.testing.assert_close(here.images, there.images, rtol=0, atol=0)
-        for a, b in zip(resident(here), gathered(there), strict=True):
-            assert a.dtype == torch.float16
-            torch.testing.assert_close(a, b, rtol=0, atol=0)
-        expected = scenes_store.features("hog-color").gather(here.samples.numpy())
-        np.testing.assert_array_equal(resident(here)[0].numpy(), expected)
+class Case:
+    """Random stores, shares and settings."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        random = np.random.default_rng(number)
+        self.random, self.captions = random, ("all", "one")[number % 2]
+        self.processes = 1 + number % 5
+        self.batch_size = self.processes * int(random.integers(1, 6))
+        self.shares = [(), (0.3,), (0.1234, 0.4)][number % 3]
+        self.passes = []
+        for store in range(1 + len(self.shares)):
+            sizes = [random.integers(0, 4, random.integers(0, 12)).tolist() for _ in range(random.integers(2, 7))]
+            sizes[0] = [1] * 30  # enough for a batch
+            written = write_store(folder / f"{number}-{store}", sizes)
+            unusable = Unusable(rows(*random.choice(30, 3, replace=False)), rows(*random.choice(30, 2, replace=False)))
+            unusable = Unusable(np.sort(unusable.samples), np.sort(unusable.captions))
+            settings = {"captions": self.captions, "shuffle_shards": int(random.integers(1, 5)), "unusable": unusable}
+            self.passes.append(passes(written, store, **settings))
+
+    def stream(self, rank: int = 0, processes: int = 1) -> PairStream:
+        return PairStream(self.passes, Shares(self.shares), batch_size=self.batch_size, rank=rank, processes=processes)
 
 
-def test_the_number_of_workers_changes_nothing(scenes_store: Store) -> None:
-    join = Join(scenes_store, "train", ("hog-color", "minilm"), torch.device("cpu"), budget_gib=0.0)
-    alone, beside = loaded(scenes_store, join, 0), loaded(scenes_store, join, 2)
-    for one, other in zip(alone, beside, strict=True):
-        for a, b in zip(one, other, strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=0)
+@pytest.mark.parametrize("number", range(30))
+def test_any_stores_any_processes(tmp_path: Path, number: int) -> None:
+    """Exactly once, the same whole batches for any number of processes, and the rest of an epoch from any step."""
+    case = Case(tmp_path, number)
+    alone = case.stream()
+    ranks = [case.stream(rank, case.processes) for rank in range(case.processes)]
+    others: list[list[Pair]] = [[] for _ in case.shares]
+    for of_epoch in range(3):
+        whole = batches(alone, of_epoch)
+        assert len(whole) == len(alone) > 0
+        parts = [batches(rank, of_epoch) for rank in ranks]
+        assert {len(part) for part in parts} == {len(alone)}
+        assert [[pair for part in step for pair in part] for step in zip(*parts, strict=True)] == whole
+        seen = [pair for batch in whole for pair in batch]
+        main = [pair for pair in seen if pair[0] < FAR]
+        assert len(set(main)) == len(main) == alone.pairs - alone.dropped
+        assert alone.dropped < case.batch_size
+        for store, of_other in enumerate(others, 1):
+            of_other.extend(pair for pair in seen if store * FAR <= pair[0] < (store + 1) * FAR)
+        assert_dealt_by_share([pair[0] // FAR for pair in seen], case.shares)
+        step = int(case.random.integers(len(alone) + 1))
+        assert batches(alone, of_epoch, step) == whole[step:]
+    for of_other, split in zip(others, case.passes[1:], strict=True):
+        for start in range(0, len(of_other), split.pairs):
+            once = of_other[start : start + split.pairs]
+            assert len(set(once)) == len(once)
+            assert case.captions == "all" or len({sample for sample, _ in once}) == len(once)
+
+
+def assert_dealt_by_share(stores: Sequence[int], others: Sequence[float]) -> None:
+    for store, share in enumerate([1 - sum(others), *others]):
+        taken = np.cumsum(np.array(stores) == store)
+        assert np.abs(taken - share * np.arange(1, len(stores) + 1)).max() < 1 + 1e-6
+
+
+def test_places_are_dealt_within_one_at_any_prefix() -> None:
+    random = np.random.default_rng(0)
+    for stores in (1, 2, 3, 5, 8):
+        parts = random.dirichlet(np.ones(stores)) * 0.9 + 0.1 / stores
+        shares = Shares(parts[1:].tolist())
+        dealt = shares.owners(0, 2 * PERIOD + 7)
+        assert_dealt_by_share(dealt.tolist(), [round(part, 4) for part in parts[1:]])
+        for places in (0, 1, 17, PERIOD, 2 * PERIOD + 7):
+            assert shares.count(places).tolist() == np.bincount(dealt[:places], minlength=stores).tolist()
+        assert shares.owners(PERIOD - 3, 9).tolist() == dealt[PERIOD - 3 : PERIOD + 6].tolist()
+
+
+def test_shares_that_leave_nothing_are_refused() -> None:
+    for others in ((0.5, 0.5), (0.7, 0.4), (0.00001,)):
+        with pytest.raises(TrainingError, match="their sum below 1: the main store gets what they leave"):
+            Shares(others)
+
+
+def test_a_store_too_small_for_its_share_of_a_batch_is_refused(scenes_store: Store, tmp_path: Path) -> None:
+    small = write_store(tmp_path, [[1, 2]])
+    with pytest.raises(TrainingError, match="gives 3 pairs an epoch, fewer than its share of 8 in one batch of 16"):
+        PairStream([passes(scenes_store), passes(small, 1)], Shares((0.5,)), batch_size=16)
+
+
+def test_another_process_sees_a_sample_in_another_epoch(scenes_store: Store) -> None:
+    ranks = [stream(scenes_store, rank=rank, processes=2) for rank in range(2)]
+    shares = [{caption for _, caption in epoch(ranks[0], number)} for number in range(4)]
+    everything = set(scenes_store.rows("train", "text").tolist())
+    for number in range(4):
+        assert shares[number] | {caption for _, caption in epoch(ranks[1], number)} == everything
+    for one in range(4):
+        for other in range(one):
+            assert 0.25 < len(shares[one] & shares[other]) / len(shares[one]) < 0.75  # half, were it by chance alone
+
+
+def test_skipped_steps_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    owners = Captions.owners
+
+    def counted(self: Captions, number: int) -> NDArray[np.int64]:
+        read.append(number)
+        return owners(self, number)
+
+    pairs = stream(write_store(tmp_path, [[2] * 8] * 100))
+    monkeypatch.setattr(Captions, "owners", counted)
+    assert len(batches(pairs, 0, first_step=len(pairs) - 1)) == 1
+    assert len(read) == 2  # the last window
+    assert len(batches(pairs, 0, first_step=len(pairs))) == 0
+    assert pairs.dropped == 0

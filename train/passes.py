@@ -97,17 +97,18 @@ class Passes:
         if not self._one and not any(map(len, self._unusable)):
             return captions, 0  # by the manifest alone
         usable = self._usable(number)
-        return len(np.unique(usable[:, 0]) if self._one else usable), captions - len(usable)
+        samples = np.bincount(usable[:, 0] - self._shards[number].first_sample)
+        return int(np.count_nonzero(samples)) if self._one else len(usable), captions - len(usable)
 
     def _usable(self, number: int) -> NDArray[np.int64]:
         shard, owners = self._shards[number], self._table.owners(number)
-        samples = _usable(self._unusable.samples, shard.first_sample, shard.samples)
-        captions = _usable(self._unusable.captions, shard.first_caption, shard.captions)
+        samples = _usable_rows(self._unusable.samples, shard.first_sample, shard.samples)
+        captions = _usable_rows(self._unusable.captions, shard.first_caption, shard.captions)
         rows = shard.first_caption + np.arange(shard.captions)
         return np.stack([owners, rows], axis=1)[captions & samples[owners - shard.first_sample]]
 
 
-def _usable(unusable: NDArray[np.int64], first: int, count: int) -> NDArray[np.bool_]:
+def _usable_rows(unusable: NDArray[np.int64], first: int, count: int) -> NDArray[np.bool_]:
     """Return which of `count` rows from `first` are not among the `unusable`."""
     low, high = np.searchsorted(unusable, (first, first + count))
     usable = np.ones(count, dtype=bool)

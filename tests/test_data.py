@@ -1,0 +1,217 @@
+"""Batches: the right images, texts and teachers' features by number, augmented the same wherever it is done."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_scenes
+from open_clip import image_transform
+from PIL import Image
+from torch import Tensor
+
+from pipeline.extract import extract
+from stores import Store, StoreError, TrainingError
+from stores.images import decode_rgb
+from stores.parameters import Teachers, Train
+from train.data import Batch, TrainingData
+from train.student import load_student
+
+CPU = torch.device("cpu")
+SLUGS = ("tiny_teachers-mean_colour", "tiny_teachers-no_e")
+SETTINGS = Train(batch_size=12, shuffle_shards=2)
+
+
+class Augmenting:
+    """A student's outer side, whose training transform draws from all three generators."""
+
+    embed_dim = 4
+    train_transform: Any
+    eval_transform = staticmethod(image_transform(24, is_train=False))
+
+    def __init__(self) -> None:
+        self.train_transform = noisy
+
+    @staticmethod
+    def tokenizer(texts: list[str]) -> Tensor:
+        return torch.tensor([[*text.encode()[:80], *[0] * (80 - len(text))] for text in texts])
+
+
+CROPPED = image_transform(24, is_train=True)
+
+
+def noisy(image: Image.Image) -> Tensor:
+    cropped: Tensor = CROPPED(image)
+    return cropped + random.random() + np.random.random() + torch.rand(())
+
+
+@pytest.fixture(scope="module")
+def two_stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
+    """Stores of 48 and 20 train scenes with the same teachers, of which the text teacher fails on some captions."""
+    made = []
+    for number, train in enumerate((48, 20)):
+        path = tmp_path_factory.mktemp("stores") / f"store-{number}"
+        teachers = Teachers(image="tiny_teachers:mean_colour", text="tiny_teachers:no_e")
+        extract(replace(small_scenes(train=train, val=4 + number, test=2, seed=number), teachers=teachers), path)
+        made.append(Store.open(path))
+    return made[0], made[1]
+
+
+def data(store: Store, settings: Train = SETTINGS, student: Any = None, **ranks: int) -> TrainingData:
+    return TrainingData(store, settings, SLUGS, student or Augmenting(), CPU, **ranks)
+
+
+def loaded(made: TrainingData, epoch: int = 0, first_step: int = 0) -> list[Batch]:
+    made.stream.epoch, made.stream.first_step = epoch, first_step
+    return list(made.loader)
+
+
+def assert_same(some: Sequence[Batch], others: Sequence[Batch]) -> None:
+    assert len(some) == len(others) > 0
+    for one, other in zip(some, others, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_table_on_the_device_and_the_gather_on_the_host_join_the_same(
+    two_stores: tuple[Store, Store], mixed: bool
+) -> None:
+    settings = replace(SETTINGS, mix_in={str(two_stores[1].root): 0.25} if mixed else {})
+    resident, gathered = data(two_stores[0], settings), data(two_stores[0], replace(settings, device_table_gib=0.0))
+    assert resident.on_device
+    assert not gathered.on_device
+    for here, there in zip(loaded(resident), loaded(gathered), strict=True):
+        torch.testing.assert_close(here.images, there.images, rtol=0, atol=0)
+        assert here.teacher_image is None
+        for a, b in zip(resident.teachers(here), gathered.teachers(there), strict=True):
+            assert a.dtype == torch.float16
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_a_mixed_batch_holds_what_each_store_has(two_stores: tuple[Store, Store]) -> None:
+    main, other = two_stores
+    made = data(main, replace(SETTINGS, mix_in={str(other.root): 0.25}))
+    student, seen = Augmenting(), []
+    end = [int(main.rows("train", modality)[-1]) + 1 for modality in ("image", "text")]
+    for batch in loaded(made):
+        image, text = made.teachers(batch)
+        assert (batch.samples >= end[0]).sum() == 3  # a quarter of every batch
+        for place, numbers in enumerate(zip(batch.samples.tolist(), batch.captions.tolist(), strict=True)):
+            store = other if numbers[0] >= end[0] else main
+            firsts = [int(other.rows("train", modality)[0]) for modality in ("image", "text")]
+            rows = numbers if store is main else [n - e + f for n, e, f in zip(numbers, end, firsts, strict=True)]
+            assert store.captions["sample"][rows[1]].as_py() == rows[0]
+            expected = student.eval_transform(decode_rgb(store.images[rows[0]]))
+            torch.testing.assert_close(batch.images[place], expected, rtol=0, atol=0)
+            assert batch.tokens[place].equal(student.tokenizer([store.captions["text"][rows[1]].as_py()])[0])
+            for slug, row, found in zip(SLUGS, rows, (image[place], text[place]), strict=True):
+                np.testing.assert_array_equal(found.numpy(), store.features(slug).gather(np.array([row]))[0])
+        seen.extend(batch.captions.tolist())
+    assert len({caption for caption in seen if caption < end[1]}) == sum(caption < end[1] for caption in seen)
+
+
+def test_failed_features_leave_their_pairs_out(two_stores: tuple[Store, Store]) -> None:
+    main = two_stores[0]
+    made = data(main)
+    failed = np.flatnonzero(~main.features(SLUGS[1]).valid)
+    in_train = set(failed.tolist()) & set(main.rows("train", "text").tolist())
+    assert made.stream.left_out == len(in_train) > 0
+    assert not {int(caption) for batch in loaded(made) for caption in batch.captions} & in_train
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")  # more than there are processors
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_number_of_workers_changes_nothing(two_stores: tuple[Store, Store], workers: int) -> None:
+    settings = replace(SETTINGS, augment=True, device_table_gib=0.0, mix_in={str(two_stores[1].root): 0.3})
+    alone, beside = data(two_stores[0], settings), data(two_stores[0], replace(settings, workers=workers))
+    for epoch in range(2):
+        whole = loaded(alone, epoch)
+        assert_same(whole, loaded(beside, epoch))
+        assert_same(whole[-3:], loaded(beside, epoch, len(whole) - 3))
+
+
+def test_the_number_of_processes_changes_nothing(two_stores: tuple[Store, Store]) -> None:
+    settings = replace(SETTINGS, augment=True)
+    whole = loaded(data(two_stores[0], settings))
+    for processes in (2, 3):
+        ranks = [loaded(data(two_stores[0], settings, rank=r, processes=processes)) for r in range(processes)]
+        together = [
+            Batch(*(torch.cat(parts) for parts in zip(*(batch[:4] for batch in step), strict=True)))
+            for step in zip(*ranks, strict=True)
+        ]
+        assert_same(whole, together)
+
+
+def test_augmentation_is_new_each_epoch_and_leaves_the_generators_alone(two_stores: tuple[Store, Store]) -> None:
+    made = data(two_stores[0], replace(SETTINGS, augment=True))
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    pictures = [
+        {int(caption): batch.images[n] for batch in loaded(made, epoch) for n, caption in enumerate(batch.captions)}
+        for epoch in range(2)
+    ]
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[:2]
+    assert torch.get_rng_state().equal(before[2])
+    common = pictures[0].keys() & pictures[1].keys()
+    assert len(common) > 100
+    assert not any(pictures[0][caption].equal(pictures[1][caption]) for caption in common)
+    other_seed = loaded(data(two_stores[0], replace(SETTINGS, augment=True, seed=1)))
+    assert not other_seed[0].images.equal(loaded(made, 0)[0].images)
+
+
+def test_a_pickled_data_set_carries_paths_alone(two_stores: tuple[Store, Store]) -> None:
+    """As a spawned worker gets it; with the real student's transforms and tokenizer."""
+    student = load_student("open-clip:small-clip")
+    made = data(two_stores[0], replace(SETTINGS, device_table_gib=0.0), student)
+    draw = next(iter(made.stream))
+    expected = made.loader.dataset[draw]
+    pickled = pickle.dumps(data(two_stores[0], replace(SETTINGS, device_table_gib=0.0), student).loader.dataset)
+    assert_same([pickle.loads(pickled)[draw]], [expected])
+
+
+def test_what_an_epoch_is_stands_in_a_sentence(two_stores: tuple[Store, Store]) -> None:
+    main, other = two_stores
+    made = data(main, replace(SETTINGS, mix_in={str(other.root): 0.25}), processes=2)
+    stream = made.stream
+    assert stream.pairs - stream.dropped == len(stream) * 9
+    words = made.announce()
+    assert f"{stream.pairs} pairs an epoch in {len(stream)} steps of 12 (6 in each of 2 processes), " in words
+    assert f"{stream.dropped} over an even number dropped, {stream.left_out} left out for want of features; " in words
+    assert f"0.25 of every batch from {other.root}, {len(stream) * 3} of its " in words
+    assert words.endswith("teacher features on the device")
+    assert "processes" not in data(main).announce()
+
+
+def test_stores_that_do_not_go_together_are_refused(two_stores: tuple[Store, Store], tmp_path: Path) -> None:
+    main, other = two_stores
+    for paths in ([main.root], [other.root, other.root / ".." / other.root.name]):
+        with pytest.raises(TrainingError, match="is the main store or was named before"):
+            data(main, replace(SETTINGS, mix_in={str(path): 0.1 for path in paths}))
+    with pytest.raises(StoreError, match=r"not a finished store"):
+        data(main, replace(SETTINGS, mix_in={str(tmp_path): 0.1}))
+    with pytest.raises(TrainingError, match="sum below 1"):
+        data(main, replace(SETTINGS, mix_in={str(other.root): 0.99999}))
+    with pytest.raises(TrainingError, match=r"encodes texts, but teachers\.image names it"):
+        TrainingData(main, SETTINGS, (SLUGS[1], SLUGS[1]), Augmenting(), CPU)
+    teachers = Teachers(image="tiny_teachers:mean_colour", image_weights="others", text="tiny_teachers:no_e")
+    extract(replace(small_scenes(train=20, val=2, test=2), teachers=teachers), tmp_path / "third")
+    third = Store.open(tmp_path / "third")
+    with pytest.raises(TrainingError, match="fingerprint") as caught:
+        data(main, replace(SETTINGS, mix_in={str(third.root): 0.1}))
+    for store in (main, third):
+        assert str(store.root) in caught.value.message
+        assert store.features(SLUGS[0]).fingerprint[:12] in caught.value.message
+
+
+def test_an_uneven_share_is_refused_before_anything_starts(two_stores: tuple[Store, Store]) -> None:
+    with pytest.raises(TrainingError, match="12, which 5 processes cannot share out evenly"):
+        data(two_stores[0], rank=4, processes=5)
