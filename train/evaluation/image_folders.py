@@ -106,12 +106,10 @@ def _sop(root: Path, test: Path) -> tuple[Path, list[Listed]]:
 
 def _in_shop(root: Path, partition: Path) -> tuple[Path, list[Listed]]:
     """list_eval_partition.txt: the number of rows, a header, then `<path> <item> <train, query or gallery>`."""
-    count, _, *rows = [*read_lines(partition), "", ""]
-    rows = rows[:-2]
-    if count.strip() != str(len(rows)):
-        raise DataSetError(
-            f"{partition} says {count[:80]!r} on its first line, but holds {len(rows):,} rows after two."
-        )
+    lines = read_lines(partition)
+    count, rows = lines[0].strip() if lines else "", lines[2:]
+    if count != str(len(rows)):
+        raise DataSetError(f"{partition}: its first line, {count[:80]!r}, is not the number of its rows, {len(rows)}.")
     listed = []
     for number, line in enumerate(rows, start=3):
         path, label, status, *_ = split_line(partition, number, line, 3, "<path> <item> <train, query or gallery>")

@@ -39,7 +39,7 @@ class Fault(NamedTuple):
     missing: bool
 
 
-def image_retrieval(model: MeasuredModel, folder: Path, threads: int = 4) -> Result:
+def measure_image_retrieval(model: MeasuredModel, folder: Path, threads: int = 4) -> Result:
     """Return R@1 on each of the four benchmarks that lies in `folder`, and their average where all do.
 
     A benchmark that is absent or broken becomes a message, and the others are measured.
@@ -165,7 +165,7 @@ def _other_than_published(benchmark: Benchmark, images: LabelledImages) -> Itera
             f"published are {benchmark.images:,} of {benchmark.classes:,}. The figure is not comparable."
         )
     if again := listed - len(set(images.names)):
-        yield f"{benchmark.title}: {again:,} images are listed more than once; each finds itself."
+        yield f"{benchmark.title}: {again:,} images are listed more than once, and find themselves."
 
 
 def _named(images: LabelledImages, faults: list[Fault]) -> str:

@@ -98,7 +98,8 @@ class TeacherModel:
     """A teacher, which embeds one modality."""
 
     def __init__(self, name: str, teacher: Teacher) -> None:
-        self.name, self.modalities, self._teacher = name, (teacher.modality,), teacher
+        self.name, self._teacher = name, teacher
+        self.modalities: tuple[Modality, ...] = (teacher.modality,)
 
     def prepare_image(self, image: Image.Image) -> Tensor:
         prepared: Tensor = self._teacher.preprocess(image)

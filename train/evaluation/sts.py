@@ -16,7 +16,7 @@ from train.metrics import spearman
 TASK: Final = "sts"
 
 
-def sts(model: MeasuredModel, folder: Path) -> Result:
+def measure_sts(model: MeasuredModel, folder: Path) -> Result:
     """Return the correlation on each of the seven sets that lies in `folder`, and their average where all do.
 
     A set that is absent or broken becomes a message, and the others are measured.
@@ -53,9 +53,11 @@ def correlation(model: MeasuredModel, pairs: Pairs, name: str) -> float:
     gold = np.array(pairs.gold)
     if len(np.unique(gold)) < 2:
         raise DataSetError(f"{name}: its {len(gold):,} pairs do not differ in their scores; nothing to correlate with.")
-    texts = pairs.first + pairs.second
-    embeddings = check_embeddings(model.encode_texts(texts), len(texts), model.name)
-    cosines = _cosines(embeddings[: len(gold)], embeddings[len(gold) :])
+    # A sentence often stands in several pairs: half of SICK's are repeated.
+    rows = {text: row for row, text in enumerate(dict.fromkeys(pairs.first + pairs.second))}
+    embeddings = check_embeddings(model.encode_texts(list(rows)), len(rows), model.name)
+    first, second = ([rows[text] for text in texts] for texts in (pairs.first, pairs.second))
+    cosines = _cosines(embeddings[first], embeddings[second])
     if len(np.unique(cosines)) < 2:
         raise DataSetError(f"{name}: the model {model.name} finds all pairs equally similar; there is no correlation.")
     return spearman(cosines, gold)
@@ -65,4 +67,5 @@ def _cosines(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray
     """Return the cosine of each row of (n, D) `first` with that of `second`: (n,); zero where one has no length."""
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     products: NDArray[np.float32] = np.einsum("nd,nd->n", first, second)
-    return products / np.maximum(lengths, np.finfo(np.float32).tiny)
+    cosines: NDArray[np.float32] = products / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return cosines
