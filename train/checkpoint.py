@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stores.atomic import atomic_path
 from stores.errors import TrainingError
 
-CHECKPOINT_FORMAT: Final = 1
+CHECKPOINT_FORMAT: Final = 2
 _RECORD: Final = "cusa"
 
 

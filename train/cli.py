@@ -34,15 +34,26 @@ def main(
     overwrite: bool,
     show: bool,
 ) -> None:
-    """Train a retrieval model with soft labels from a store. Run it again to resume."""
+    """Train a retrieval model with soft labels from a store. Run it again to resume.
+
+    On several GPUs: torchrun --nproc-per-node 8 --no-python cusa-train … .
+    """
     flags = {"student.model": student, "teachers.image": image_teacher, "teachers.text": text_teacher}
     parameters = load_parameters(TrainParameters, params, flags, overrides)
     opened = None if show else Store.open(store)
     with resumable():
         # Imported late: the libraries behind it take seconds, a wrong flag should not.
+        from accelerate import PartialState
+
         from train import report
         from train import run as runs
 
         metrics = report.read_metrics(run) if opened is None else runs.run(parameters, opened, run, overwrite=overwrite)
+        if not PartialState().is_main_process:
+            return
         Console().print(report.result_table(metrics, run))
         click.echo(f"Plots: {run / 'plots' / 'curves.png'}, {run / 'dvclive' / 'plots'} (dvc plots show)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,17 +1,21 @@
-"""Embedding a whole split."""
+"""Embedding a whole split, shared among the processes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from stores import Store
 from train.data import ImageRows
 from train.model import AlignedModel
+from train.stops import leave_signals_to_the_parent
 
 
 class SplitEmbeddings(NamedTuple):
@@ -25,22 +29,69 @@ class SplitEmbeddings(NamedTuple):
 
 @torch.inference_mode()
 def embed_split(
-    model: AlignedModel, store: Store, split: str, accelerator: Accelerator, batch_size: int, workers: int
+    model: AlignedModel,
+    store: Store,
+    split: str,
+    accelerator: Accelerator,
+    batch_size: int,
+    workers: int,
+    pause: Callable[[], None] = lambda: None,
 ) -> SplitEmbeddings:
-    """Embed every image and caption of a split, in the order of their rows."""
+    """Embed every image and caption of a split, in the order of their rows.
+
+    Each process embeds an equal share; every process gets all. `pause` is called after every batch, equally often in
+    every process, and may raise.
+    """
     was_training = model.training
     model.eval()
-    student, device = model.student, accelerator.device
-    rows = ImageRows(store, store.rows(split, "image"), student.eval_transform)
-    images, texts = [], []
-    with accelerator.autocast():
-        for batch in DataLoader(rows, batch_size=batch_size, num_workers=workers):
-            images.append([e.float().cpu() for e in model.embed_images(batch.to(device))])
-        captions = store.captions["text"].take(store.rows(split, "text")).to_pylist()
-        for start in range(0, len(captions), batch_size):
-            tokens = student.tokenizer(captions[start : start + batch_size])
-            texts.append([e.float().cpu() for e in model.embed_texts(tokens.to(device))])
-    model.train(was_training)
-    image, uni_image = (torch.cat(part) for part in zip(*images, strict=True))
-    text, uni_text = (torch.cat(part) for part in zip(*texts, strict=True))
+    try:
+        with accelerator.autocast():
+            images = _all(_images(model, store, split, accelerator, batch_size, workers), pause)
+            texts = _all(_texts(model, store, split, accelerator, batch_size), pause)
+    finally:
+        model.train(was_training)
+    sizes = len(store.rows(split, "image")), len(store.rows(split, "text"))
+    (image, uni_image), (text, uni_text) = (
+        [accelerator.gather(part)[:size].cpu() for part in parts]
+        for parts, size in zip((images, texts), sizes, strict=True)
+    )
     return SplitEmbeddings(image, uni_image, text, uni_text)
+
+
+def _all(batches: Iterator[tuple[Tensor, Tensor]], pause: Callable[[], None]) -> list[Tensor]:
+    kept = []
+    for batch in batches:
+        kept.append([embedding.float() for embedding in batch])
+        pause()
+    return [torch.cat(part) for part in zip(*kept, strict=True)]
+
+
+def _images(
+    model: AlignedModel, store: Store, split: str, accelerator: Accelerator, batch_size: int, workers: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    rows = ImageRows(store, _share(store.rows(split, "image"), accelerator), model.student.eval_transform)
+    loader = DataLoader(
+        rows,
+        batch_size=batch_size,
+        num_workers=workers,
+        worker_init_fn=leave_signals_to_the_parent,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    for batch in loader:
+        yield model.embed_images(batch.to(accelerator.device, non_blocking=True))
+
+
+def _texts(
+    model: AlignedModel, store: Store, split: str, accelerator: Accelerator, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    rows = _share(store.rows(split, "text"), accelerator)
+    for start in range(0, len(rows), batch_size):
+        texts = store.captions["text"].take(rows[start : start + batch_size]).to_pylist()
+        yield model.embed_texts(model.student.tokenizer(texts).to(accelerator.device))
+
+
+def _share(rows: NDArray[np.int64], accelerator: Accelerator) -> NDArray[np.int64]:
+    """Return this process's equally long run of rows; past the end the last row is repeated, and cut off later."""
+    size = -(-len(rows) // accelerator.num_processes)
+    first = accelerator.process_index * size
+    return rows[np.minimum(np.arange(first, first + size), len(rows) - 1)]

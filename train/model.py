@@ -6,11 +6,14 @@ Shapes: N batch, D the student's embedding size.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from stores.parameters import Loss
+from train.objective import Taus
 from train.student import Student
 
 
@@ -63,6 +66,9 @@ class Temperatures(nn.Module):
         self.image = Temperature(0.45, 0.10, 1.00)
         self.text = Temperature(0.45, 0.10, 1.00)
 
+    def forward(self) -> Taus:
+        return Taus(self.contrast(), self.cross(), self.image(), self.text())
+
     def clamp_(self) -> None:
         """Bring all temperatures back within their bounds."""
         for temperature in self.children():
@@ -82,11 +88,29 @@ class AlignedModel(nn.Module):
         self.uni_text_head = Head(student.embed_dim)
         self.temperatures = Temperatures()
 
-    def forward(self, images: Tensor, tokens: Tensor) -> Embeddings:
-        """Embed a batch of images and of tokenised texts."""
+    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Embeddings, Taus]:
+        """Embed a batch of images and of tokenised texts; give the temperatures as well.
+
+        They come along so that a wrapper for several processes sees every parameter used in one forward pass.
+        """
         image, uni_image = self.embed_images(images)
         text, uni_text = self.embed_texts(tokens)
-        return Embeddings(image, text, uni_image, uni_text)
+        return Embeddings(image, text, uni_image, uni_text), self.temperatures()
+
+    @property
+    def similarity(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """The student's own similarity of images with texts; None: the cosine."""
+        return getattr(self.student, "similarity", None)
+
+    def leave_out_what_weighs_nothing(self, loss: Loss) -> None:
+        """Freeze the heads and temperatures that no part of the loss reaches, which no process must wait for."""
+        idle: list[nn.Module] = []
+        if not loss.alpha:
+            idle += [self.temperatures.cross]
+        if not loss.beta:
+            idle += [self.uni_image_head, self.uni_text_head, self.temperatures.image, self.temperatures.text]
+        for module in idle:
+            module.requires_grad_(False)
 
     def embed_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the cross-modal and the uni-modal embedding of images."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import matplotlib
 from rich.table import Table
@@ -14,6 +14,12 @@ from train.epoch import Epoch
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.ticker import MaxNLocator
+
+HEADINGS: Final = (
+    *("validation RSUM", "loss parts", "temperatures"),
+    *("learning rate after the epoch", "pairs a second", "wait for input, % of the time"),
+)
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -58,23 +64,36 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def draw_curves(histories: dict[str, list[Epoch]], folder: Path) -> None:
-    """Draw loss parts, validation RSUM and temperatures by epoch into `folder`/curves.png."""
+    """Draw what was learned (RSUM, losses, temperatures) and how it went (rate, speed, wait) to `folder`/curves.png."""
     folder.mkdir(parents=True, exist_ok=True)
-    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
-    for (title, history), style in zip(histories.items(), ("--", "-") if len(histories) == 2 else ("-",), strict=True):
+    figure, axes = pyplot.subplots(2, 3, figsize=(15, 6.6), layout="constrained", height_ratios=(3, 2))
+    styles = ("--", "-") if len(histories) == 2 else ("-",)
+    for (title, history), style in zip(histories.items(), styles, strict=True):
         epochs = [epoch.epoch + 1 for epoch in history]
-        axes[0].plot(epochs, [e.validation_rsum for e in history], style, marker="o", color="black", label=title)
         for number, part in enumerate(p for p in history[0].loss if p != "total"):
-            axes[1].plot(epochs, [e.loss[part] for e in history], style, color=f"C{number}", label=f"{part} ({title})")
+            values = [e.loss[part] for e in history]
+            axes[0, 1].plot(epochs, values, style, marker=".", color=f"C{number}", label=f"{part} ({title})")
         for number, name in enumerate(history[0].temperatures):
             if title == list(histories)[-1] or name == "contrast":
                 values = [e.temperatures[name] for e in history]
-                axes[2].plot(epochs, values, style, color=f"C{number}", label=f"{name} ({title})")
-    for axis, heading in zip(axes, ("validation RSUM", "loss parts", "temperatures"), strict=True):
+                axes[0, 2].plot(epochs, values, style, marker=".", color=f"C{number}", label=f"{name} ({title})")
+        alone = (
+            (axes[0, 0], [e.validation_rsum for e in history]),
+            (axes[1, 0], [e.learning_rate for e in history]),
+            (axes[1, 1], [e.samples_per_second for e in history]),
+            (axes[1, 2], [100 * e.wait for e in history]),
+        )
+        for axis, values in alone:
+            axis.plot(epochs, values, style, marker="o", color="black", label=title)
+    for axis, heading in zip(axes.flat, HEADINGS, strict=True):
         axis.set_title(heading)
         axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    axes[1].set_yscale("log")
+    axes[0, 1].set_yscale("log")
+    for axis in axes[1, 1:]:
+        axis.update_datalim([(1, 0)])  # from zero on
+        axis.autoscale_view()
     figure.savefig(folder / "curves.png", dpi=110)
     pyplot.close(figure)

@@ -1,66 +1,75 @@
-"""Students: the retrieval models to train, by name."""
+"""Students: the retrieval models to train, by name, with towers frozen and activations checkpointed as asked."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, cast
 
 import open_clip
 from PIL import Image
 from torch import Tensor, nn
 
 import train.small_conv  # noqa: F401 — registers the embedded student's tower with timm
+from stores import parameters
+from stores.console import console
 from stores.errors import StudentError
 from stores.plugins import import_factory
-from train.losses import cosine_similarity
 
 SMALL_CLIP: Final = Path(__file__).with_name("small-clip.json")
 """The embedded student's configuration, in open_clip's format; its image tower is `train.small_conv`."""
 
 Transform = Callable[[Image.Image], Tensor]
+Parts = Sequence[nn.Module | nn.Parameter]
 
 
-@runtime_checkable
 class Student(Protocol):
-    """What a model needs to be trained here; it is a torch module as well.
+    """What a model needs to be trained here; it is a torch module as well. docs/students.md has an example.
 
-    Shapes: N batch, D = `embed_dim`.
+    Shapes: N images, M texts, D = `embed_dim`.
+
+    Three members more are looked for where they are needed:
+
+    - `similarity(images (N, D), texts (M, D)) -> (N, M)`; without it embeddings are compared by their cosine.
+    - `towers`: `{"image": [...], "text": [...]}`, the modules and parameters of each, for `student.freeze`.
+    - `set_grad_checkpointing()`, for `student.gradient_checkpointing`.
     """
 
     embed_dim: int
     train_transform: Transform
-    """RGB PIL image to (3, S, S) tensor, for training; augments where the student wants it."""
+    """RGB PIL image to (3, S, S) tensor, for training with `train.augment`."""
     eval_transform: Transform
-    """RGB PIL image to (3, S, S) tensor, for measuring."""
+    """RGB PIL image to (3, S, S) tensor, for measuring, and for training without `train.augment`."""
     tokenizer: Callable[[list[str]], Tensor]
-    """Texts to (N, length) integers."""
+    """Texts to (M, length) integers; the length is the same for every batch."""
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Return the (N, D) embeddings of (N, 3, S, S) images."""
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Return the (N, D) embeddings of (N, length) tokens."""
+        """Return the (M, D) embeddings of (M, length) tokens."""
 
-    def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
-        """Return the (N, M) similarities of image embeddings with text embeddings."""
+
+MEMBERS: Final = (*Student.__annotations__, "encode_image", "encode_text")
 
 
 class OpenClipStudent(nn.Module):
-    """Any open_clip model, with cosine similarity and no augmentation."""
+    """Any open_clip model, with open_clip's own transforms."""
 
     def __init__(self, name: str, pretrained: str | None) -> None:
         super().__init__()
-        self.model, _, self.eval_transform = _create(name, pretrained)
-        self.train_transform = self.eval_transform
-        self.tokenizer = open_clip.get_tokenizer(name)
+        self.name = name
+        self.model, self.train_transform, self.eval_transform, self.tokenizer = _create(name, pretrained)
         self.embed_dim = int(open_clip.get_model_config(name)["embed_dim"])
-        # Our own temperatures stand in for CLIP's scale and bias: no gradient would ever reach them.
-        for parameter in ("logit_scale", "logit_bias"):
-            if isinstance(getattr(self.model, parameter, None), nn.Parameter):
-                getattr(self.model, parameter).requires_grad_(False)
+        # No gradient would ever reach these: our own temperatures stand in for CLIP's scale and bias, and nothing is
+        # generated with CoCa's decoder.
+        for unused in (getattr(self.model, part, None) for part in ("logit_scale", "logit_bias", "text_decoder")):
+            if isinstance(unused, nn.Module | nn.Parameter):
+                unused.requires_grad_(False)
 
     def encode_image(self, images: Tensor) -> Tensor:
         embedding: Tensor = self.model.encode_image(images)
@@ -70,18 +79,69 @@ class OpenClipStudent(nn.Module):
         embedding: Tensor = self.model.encode_text(tokens)
         return embedding
 
-    def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
-        return cosine_similarity(images, texts)
+    @property
+    def towers(self) -> dict[str, Parts]:
+        """Each tower's modules and parameters, projections included.
+
+        The text tower is all that is not the image tower: in open_clip's CLIP it lies flat in the model. open_clip's
+        own lock_image_tower and lock_text_tower are no use here: they leave a timm tower's and a Hugging Face tower's
+        projection learning, and CoCa has none.
+        """
+        text = [child for name, child in self.model.named_children() if name != "visual"]
+        return {"image": [self.model.visual], "text": [*text, *self.model.parameters(recurse=False)]}
+
+    def set_grad_checkpointing(self) -> None:
+        """Compute activations again in the backward pass.
+
+        Raises:
+            StudentError: a tower that learns cannot do so; open_clip itself would go on without a word.
+        """
+        with warnings.catch_warnings():
+            # open_clip calls transformers by a name that is to go.
+            warnings.simplefilter("ignore", FutureWarning)
+            try:
+                self.model.set_grad_checkpointing()
+            except (ValueError, AttributeError) as error:
+                raise StudentError(f"{self.name} cannot do gradient checkpointing: {error}") from None
+        for tower, parts in self.towers.items():
+            if _learns(parts) and not _checkpoints(parts):
+                raise StudentError(
+                    f"The {tower} tower of {self.name} cannot do gradient checkpointing. Leave "
+                    f"student.gradient_checkpointing out, or freeze that tower: student.freeze=[{tower}]."
+                )
 
 
-def load_student(spec: str) -> Student:
-    """Load the student that `spec` names: `open-clip:<model>[/<pretrained tag or file>]` or `package.module:factory`.
+def load_student(settings: parameters.Student) -> Student:
+    """Load a student, with its towers frozen and gradient checkpointing on as the settings say.
 
-    A factory is called without arguments and returns a torch module that is a `Student`.
+    A frozen tower learns nothing and stays in evaluation mode, with its dropout off and its batch statistics as they
+    are, whoever calls `train()`.
+
+    Args:
+        settings: `model` is `open-clip:<model>[/<pretrained tag or file>]`, or `package.module:factory`: a factory is
+            called without arguments and returns a torch module that is a `Student`.
 
     Raises:
-        StudentError: there is no such student, or it cannot be loaded.
+        StudentError: there is no such student, or it cannot be loaded, or lacks what the settings ask for.
     """
+    student = _load(settings.model)
+    for tower in settings.freeze:
+        for part in _parts(student, tower, settings.model):
+            part.requires_grad_(False)
+            if isinstance(part, nn.Module):
+                _keep_in_eval(part)
+    if settings.gradient_checkpointing:
+        switch_on = getattr(student, "set_grad_checkpointing", None)
+        if not callable(switch_on):
+            raise StudentError(
+                f"{settings.model} has no method set_grad_checkpointing(), which student.gradient_checkpointing needs. "
+                f"Add one (docs/students.md), or leave that parameter out."
+            )
+        switch_on()
+    return student
+
+
+def _load(spec: str) -> Student:
     family, _, name = spec.partition(":")
     if family == "open-clip":
         model, _, pretrained = name.partition("/")
@@ -91,26 +151,92 @@ def load_student(spec: str) -> Student:
             f"No student is called {spec!r}. Expected open-clip:<model>[/<pretrained tag or file>] "
             f"or package.module:factory."
         )
-    student = import_factory(spec, StudentError)()
-    if not isinstance(student, nn.Module) or not isinstance(student, Student):
-        members = ", ".join(sorted(getattr(Student, "__protocol_attrs__", ())))
-        raise StudentError(f"{spec} returned a {type(student).__name__}; a student is a torch module with {members}.")
-    return student
+    student: Any = import_factory(spec, StudentError)()
+    missing = [member for member in MEMBERS if not hasattr(student, member)]
+    if missing or not isinstance(student, nn.Module):
+        fault = f"lacks {', '.join(missing)}" if isinstance(student, nn.Module) else "is not a torch module"
+        raise StudentError(
+            f"{spec} returned a {type(student).__name__}, which {fault}. A student is a torch module with "
+            f"{', '.join(MEMBERS)} (docs/students.md)."
+        )
+    return cast(Student, student)
 
 
-def _create(name: str, pretrained: str | None) -> Any:
+def _parts(student: Student, tower: str, spec: str) -> Parts:
+    towers = getattr(student, "towers", None)
+    parts = towers.get(tower) if isinstance(towers, Mapping) else None
+    if not isinstance(parts, Sequence) or not parts or not all(isinstance(p, nn.Module | nn.Parameter) for p in parts):
+        raise StudentError(
+            f"{spec} does not say what its {tower} tower is, so student.freeze=[{tower}] cannot freeze it. Expected "
+            f"`towers`, such as {{'image': [modules and parameters], 'text': […]}} (docs/students.md)."
+        )
+    return parts
+
+
+def _keep_in_eval(module: nn.Module) -> None:
+    module.eval()
+    # Every train() of the student or of what holds it comes by here.
+    module.train = partial(_unchanged, module)  # type: ignore[method-assign]
+
+
+def _unchanged(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module
+
+
+def _learns(parts: Parts) -> bool:
+    return any(
+        parameter.requires_grad
+        for part in parts
+        for parameter in (part.parameters() if isinstance(part, nn.Module) else [part])
+    )
+
+
+def _checkpoints(parts: Parts) -> bool:
+    """Tell whether a part's flag is up: the first is that of open_clip and timm, the second that of transformers."""
+    modules = [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
+    return any(getattr(m, "grad_checkpointing", False) or getattr(m, "gradient_checkpointing", False) for m in modules)
+
+
+def _create(name: str, pretrained: str | None) -> tuple[Any, Transform, Transform, Callable[[list[str]], Tensor]]:
     open_clip.add_model_config(SMALL_CLIP)
     if name not in open_clip.list_models():
         raise StudentError(f"open_clip knows no model {name!r}. It knows {', '.join(open_clip.list_models()[:8])}, … .")
+    _warn_of_activation(name, pretrained)
+    # open_clip logs what it raises as well, and warns of random weights, which are asked for by naming none.
+    logging.disable(logging.ERROR)
     try:
-        # open_clip warns of random weights; here they are asked for by leaving the weights out.
-        logging.disable(logging.NOTSET if pretrained else logging.WARNING)
-        return open_clip.create_model_and_transforms(name, pretrained=pretrained, weights_only=True)
-    except Exception as error:  # torch, safetensors and open_clip have no common base for a bad file
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise StudentError(
-            f"The student {name} with the weights {pretrained!r} could not be loaded: {str(error)[:400]} "
-            f"The weights are a file or one of open_clip's tags ({tags})."
-        ) from None
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "QuickGELU mismatch")
+            # First the tokenizer: where the hub is out of reach, it fails at once.
+            tokenizer = open_clip.get_tokenizer(name)
+            return *open_clip.create_model_and_transforms(name, pretrained=pretrained, weights_only=True), tokenizer
+    except Exception as error:  # torch, safetensors, the hub and open_clip have no common base for what goes wrong
+        raise StudentError(_failure(name, pretrained, error)) from None
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _failure(name: str, pretrained: str | None, error: Exception) -> str:
+    text = open_clip.get_model_config(name)["text_cfg"]
+    hub = ", ".join(sorted({text[key] for key in ("hf_model_name", "hf_tokenizer_name") if text.get(key)}))
+    tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+    weights = f" with the weights {pretrained!r}" if pretrained else ""
+    return (
+        f"The student {name}{weights} could not be loaded: {str(error)[:400]} "
+        + (f"Its text tower or tokenizer is {hub} of the Hugging Face hub, or of its cache here. " if hub else "")
+        + f"The weights are a file or one of open_clip's tags ({tags})."
+    )
+
+
+def _warn_of_activation(name: str, pretrained: str | None) -> None:
+    """Say it where weights learned with another GELU than the model has: they load, but start out worse."""
+    weights = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
+    quick = bool(open_clip.get_model_config(name).get("quick_gelu"))
+    if not weights or bool(weights.get("quick_gelu")) == quick:
+        return
+    other = name.removesuffix("-quickgelu") if quick else f"{name}-quickgelu"
+    console.print(
+        f"[yellow]The weights {pretrained} were trained with {'GELU' if quick else 'QuickGELU'}, and {name} has the "
+        f"other.[/] "
+        + (f"The model that fits them is open-clip:{other}/{pretrained}." if other in open_clip.list_models() else "")
+    )

@@ -1,0 +1,54 @@
+"""Students as users write them: small, without batch normalisation, one with dropout, one with its own similarity."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+
+class Tiny(nn.Module):
+    """Mean colours of an 8 × 8 grid, and the mean of letter embeddings; with dropout in both towers."""
+
+    embed_dim = 16
+    dropout = 0.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image = nn.Sequential(nn.Linear(192, 32), nn.Tanh(), nn.Dropout(self.dropout), nn.Linear(32, 16))
+        self.letters = nn.Embedding(256, 32)
+        self.text = nn.Sequential(nn.Tanh(), nn.Dropout(self.dropout), nn.Linear(32, 16))
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return self.image(images)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        return self.text(self.letters(tokens).mean(dim=1))
+
+    def train_transform(self, image: Image.Image) -> Tensor:
+        """As measured, with noise from each of the three generators that augmentations use."""
+        return self.eval_transform(image) + 0.1 * (torch.rand(192) + float(np.random.random()))
+
+    def eval_transform(self, image: Image.Image) -> Tensor:
+        return torch.tensor(np.asarray(image.resize((8, 8))).reshape(192), dtype=torch.float32) / 255
+
+    def tokenizer(self, texts: list[str]) -> Tensor:
+        return torch.tensor([[ord(letter) % 256 for letter in text[:60].ljust(60)] for text in texts])
+
+
+class Dropping(Tiny):
+    """The same, with dropout."""
+
+    dropout = 0.3
+
+
+class Weighing(Tiny):
+    """The same, with a learned similarity of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(16))
+
+    def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
+        return (self.weight * nn.functional.normalize(images)) @ nn.functional.normalize(texts).T

@@ -1,0 +1,44 @@
+"""The trained student by itself, for those who have open_clip and not cusa."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import cast
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from stores.atomic import atomic_path
+from train.student import OpenClipStudent, Student
+
+
+def export_student(student: Student, path: Path, tau: float) -> None:
+    """Write the student's weights to `path` (`student.safetensors`), atomically.
+
+    An open_clip student loads by one line, under the name that it was trained as:
+
+        open_clip.create_model("ViT-B-32", pretrained="artifacts/run/student.safetensors")
+
+    The keys are the open_clip model's own; `logit_scale` is log(1/τ) of the learned temperature `tau`, as zero-shot
+    classification expects it. The header's `open_clip` entry, JSON, tells the name and the preprocessing: a file says
+    nothing of the latter to open_clip, which then takes CLIP's. The keys of another student are its own.
+
+    What is not in it: cusa's heads (LayerNorm and a linear layer that starts as the identity), which follow the
+    towers and learn with them. The file's embeddings are those before the heads; the further the heads have learned
+    away from their start, the less the run's figures hold for them.
+    """
+    header = {"format": "pt"}
+    if isinstance(student, OpenClipStudent):
+        state = student.model.state_dict()
+        state["logit_scale"] = torch.full_like(state["logit_scale"], -math.log(tau))
+        preprocessing = open_clip.get_model_preprocess_cfg(student.model)
+        header["open_clip"] = json.dumps({"model_name": student.name, "preprocess_cfg": preprocessing})
+    else:
+        state = cast(nn.Module, student).state_dict()
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, header)
