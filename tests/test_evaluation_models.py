@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.teachers import load_teacher
 from stores import CusaError, ParameterError, StudentError, TeacherError, TrainingError, TrainParameters
-from stores.parameters import as_dict
+from stores.parameters import Student, as_dict
 from train.checkpoint import save_checkpoint
 from train.evaluation import load_model
 from train.evaluation.models import StudentModel, check_embeddings
@@ -19,14 +19,14 @@ from train.model import AlignedModel
 from train.student import load_student
 
 TEXTS = [f"a picture of {'many ' * (number % 7)}things, number {number}" for number in range(70)]
-SMALL = "open-clip:small-clip"
+SMALL = Student().model
 
 
 @pytest.fixture(scope="module")
 def trained() -> AlignedModel:
     """A student whose four heads differ from the identity and from each other."""
     torch.manual_seed(0)
-    model = AlignedModel(load_student(SMALL))
+    model = AlignedModel(load_student(Student()))
     for head in (model.image_head, model.text_head, model.uni_image_head, model.uni_text_head):
         torch.nn.init.normal_(head[1].weight, std=0.1)
     return model.eval()
@@ -63,7 +63,7 @@ def test_a_checkpoint_is_measured_by_its_uni_modal_heads(tmp_path: Path, trained
 
 def test_an_open_clip_model_is_measured_without_heads(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    student = load_student(SMALL)
+    student = load_student(Student())
     weights = tmp_path / "weights.pt"
     torch.save(student.model.state_dict(), weights)  # type: ignore[attr-defined]
     model = load_model(f"{SMALL}/{weights}", device="cpu", precision="fp32")

@@ -98,17 +98,20 @@ def recall_at_1(
     among = np.arange(len(labels)) if queries is None else np.flatnonzero(~queries)
     if len(asked) == 0 or len(among) < (2 if queries is None else 1):
         raise DataSetError(f"There are {len(asked)} queries among {len(among)} readable images: nothing to rank.")
+    nearest = _nearest(embeddings, asked, among)
+    return float(100.0 * (labels[nearest] == labels[asked]).mean())
+
+
+def _nearest(embeddings: NDArray[np.float32], asked: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the row of `among` whose embedding is the most similar to each row of `asked`, itself left out."""
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    gallery = unit if queries is None else unit[among]
-    hits = 0
-    step = max(1, BLOCK // len(among))
-    for start in range(0, len(asked), step):
+    gallery, found = unit[among], np.empty_like(asked)
+    for start in range(0, len(asked), step := max(1, BLOCK // len(among))):
         rows = asked[start : start + step]
         similarity = unit[rows] @ gallery.T
-        if queries is None:
-            similarity[np.arange(len(rows)), rows] = -np.inf
-        hits += int((labels[among[similarity.argmax(axis=1)]] == labels[rows]).sum())
-    return 100.0 * hits / len(asked)
+        similarity[rows[:, None] == among] = -np.inf
+        found[start : start + step] = among[similarity.argmax(axis=1)]
+    return found
 
 
 def _embed(

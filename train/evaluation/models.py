@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from stores.errors import CusaError, StudentError, TeacherError, TrainingError
 from stores.hardware import resolve_device, resolve_precision
 from stores.manifest import Modality
-from stores.parameters import Precision, TrainParameters, recorded_parameters
+from stores.parameters import Precision, Student, TrainParameters, recorded_parameters
 from stores.plugins import import_factory
 from train.checkpoint import load_checkpoint, read_record
 from train.model import AlignedModel
@@ -185,7 +185,7 @@ def _trained(path: Path) -> AlignedModel:
         raise TrainingError(f"{path} holds no {BEST}: it is not the run of a cusa-train that finished an epoch.")
     recorded = read_record(file).get("parameters", {})
     parameters = recorded_parameters(TrainParameters, recorded, f"{file} (its record)")
-    aligned = AlignedModel(load_student(parameters.student.model))
+    aligned = AlignedModel(load_student(Student(model=parameters.student.model)))
     load_checkpoint(file, aligned)
     return aligned
 
@@ -194,7 +194,7 @@ def _pretrained(spec: str) -> AlignedModel:
     """Load an open_clip model as it is published, its own embeddings standing where ours pass through heads."""
     if "/" not in spec:
         raise StudentError(f"{spec} names no weights, and random ones are not measured. Add /<pretrained tag or file>.")
-    aligned = AlignedModel(load_student(spec))
+    aligned = AlignedModel(load_student(Student(model=spec)))
     for head in HEADS:
         aligned.add_module(head, nn.Identity())
     return aligned
