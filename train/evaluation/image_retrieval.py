@@ -1,0 +1,180 @@
+"""Image retrieval: R@1, whether the nearest other image is of the same class (METHODS: the Unicom protocol).
+
+Shapes: n images, D the model's embedding.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stores.console import progress_bar
+from stores.images import decode_rgb
+from train.evaluation.image_folders import BENCHMARKS, Benchmark, open_benchmark
+from train.evaluation.labelled_images import LabelledImages
+from train.evaluation.models import MeasuredModel, check_embeddings, require
+from train.evaluation.result import DataSetError, Result
+
+TASK: Final = "image-retrieval"
+BATCH: Final = 64
+READ_AHEAD: Final = 2
+"""Batches that are read and decoded while the model is at work."""
+BLOCK: Final = 1 << 24
+"""Similarities that are held at a time: 64 MiB."""
+NAMED: Final = 5
+
+
+class Fault(NamedTuple):
+    """Why a listed image is not measured."""
+
+    name: str
+    reason: str
+    missing: bool
+
+
+def measure_image_retrieval(model: MeasuredModel, folder: Path, threads: int = 4) -> Result:
+    """Return R@1 on each of the four benchmarks that lies in `folder`, and their average where all do.
+
+    A benchmark that is absent or broken becomes a message, and the others are measured.
+
+    Raises:
+        CusaError: the model embeds no images, or gives what is not finite.
+    """
+    require(model, "image", TASK)
+    result = Result(task=TASK, model=model.name)
+    for benchmark in BENCHMARKS.values():
+        try:
+            images = open_benchmark(benchmark, folder)
+            result.messages.extend(_other_than_published(benchmark, images))
+            measure_images(model, images, result, threads)
+        except DataSetError as error:
+            result.messages.append(error.message)
+    if all(benchmark.title in result.figures for benchmark in BENCHMARKS.values()):
+        result.figures["average"] = float(np.mean(list(result.figures.values())))
+    return result
+
+
+def measure_images(model: MeasuredModel, images: LabelledImages, result: Result, threads: int = 4) -> None:
+    """Add the R@1 of `images` to `result`, with the counts it rests on; unreadable ones are left out and named.
+
+    Raises:
+        DataSetError: too few images can be read to rank any.
+        CusaError: the model gives what is not finite.
+    """
+    embeddings, readable, faults = _embed(model, images, threads)
+    labels = images.labels[readable]
+    queries = None if images.queries is None else images.queries[readable]
+    counts = {"images": len(labels), "classes": len(np.unique(labels))}
+    if queries is not None:
+        counts |= {"queries": int(queries.sum()), "gallery": int((~queries).sum())}
+    counts |= {"missing": sum(fault.missing for fault in faults), "broken": sum(not fault.missing for fault in faults)}
+    if faults:
+        result.messages.append(_named(images, faults))
+    result.counts[images.title] = counts
+    result.figures[images.title] = recall_at_1(embeddings, labels, queries)
+
+
+def recall_at_1(
+    embeddings: NDArray[np.float32], labels: NDArray[np.str_], queries: NDArray[np.bool_] | None = None
+) -> float:
+    """Return the share in percent of queries whose nearest image has their label; of equally near ones the first.
+
+    Args:
+        embeddings: (n, D), finite.
+        labels: (n,).
+        queries: (n,) which are queries, against the others; None: each against all others.
+
+    Raises:
+        DataSetError: there is nothing to rank.
+    """
+    asked = np.arange(len(labels)) if queries is None else np.flatnonzero(queries)
+    among = np.arange(len(labels)) if queries is None else np.flatnonzero(~queries)
+    if len(asked) == 0 or len(among) < (2 if queries is None else 1):
+        raise DataSetError(f"There are {len(asked)} queries among {len(among)} readable images: nothing to rank.")
+    nearest = _nearest(embeddings, asked, among)
+    return float(100.0 * (labels[nearest] == labels[asked]).mean())
+
+
+def _nearest(embeddings: NDArray[np.float32], asked: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the row of `among` whose embedding is the most similar to each row of `asked`, itself left out."""
+    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    gallery, found = unit[among], np.empty_like(asked)
+    for start in range(0, len(asked), step := max(1, BLOCK // len(among))):
+        rows = asked[start : start + step]
+        similarity = unit[rows] @ gallery.T
+        similarity[rows[:, None] == among] = -np.inf
+        found[start : start + step] = among[similarity.argmax(axis=1)]
+    return found
+
+
+def _embed(
+    model: MeasuredModel, images: LabelledImages, threads: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64], list[Fault]]:
+    """Return the embeddings of the readable images (n, D), their places, and the faults of the others."""
+    embedded, readable, faults = [], [], []
+    with progress_bar() as progress:
+        task = progress.add_task(images.title, total=len(images.names), note="")
+        for places, found in _prepared(model, images, threads):
+            good = [(place, item) for place, item in zip(places, found, strict=True) if isinstance(item, Tensor)]
+            faults += [item for item in found if isinstance(item, Fault)]
+            if good:
+                readable += [place for place, _ in good]
+                batch = model.encode_images([item for _, item in good])
+                embedded.append(check_embeddings(batch, len(good), model.name))
+            progress.advance(task, len(places))
+    if not embedded:
+        raise DataSetError(_named(images, faults))
+    return np.concatenate(embedded), np.array(readable), faults
+
+
+def _prepared(
+    model: MeasuredModel, images: LabelledImages, threads: int
+) -> Iterator[tuple[range, list[Tensor | Fault]]]:
+    """Yield batches of places and their prepared images, read and decoded in threads ahead of the model.
+
+    Threads, not processes: Pillow and torch let others run while they work, and no model need be pickled.
+    """
+
+    def prepare(place: int) -> Tensor | Fault:
+        try:
+            return model.prepare_image(decode_rgb(images.read(place)))
+        except (OSError, ValueError) as error:  # absent, broken, or of a shape that cannot be resized
+            return Fault(images.names[place], str(error), isinstance(error, FileNotFoundError))
+
+    ahead: deque[tuple[range, Iterator[Tensor | Fault]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(images.names), BATCH):
+            places = range(start, min(start + BATCH, len(images.names)))
+            ahead.append((places, pool.map(prepare, places)))
+            if len(ahead) > READ_AHEAD:
+                places, items = ahead.popleft()
+                yield places, list(items)
+        for places, items in ahead:
+            yield places, list(items)
+
+
+def _other_than_published(benchmark: Benchmark, images: LabelledImages) -> Iterator[str]:
+    listed, classes = len(images.names), len(np.unique(images.labels))
+    if (listed, classes) != (benchmark.images, benchmark.classes):
+        yield (
+            f"{benchmark.title}: {listed:,} test images of {classes:,} classes are listed; "
+            f"published are {benchmark.images:,} of {benchmark.classes:,}. The figure is not comparable."
+        )
+    if again := listed - len(set(images.names)):
+        yield f"{benchmark.title}: {again:,} images are listed more than once, and find themselves."
+
+
+def _named(images: LabelledImages, faults: list[Fault]) -> str:
+    shown = "; ".join(f"{fault.name} ({fault.reason})" for fault in faults[:NAMED])
+    more = f"; and {len(faults) - NAMED:,} more" if len(faults) > NAMED else ""
+    return (
+        f"{images.title}: {len(faults):,} of {len(images.names):,} images are missing or broken and are not ranked: "
+        f"{shown}{more}."
+    )

@@ -1,0 +1,42 @@
+"""The lines of the text files that data sets are published as."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from train.evaluation.result import DataSetError
+
+
+def read_lines(path: Path) -> list[str]:
+    r"""Return the lines of a UTF-8 file without their ends (\n or \r\n); nothing else ends a line.
+
+    `str.splitlines` would: a sentence may hold U+0085 or U+2028, and files that belong together by line would part.
+
+    Raises:
+        DataSetError: the file cannot be read, or is not UTF-8.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as stream:
+            return [line.removesuffix("\n").removesuffix("\r") for line in stream]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataSetError(f"{path} cannot be read as UTF-8 text: {error}.") from None
+
+
+def split_line(path: Path, number: int, line: str, columns: int, expected: str, tabs: bool = False) -> list[str]:
+    """Return the columns of a line, separated by tabs or by any blanks; there are at least `columns`.
+
+    Args:
+        path: the file, for the message.
+        number: the line's number, from 1.
+        line: its text.
+        columns: how many it must have.
+        expected: what it should look like, for the message.
+        tabs: only a tab separates.
+
+    Raises:
+        DataSetError: there are fewer; the message names file and line.
+    """
+    found = line.split("\t" if tabs else None)
+    if len(found) < columns:
+        raise DataSetError(f"{path}, line {number}: found {line[:80]!r}, expected {expected}.")
+    return found

@@ -1,0 +1,205 @@
+"""The models that can be measured: a checkpoint of ours, any open_clip model, or a teacher.
+
+Each gives uni-modal embeddings of images, texts or both. What is measured across modalities needs both in one space:
+`StudentModel.aligned` is an `AlignedModel`, for checkpoints and open_clip models alike.
+
+Shapes: n inputs, D the model's embedding.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from stores.errors import CusaError, StudentError, TeacherError, TrainingError
+from stores.hardware import resolve_device, resolve_precision
+from stores.manifest import Modality
+from stores.parameters import Precision, Student, TrainParameters, recorded_parameters
+from stores.plugins import import_factory
+from train.checkpoint import load_checkpoint, read_record
+from train.model import AlignedModel
+from train.student import load_student
+
+BEST: Final = "best.safetensors"
+TEXT_BATCH: Final = 64
+HEADS: Final = ("image_head", "text_head", "uni_image_head", "uni_text_head")
+TEACHERS: Final = "pipeline.teachers:load_teacher"
+"""Teachers belong to stage 1, which this stage never imports (import-linter holds that). To evaluation a teacher is
+what a user's own model is: a plug-in, found by its name when it is asked for."""
+
+
+class MeasuredModel(Protocol):
+    """A model to measure."""
+
+    name: str
+    modalities: tuple[Modality, ...]
+    """What it embeds; the methods for another modality are not called (see `require`)."""
+
+    def prepare_image(self, image: Image.Image) -> Tensor:
+        """Return an RGB image as the model takes it, (3, S, S); called from threads."""
+
+    def encode_images(self, prepared: list[Tensor]) -> NDArray[np.float32]:
+        """Return the uni-modal embeddings of a batch of prepared images: (n, D), not normalised."""
+
+    def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
+        """Return the uni-modal embeddings of any number of texts: (n, D), not normalised."""
+
+
+class Teacher(Protocol):
+    """What evaluation needs of a teacher; see `pipeline.teachers.Teacher`."""
+
+    modality: Modality
+    dim: int
+
+    def preprocess(self, item: Any) -> Any: ...
+    def prepare(self, items: list[Any]) -> list[Any]: ...
+    def length(self, prepared: Any) -> int: ...
+    def collate(self, items: list[Any]) -> Any: ...
+    def encode(self, batch: Any) -> Tensor: ...
+
+
+class StudentModel:
+    """A student with its heads, where it was trained here; uni-modal tasks see its uni-modal heads."""
+
+    modalities: tuple[Modality, ...] = ("image", "text")
+
+    def __init__(
+        self, name: str, aligned: AlignedModel, device: torch.device, precision: Literal["fp32", "bf16"]
+    ) -> None:
+        self.name, self.device, self.precision = name, device, precision
+        self.aligned = aligned.eval().to(device)
+
+    def prepare_image(self, image: Image.Image) -> Tensor:
+        return self.aligned.student.eval_transform(image)
+
+    def encode_images(self, prepared: list[Tensor]) -> NDArray[np.float32]:
+        with torch.inference_mode(), self._autocast():
+            return _array(self.aligned.embed_images(torch.stack(prepared).to(self.device))[1])
+
+    def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
+        embedded = []
+        with torch.inference_mode(), self._autocast():
+            for start in range(0, len(texts), TEXT_BATCH):
+                tokens = self.aligned.student.tokenizer(texts[start : start + TEXT_BATCH])
+                embedded.append(_array(self.aligned.embed_texts(tokens.to(self.device))[1]))
+        return np.concatenate(embedded)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+class TeacherModel:
+    """A teacher, which embeds one modality."""
+
+    def __init__(self, name: str, teacher: Teacher) -> None:
+        self.name, self._teacher = name, teacher
+        self.modalities: tuple[Modality, ...] = (teacher.modality,)
+
+    def prepare_image(self, image: Image.Image) -> Tensor:
+        prepared: Tensor = self._teacher.preprocess(image)
+        return prepared
+
+    def encode_images(self, prepared: list[Tensor]) -> NDArray[np.float32]:
+        return _array(self._teacher.encode(self._teacher.collate(prepared)))
+
+    def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
+        prepared = self._teacher.prepare(texts)
+        embeddings = np.empty((len(texts), self._teacher.dim), np.float32)
+        # Texts of like length share a batch, which is padded to its longest.
+        order = sorted(range(len(texts)), key=lambda place: self._teacher.length(prepared[place]))
+        for start in range(0, len(order), TEXT_BATCH):
+            places = order[start : start + TEXT_BATCH]
+            batch = self._teacher.collate([prepared[place] for place in places])
+            embeddings[places] = _array(self._teacher.encode(batch))
+        return embeddings
+
+
+def load_model(
+    spec: str,
+    weights: str | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+    modality: Modality | None = None,
+) -> MeasuredModel:
+    """Load the model to measure that `spec` names.
+
+    Args:
+        spec: a run's folder or a checkpoint file of cusa-train, `open-clip:<model>/<pretrained tag or file>`, or a
+            teacher: `family:name`.
+        weights: a teacher's weights file, where its name does not say.
+        device: "auto", or as torch names it.
+        precision: "auto" is bf16 where the hardware has it.
+        modality: of a teacher, where a task needs one.
+
+    Raises:
+        CusaError: there is no such model, or it cannot be loaded; or weights are given that it does not take.
+    """
+    where = resolve_device(device)
+    how = resolve_precision(precision, where)
+    path = Path(spec)
+    is_checkpoint = path.is_dir() or path.suffix == ".safetensors"
+    if weights is not None and (is_checkpoint or spec.startswith("open-clip:")):
+        raise StudentError(f"The model {spec} takes no separate weights, but {weights} was given. Leave them out.")
+    if is_checkpoint:
+        return StudentModel(spec, _trained(path), where, how)
+    if spec.startswith("open-clip:"):
+        return StudentModel(spec, _pretrained(spec), where, how)
+    teacher: Teacher = import_factory(TEACHERS, TeacherError)(spec, weights, device, precision, modality)
+    return TeacherModel(spec, teacher)
+
+
+def require(model: MeasuredModel, modality: Modality, task: str) -> None:
+    """Raise a `CusaError` unless the model embeds `modality`, as `task` needs."""
+    if modality not in model.modalities:
+        raise CusaError(
+            f"The model {model.name} embeds {'s and '.join(model.modalities)}s; the task {task} needs one of "
+            f"{modality}s. Leave the task out, or name another model."
+        )
+
+
+def check_embeddings(embeddings: NDArray[np.float32], count: int, name: str) -> NDArray[np.float32]:
+    """Return the embeddings of `count` inputs if they are (count, D) and finite.
+
+    Raises:
+        CusaError: they are not; `name` is the model's.
+    """
+    if embeddings.ndim != 2 or len(embeddings) != count:
+        raise CusaError(
+            f"The model {name} gave the shape {embeddings.shape} for {count} inputs, expected ({count}, D)."
+        )
+    if not np.isfinite(embeddings).all():
+        raise CusaError(f"The model {name} gave embeddings that are not finite; it cannot be measured.")
+    return embeddings
+
+
+def _trained(path: Path) -> AlignedModel:
+    """Load the model of a run's folder (its best checkpoint) or of a checkpoint file."""
+    file = path / BEST if path.is_dir() else path
+    if path.is_dir() and not file.is_file():
+        raise TrainingError(f"{path} holds no {BEST}: it is not the run of a cusa-train that finished an epoch.")
+    recorded = read_record(file).get("parameters", {})
+    parameters = recorded_parameters(TrainParameters, recorded, f"{file} (its record)")
+    aligned = AlignedModel(load_student(Student(model=parameters.student.model)))
+    load_checkpoint(file, aligned)
+    return aligned
+
+
+def _pretrained(spec: str) -> AlignedModel:
+    """Load an open_clip model as it is published, its own embeddings standing where ours pass through heads."""
+    if "/" not in spec:
+        raise StudentError(f"{spec} names no weights, and random ones are not measured. Add /<pretrained tag or file>.")
+    aligned = AlignedModel(load_student(Student(model=spec)))
+    for head in HEADS:
+        aligned.add_module(head, nn.Identity())
+    return aligned
+
+
+def _array(embeddings: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = embeddings.float().cpu().numpy()
+    return array

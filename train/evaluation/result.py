@@ -1,0 +1,25 @@
+"""What measuring a model on a task gives: figures, what they were measured on, and what a person must know of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from stores.errors import CusaError
+
+
+class DataSetError(CusaError):
+    """A data set of a task is absent, incomplete or broken; the task's other data sets are measured all the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A model's figures on one task; `dataclasses.asdict` makes it JSON."""
+
+    task: str
+    model: str
+    figures: dict[str, float] = field(default_factory=dict)
+    """By name, such as "CUB-200-2011" or "average": in percent, or × 100. A data set that is absent has none."""
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    """By data set: how many images, classes, pairs … the figure rests on."""
+    messages: list[str] = field(default_factory=list)
+    """What is missing, broken, or other than published; each names its data set."""

@@ -1,0 +1,71 @@
+"""Semantic textual similarity: Spearman × 100 between the cosine of two sentences and what people said (METHODS §2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.evaluation.models import MeasuredModel, check_embeddings, require
+from train.evaluation.result import DataSetError, Result
+from train.evaluation.sts_files import PAIRS, Pairs, read_pairs
+from train.metrics import spearman
+
+TASK: Final = "sts"
+
+
+def measure_sts(model: MeasuredModel, folder: Path) -> Result:
+    """Return the correlation on each of the seven sets that lies in `folder`, and their average where all do.
+
+    A set that is absent or broken becomes a message, and the others are measured.
+
+    Raises:
+        CusaError: the model embeds no texts, or gives what is not finite.
+    """
+    require(model, "text", TASK)
+    result = Result(task=TASK, model=model.name)
+    for name, published in PAIRS.items():
+        try:
+            pairs = read_pairs(name, folder)
+            result.figures[name] = correlation(model, pairs, name)
+        except DataSetError as error:
+            result.messages.append(error.message)
+            continue
+        result.counts[name] = {"pairs": len(pairs.gold)}
+        if len(pairs.gold) != published:
+            result.messages.append(
+                f"{name}: {len(pairs.gold):,} pairs found, {published:,} published. The figure is not comparable."
+            )
+    if len(result.figures) == len(PAIRS):
+        result.figures["average"] = float(np.mean(list(result.figures.values())))
+    return result
+
+
+def correlation(model: MeasuredModel, pairs: Pairs, name: str) -> float:
+    """Return Spearman × 100 between the cosine of each pair's embeddings and its gold score.
+
+    Raises:
+        DataSetError: there is nothing to rank: all scores, or all cosines, are one.
+        CusaError: the model gives what is not finite.
+    """
+    gold = np.array(pairs.gold)
+    if len(np.unique(gold)) < 2:
+        raise DataSetError(f"{name}: its {len(gold):,} pairs do not differ in their scores; nothing to correlate with.")
+    # A sentence often stands in several pairs: half of SICK's are repeated.
+    rows = {text: row for row, text in enumerate(dict.fromkeys(pairs.first + pairs.second))}
+    embeddings = check_embeddings(model.encode_texts(list(rows)), len(rows), model.name)
+    first, second = ([rows[text] for text in texts] for texts in (pairs.first, pairs.second))
+    cosines = _cosines(embeddings[first], embeddings[second])
+    if len(np.unique(cosines)) < 2:
+        raise DataSetError(f"{name}: the model {model.name} finds all pairs equally similar; there is no correlation.")
+    return spearman(cosines, gold)
+
+
+def _cosines(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the cosine of each row of (n, D) `first` with that of `second`: (n,); zero where one has no length."""
+    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    products: NDArray[np.float32] = np.einsum("nd,nd->n", first, second)
+    cosines: NDArray[np.float32] = products / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return cosines

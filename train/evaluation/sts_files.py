@@ -1,0 +1,149 @@
+r"""The seven test sets of semantic textual similarity, from SentEval's folders or from plain tab-separated files.
+
+SentEval keeps STS/STS12-en-test/STS.input.<subset>.txt (two sentences a line) beside STS.gs.<subset>.txt (a score a
+line, empty where a pair was not rated), STS/STSBenchmark/sts-test.csv and SICK/SICK_test_annotated.txt. Plain files are
+<set>.<subset>.tsv or <set>.tsv: score, sentence, sentence; and the two last files under their own names. The layout is
+known by what the folder holds. No quotes are taken off: sentences hold unpaired ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from train.evaluation.lines import read_lines, split_line
+from train.evaluation.result import DataSetError
+
+SUBSETS: Final = {
+    "STS12": ("MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),
+    "STS13": ("FNWN", "OnWN", "headlines"),
+    "STS14": ("OnWN", "deft-forum", "deft-news", "headlines", "images", "tweet-news"),
+    "STS15": ("answers-forums", "answers-students", "belief", "headlines", "images"),
+    "STS16": ("answer-answer", "headlines", "plagiarism", "postediting", "question-question"),
+}
+"""What each year's figure is over, all subsets concatenated. STS13's SMT is not free, and nobody's figure has it."""
+PAIRS: Final = {
+    "STS12": 3108, "STS13": 1500, "STS14": 3750, "STS15": 3000, "STS16": 1186, "STS-B": 1379, "SICK-R": 4927
+}  # fmt: skip
+"""The rated pairs of each set, as published."""
+BASES: Final = ("", "downstream", "data/downstream")
+"""Where SentEval's folders lie in the one that is named: its data folder itself, or SentEval as cloned."""
+WHERE: Final = "https://github.com/facebookresearch/SentEval (data/downstream/get_transfer_data.bash)"
+PLAIN: Final = "<score> TAB <sentence> TAB <sentence>"
+BENCHMARK: Final = "<genre> TAB <file> TAB <year> TAB <number> TAB <score> TAB <sentence> TAB <sentence>"
+SICK: Final = ("sentence_A", "sentence_B", "relatedness_score")
+
+
+@dataclass
+class Pairs:
+    """Rated pairs of sentences; the lists are of one length."""
+
+    gold: list[float] = field(default_factory=list)
+    first: list[str] = field(default_factory=list)
+    second: list[str] = field(default_factory=list)
+
+    def add(self, score: str, first: str, second: str, path: Path, number: int) -> None:
+        """Add a pair, whose score stands in line `number` of the file `path`.
+
+        Raises:
+            DataSetError: the score is not a finite number.
+        """
+        try:
+            value = float(score)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise DataSetError(f"{path}, line {number}: found the score {score[:80]!r}, expected a number.")
+        self.gold.append(value)
+        self.first.append(first)
+        self.second.append(second)
+
+
+def read_pairs(name: str, folder: Path) -> Pairs:
+    """Return the pairs of the set `name`, one of `PAIRS`, from whichever layout lies in `folder`.
+
+    Raises:
+        DataSetError: it is not there (the message says where to get it and the layout), incomplete or broken.
+    """
+    pairs = Pairs()
+    if name in SUBSETS:
+        for base in BASES:
+            for place in (folder / base / "STS" / f"{name}-en-test", folder / base / f"{name}-en-test"):
+                if place.is_dir():
+                    _add_year(name, place, pairs)
+                    return pairs
+    for path in _single_files(name, folder):
+        if path.is_file():
+            _add_file(path, pairs)
+            return pairs
+    if name in SUBSETS and any(path.is_file() for path in _plain_files(name, folder)):
+        for path in _whole(name, folder, _plain_files(name, folder)):
+            _add_file(path, pairs)
+        return pairs
+    raise DataSetError(f"{name} is not in {folder}: expected {_layout(name)}. Get it from {WHERE}.")
+
+
+def _add_year(name: str, place: Path, pairs: Pairs) -> None:
+    """Add a year's subsets from SentEval's folder: STS.input.<subset>.txt and STS.gs.<subset>.txt, line by line."""
+    inputs = [place / f"STS.input.{subset}.txt" for subset in SUBSETS[name]]
+    scores = [place / f"STS.gs.{subset}.txt" for subset in SUBSETS[name]]
+    _whole(name, place, [*inputs, *scores])
+    for path, gold in zip(inputs, scores, strict=True):
+        sentences, ratings = read_lines(path), read_lines(gold)
+        if len(sentences) != len(ratings):
+            raise DataSetError(f"{gold} has {len(ratings):,} lines, {path.name} {len(sentences):,}; they must agree.")
+        for number, (line, rating) in enumerate(zip(sentences, ratings, strict=True), start=1):
+            if rating.strip():  # a pair that nobody rated is no part of the set
+                first, second, *_ = split_line(path, number, line, 2, "<sentence> TAB <sentence>", tabs=True)
+                pairs.add(rating, first, second, gold, number)
+
+
+def _add_file(path: Path, pairs: Pairs) -> None:
+    """Add the pairs of one file; which columns they stand in is seen from its first line."""
+    lines = read_lines(path)
+    header = lines[0].split("\t") if lines else []
+    if set(SICK) <= set(header):
+        columns, expected, start = [header.index(name) for name in SICK], " TAB ".join(header), 2
+    elif len(header) >= 7:
+        columns, expected, start = [5, 6, 4], BENCHMARK, 1
+    else:
+        columns, expected, start = [1, 2, 0], PLAIN, 1
+    for number, line in enumerate(lines[start - 1 :], start=start):
+        found = split_line(path, number, line, max(columns) + 1, expected, tabs=True)
+        first, second, score = (found[column] for column in columns)
+        pairs.add(score, first, second, path, number)
+
+
+def _single_files(name: str, folder: Path) -> Iterator[Path]:
+    """Yield where a set may lie in one file."""
+    for base in BASES:
+        if name == "STS-B":
+            yield from (folder / base / inner / "sts-test.csv" for inner in ("STS/STSBenchmark", "STSBenchmark", ""))
+        if name == "SICK-R":
+            yield from (folder / base / inner / "SICK_test_annotated.txt" for inner in ("SICK", ""))
+    yield folder / f"{name}.tsv"
+
+
+def _plain_files(name: str, folder: Path) -> list[Path]:
+    return [folder / f"{name}.{subset}.tsv" for subset in SUBSETS[name]]
+
+
+def _whole(name: str, place: Path, files: list[Path]) -> list[Path]:
+    if missing := [path.name for path in files if not path.is_file()]:
+        raise DataSetError(
+            f"{name} in {place} lacks {', '.join(missing)}; its figure is over all subsets, so it is not measured."
+        )
+    return files
+
+
+def _layout(name: str) -> str:
+    if name in SUBSETS:
+        return (
+            f"SentEval's STS/{name}-en-test/STS.input.<subset>.txt and STS.gs.<subset>.txt, or {name}.<subset>.tsv "
+            f"({PLAIN}), for the subsets {', '.join(SUBSETS[name])}"
+        )
+    published = "STS/STSBenchmark/sts-test.csv" if name == "STS-B" else "SICK/SICK_test_annotated.txt"
+    return f"SentEval's {published}, that file itself, or {name}.tsv ({PLAIN})"
