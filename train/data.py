@@ -175,6 +175,10 @@ class TrainingData:
             texts.index_select(0, batch.captions - self._first[1]),
         )
 
+    def close(self) -> None:
+        """End the loader's workers."""
+        del self.loader
+
     def announce(self) -> str:
         """Say what an epoch is, as part of a sentence."""
         stream, batch_size = self.stream, self._settings.batch_size

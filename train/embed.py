@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,9 @@ from stores import Store
 from train.data import ImageRows
 from train.model import AlignedModel
 from train.stops import leave_signals_to_the_parent
+
+Pairs = Generator[tuple[Tensor, Tensor], None, None]
+"""Batches of cross-modal and uni-modal embeddings."""
 
 
 class SplitEmbeddings(NamedTuple):
@@ -58,17 +62,18 @@ def embed_split(
     return SplitEmbeddings(image, uni_image, text, uni_text)
 
 
-def _all(batches: Iterator[tuple[Tensor, Tensor]], pause: Callable[[], None]) -> list[Tensor]:
+def _all(batches: Pairs, pause: Callable[[], None]) -> list[Tensor]:
     kept = []
-    for batch in batches:
-        kept.append([embedding.float() for embedding in batch])
-        pause()
+    with closing(batches):  # else a loader's workers would outlive a stop
+        for batch in batches:
+            kept.append([embedding.float() for embedding in batch])
+            pause()
     return [torch.cat(part) for part in zip(*kept, strict=True)]
 
 
 def _images(
     model: AlignedModel, store: Store, split: str, accelerator: Accelerator, batch_size: int, workers: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Pairs:
     rows = ImageRows(store, _share(store.rows(split, "image"), accelerator), model.student.eval_transform)
     loader = DataLoader(
         rows,
@@ -81,9 +86,7 @@ def _images(
         yield model.embed_images(batch.to(accelerator.device, non_blocking=True))
 
 
-def _texts(
-    model: AlignedModel, store: Store, split: str, accelerator: Accelerator, batch_size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _texts(model: AlignedModel, store: Store, split: str, accelerator: Accelerator, batch_size: int) -> Pairs:
     rows = _share(store.rows(split, "text"), accelerator)
     for start in range(0, len(rows), batch_size):
         texts = store.captions["text"].take(rows[start : start + batch_size]).to_pylist()

@@ -10,4 +10,5 @@ def derived_seed(*numbers: int) -> int:
 
     A training uses (seed,) for the model's start and (seed, epoch, step, process) for one step in one process.
     """
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    # The count keeps (7,) and (7, 0) apart, which numpy pads alike.
+    return int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1)[0])

@@ -20,6 +20,8 @@ import click
 from train.processes import Processes
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+GRACE: Final = 30
+"""Seconds that a loader's worker lives on after SIGTERM."""
 
 
 class Stopped(Exception):
@@ -75,6 +77,9 @@ def stopping(processes: Processes) -> Iterator[Stop]:
 
 
 def leave_signals_to_the_parent(_: int) -> None:
-    """Let a loader's worker ignore stops: a scheduler may signal all processes, and the training still needs it."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    """Let a loader's worker go on after a stop, which a scheduler may send to every process: training still needs it.
+
+    It goes on for half a minute, unless the training ends it before.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))

@@ -12,6 +12,7 @@ Everything random in a step follows from (seed, epoch, step, process): a checkpo
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -112,6 +113,7 @@ class Training:
                 step = self._done.step
                 curves = stack.enter_context(Curves(self._run, self.history, steps, settings.tensorboard, step))
                 self.describe()
+            stack.callback(self.data.close)
             try:
                 while len(self.history) < settings.epochs:
                     self._epoch(view, curves)
@@ -190,11 +192,17 @@ class Training:
 
     def _train(self, epoch: int, view: LiveView, curves: Curves | None) -> None:
         """Take the steps that the epoch still wants."""
-        stream, settings = self.data.stream, self._settings
+        stream = self.data.stream
         stream.epoch, stream.first_step = epoch, self._done.step
         self.model.train()
-        waiting: list[dict[str, Tensor]] = []
         batches = iter(self.data.loader)
+        try:
+            self._take_steps(batches, epoch, view, curves)
+        finally:
+            del batches  # an exception keeps this frame alive, and with it a loader's workers
+
+    def _take_steps(self, batches: Iterator[Batch], epoch: int, view: LiveView, curves: Curves | None) -> None:
+        waiting: list[dict[str, Tensor]] = []
         looked, waited = time.monotonic(), 0.0
         for step in range(self._done.step, self._steps):
             asked = time.monotonic()
@@ -202,7 +210,7 @@ class Training:
             waited += time.monotonic() - asked
             waiting.append(self.step(batch, epoch, step))
             stop, last = self._stop.asked(), step + 1 == self._steps
-            save = (step + 1) % settings.save_every == 0 and not last
+            save = (step + 1) % self._settings.save_every == 0 and not last
             if len(waiting) == LOOK_EVERY or stop or save or last:
                 latest = self._look(waiting, epoch, step)
                 now = time.monotonic()
