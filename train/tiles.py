@@ -69,7 +69,7 @@ class _TiledMean(torch.autograd.Function):
         return tuple(sums)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         scaled = (None if gradient is None else gradient * upstream for gradient in ctx.saved_tensors)
         return None, None, None, None, *scaled
@@ -83,13 +83,13 @@ class _Gradients:
         self.sums: list[Tensor | None] = [None] * len(inputs)
 
     def add(self, part: slice, value: Tensor, leaves: Inputs) -> None:
-        places = [k for k, leaf in enumerate(leaves) if leaf is not None and leaf.requires_grad]
-        found = torch.autograd.grad(value, [leaves[k] for k in places], allow_unused=True)  # type: ignore[misc]
-        for k, gradient in zip(places, found, strict=True):
-            whole = self._inputs[k]
+        """Add the gradients of `value`, which was computed from `leaves`, those of the rows at `part`."""
+        wanted = {k: leaf for k, leaf in enumerate(leaves) if leaf is not None and leaf.requires_grad}
+        found = torch.autograd.grad(value, list(wanted.values()), allow_unused=True)
+        for k, gradient in zip(wanted, found, strict=True):
+            whole, total = self._inputs[k], self.sums[k]
             if gradient is None or whole is None:
                 continue
-            total = self.sums[k]
             if total is None:
                 total = self.sums[k] = torch.zeros_like(whole, memory_format=torch.contiguous_format)
             (total[part] if k < self._of_rows else total).add_(gradient)
