@@ -96,10 +96,7 @@ def soft_alignment(similarity: Tensor, targets: Tensor, tau: Tensor | float) -> 
 
     The targets' rows sum to one and are constants, as in `cross_entropy`.
     """
-    targets = _precise(targets)
-    # log 0 never meets the target zero: nothing is the limit of p log p.
-    logs = targets.clamp(min=torch.finfo(targets.dtype).tiny).log()
-    return cross_entropy(similarity, targets, tau) + _mean_dot(targets, logs)
+    return cross_entropy(similarity, targets, tau) - _mean_entropy(_precise(targets))
 
 
 def csa_loss(
@@ -166,6 +163,11 @@ class _CrossEntropy(torch.autograd.Function):
         excess, tau, slope = ctx.saved_tensors
         scale = upstream / tau
         return excess * (scale / len(excess)), None, -slope * scale
+
+
+def _mean_entropy(targets: Tensor) -> Tensor:
+    # log 0 never meets the target zero: what is left is the limit of p log p.
+    return -_mean_dot(targets, targets.clamp(min=torch.finfo(targets.dtype).tiny).log())
 
 
 def _mean_dot(a: Tensor, b: Tensor) -> Tensor:
