@@ -76,10 +76,15 @@ class _TiledMean(torch.autograd.Function):
 
 
 class _Gradients:
-    """The gradients of the inputs, None where there is none: of row tensors put together, of others summed."""
+    """The gradients of the inputs, summed over the blocks; None where there is none.
+
+    A tensor that is given twice, as rows and as columns, has one sum, at its last place.
+    """
 
     def __init__(self, inputs: Inputs, of_rows: int) -> None:
         self._inputs, self._of_rows = inputs, of_rows
+        last = {id(tensor): k for k, tensor in enumerate(inputs)}
+        self._places = [last[id(tensor)] for tensor in inputs]
         self.sums: list[Tensor | None] = [None] * len(inputs)
 
     def add(self, part: slice, value: Tensor, leaves: Inputs) -> None:
@@ -87,11 +92,11 @@ class _Gradients:
         wanted = {k: leaf for k, leaf in enumerate(leaves) if leaf is not None and leaf.requires_grad}
         found = torch.autograd.grad(value, list(wanted.values()), allow_unused=True)
         for k, gradient in zip(wanted, found, strict=True):
-            whole, total = self._inputs[k], self.sums[k]
+            whole, total = self._inputs[k], self.sums[self._places[k]]
             if gradient is None or whole is None:
                 continue
             if total is None:
-                total = self.sums[k] = torch.zeros_like(whole, memory_format=torch.contiguous_format)
+                total = self.sums[self._places[k]] = torch.zeros_like(whole, memory_format=torch.contiguous_format)
             (total[part] if k < self._of_rows else total).add_(gradient)
 
 
