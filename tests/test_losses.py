@@ -32,16 +32,15 @@ def loop_rows(matrix: Tensor) -> list[list[Tensor]]:
     return [[matrix[i, j] for j in range(matrix.shape[1])] for i in range(matrix.shape[0])]
 
 
-def loop_info_nce(similarity: Tensor, tau: Tensor, groups: Tensor) -> Tensor:
+def loop_info_nce(similarity: Tensor, reverse: Tensor, tau: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Eq. 1–4 with targets shared among pairs of one group."""
-    count = len(similarity)
     total = torch.zeros((), dtype=similarity.dtype)
-    for matrix in (similarity, similarity.T):
+    for matrix in (similarity, reverse):
         for i, row in enumerate(loop_rows(matrix)):
-            members = [j for j in range(count) if groups[j] == groups[i]]
+            members = [j for j in range(len(columns)) if columns[j] == rows[i]]
             probability = loop_softmax(row, tau)
             total = total - sum(torch.log(probability[j]) for j in members) / len(members)
-    return total / (2 * count)
+    return total / (2 * len(rows))
 
 
 def loop_alignment(similarity: Tensor, targets: Tensor, tau: Tensor) -> Tensor:
@@ -91,8 +90,21 @@ def test_info_nce_is_the_equation(groups: list[int], temperature: float) -> None
     group = torch.tensor(groups)
     agree(
         lambda i, t, s: info_nce(cosine_similarity(i, t), s, group),
-        lambda i, t, s: loop_info_nce(loop_cosine(i, t), s, group),
+        lambda i, t, s: loop_info_nce(loop_cosine(i, t), loop_cosine(t, i), s, group, group),
         [image, text, tau(temperature)],
+    )
+
+
+def test_info_nce_of_some_rows_against_all_columns() -> None:
+    image, text = embeddings(5, 8, 8)
+    groups = torch.tensor([3, 1, 3, 2, 1])
+    both = (groups[1:3], groups)
+    agree(
+        lambda i, t, s: info_nce(
+            cosine_similarity(i[1:3], t), s, both, reverse=cosine_similarity(t[1:3], i), reduction="reference"
+        ),
+        lambda i, t, s: loop_info_nce(loop_cosine(i[1:3], t), loop_cosine(t[1:3], i), s, *both) / 5,
+        [image, text, tau(0.05)],
     )
 
 
@@ -100,7 +112,9 @@ def test_info_nce_without_groups_has_one_hot_targets() -> None:
     image, text = embeddings(4, 8, 8)
     similarity = cosine_similarity(image, text)
     alone = info_nce(similarity, 0.05)
-    torch.testing.assert_close(alone, loop_info_nce(similarity, tau(0.05), torch.arange(4)))
+    torch.testing.assert_close(
+        alone, loop_info_nce(similarity, similarity.T, tau(0.05), torch.arange(4), torch.arange(4))
+    )
     assert not torch.isclose(alone, info_nce(similarity, 0.05, torch.tensor([0, 0, 1, 2])))
 
 
@@ -128,6 +142,27 @@ def test_csa_is_the_equation(temperature: float) -> None:
     )
 
 
+def test_csa_and_usa_of_some_rows_against_all_columns() -> None:
+    image, text, teacher_image, teacher_text = embeddings(5, 8, 8, 6, 7)
+    image_targets = soft_targets(cosine_similarity(teacher_image[1:3], teacher_image), 0.1)
+    text_targets = soft_targets(cosine_similarity(teacher_text[1:3], teacher_text), 0.1)
+
+    def fast(i: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        cross = csa_loss(
+            cosine_similarity(i[1:3], t), image_targets, text_targets, s, reverse=cosine_similarity(t[1:3], i)
+        )
+        among = cosine_similarity(i[1:3], i), cosine_similarity(t[1:3], t)
+        return cross + usa_loss(*among, image_targets, text_targets, s, 0.2)
+
+    def slow(i: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        cross = loop_alignment(loop_cosine(i[1:3], t), image_targets, s)
+        cross = cross + loop_alignment(loop_cosine(t[1:3], i), text_targets, s)
+        images = loop_alignment(loop_cosine(i[1:3], i), image_targets, s)
+        return (cross + images + loop_alignment(loop_cosine(t[1:3], t), text_targets, tau(0.2))) / 2
+
+    agree(fast, slow, [image, text, tau(0.45)])
+
+
 def test_usa_is_the_equation() -> None:
     image, text, teacher_image, teacher_text = embeddings(5, 8, 8, 6, 7)
     image_targets = soft_targets(cosine_similarity(teacher_image, teacher_image))
@@ -153,6 +188,28 @@ def test_soft_targets_are_the_equation() -> None:
     torch.testing.assert_close(soft_targets(similarity, 0.1), expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
+def test_soft_targets_of_the_nearest_columns_only() -> None:
+    teacher, others = embeddings(6, 4, 4)
+    similarity = cosine_similarity(teacher[:3], others)
+    targets = soft_targets(similarity, 0.1, top_k=2)
+    for row, kept in zip(loop_rows(similarity), targets, strict=True):
+        nearest = sorted(range(6), key=lambda j, row=row: -float(row[j]))[:2]
+        expected = torch.zeros(6, dtype=torch.float64)
+        expected[nearest] = torch.stack(loop_softmax([row[j] for j in nearest], tau(0.1)))
+        torch.testing.assert_close(kept, expected, rtol=TOLERANCE, atol=TOLERANCE)
+    for enough in (6, 100):
+        torch.testing.assert_close(soft_targets(similarity, 0.1, enough), soft_targets(similarity, 0.1))
+
+
+def test_columns_as_near_as_the_last_kept_stay_whatever_their_order() -> None:
+    similarity = torch.tensor([[0.5, 1.0, 0.5, 0.2, 0.5]], dtype=torch.float64)
+    targets = soft_targets(similarity, 1.0, top_k=2)
+    assert (targets > 0).tolist() == [[True, True, True, False, True]]
+    assert targets.sum().item() == pytest.approx(1.0)
+    order = torch.tensor([4, 3, 2, 1, 0])
+    torch.testing.assert_close(soft_targets(similarity[:, order], 1.0, 2), targets[:, order], rtol=0, atol=0)
+
+
 def test_mixes() -> None:
     images = torch.tensor([[1.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
     texts = torch.tensor([[1.0, -0.3], [-0.3, 1.0]], dtype=torch.float64)
@@ -164,6 +221,9 @@ def test_mixes() -> None:
     torch.testing.assert_close(dot[0], soft_targets(torch.eye(2, dtype=torch.float64)))
     assert add[0] is add[1]
     assert dot[0] is dot[1]
+    for mix in ("each", "add", "dot"):
+        for nearest in mixed_targets(images, texts, 1.0, mix, top_k=1):
+            torch.testing.assert_close(nearest, torch.eye(2, dtype=torch.float64))
 
 
 def test_targets_of_zero_count_nothing() -> None:
@@ -192,8 +252,14 @@ def test_a_batch_of_one_gives_zero_and_losses_keep_precision(dtype: torch.dtype)
 
 def test_autocast_does_not_lower_the_precision() -> None:
     image, text = (tensor.float() for tensor in embeddings(8, 16, 16))
-    plain = info_nce(cosine_similarity(image, text), 0.05)
+
+    def losses() -> list[Tensor]:
+        similarity = cosine_similarity(image, text)
+        targets = soft_targets(similarity)
+        return [info_nce(similarity, 0.05), soft_alignment(similarity, targets, 0.45)]
+
+    plain = losses()
     with torch.autocast("cpu", torch.bfloat16):
-        cast = info_nce(cosine_similarity(image, text), 0.05)
-    assert cast.dtype == torch.float32
+        cast = losses()
+    assert [value.dtype for value in cast] == [torch.float32] * 2
     torch.testing.assert_close(cast, plain, rtol=0, atol=0)

@@ -123,4 +123,4 @@ def _similarity_of_teacher(rows: Tensor | None, columns: Tensor | None) -> Tenso
 
 def _unit(pairs: Compared) -> Compared:
     *embeddings, groups = pairs
-    return Compared(*(None if embedding is None else unit(embedding) for embedding in embeddings), groups)  # type: ignore[arg-type]
+    return Compared(*(None if embedding is None else unit(embedding) for embedding in embeddings), groups)  # type: ignore[call-arg,arg-type]

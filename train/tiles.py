@@ -69,29 +69,34 @@ class _TiledMean(torch.autograd.Function):
         return tuple(sums)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         scaled = (None if gradient is None else gradient * upstream for gradient in ctx.saved_tensors)
         return None, None, None, None, *scaled
 
 
 class _Gradients:
-    """The gradients of the inputs, None where there is none: of row tensors put together, of others summed."""
+    """The gradients of the inputs, summed over the blocks; None where there is none.
+
+    A tensor that is given twice, as rows and as columns, has one sum, at its last place.
+    """
 
     def __init__(self, inputs: Inputs, of_rows: int) -> None:
         self._inputs, self._of_rows = inputs, of_rows
+        last = {id(tensor): k for k, tensor in enumerate(inputs)}
+        self._places = [last[id(tensor)] for tensor in inputs]
         self.sums: list[Tensor | None] = [None] * len(inputs)
 
     def add(self, part: slice, value: Tensor, leaves: Inputs) -> None:
-        places = [k for k, leaf in enumerate(leaves) if leaf is not None and leaf.requires_grad]
-        found = torch.autograd.grad(value, [leaves[k] for k in places], allow_unused=True)  # type: ignore[misc]
-        for k, gradient in zip(places, found, strict=True):
-            whole = self._inputs[k]
+        """Add the gradients of `value`, which was computed from `leaves`, those of the rows at `part`."""
+        wanted = {k: leaf for k, leaf in enumerate(leaves) if leaf is not None and leaf.requires_grad}
+        found = torch.autograd.grad(value, list(wanted.values()), allow_unused=True)
+        for k, gradient in zip(wanted, found, strict=True):
+            whole, total = self._inputs[k], self.sums[self._places[k]]
             if gradient is None or whole is None:
                 continue
-            total = self.sums[k]
             if total is None:
-                total = self.sums[k] = torch.zeros_like(whole, memory_format=torch.contiguous_format)
+                total = self.sums[self._places[k]] = torch.zeros_like(whole, memory_format=torch.contiguous_format)
             (total[part] if k < self._of_rows else total).add_(gradient)
 
 
