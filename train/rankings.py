@@ -1,0 +1,288 @@
+"""Exact rankings by similarity, in blocks: the whole similarity matrix is never kept nor sorted.
+
+Candidates are ordered by falling similarity, and equal ones by rising row, for every model alike.
+
+What is exact. Cosine similarity is taken between rows that were normalised in float64 and rounded to whole multiples
+of 2⁻²⁴ (closer to the truth than a float32 matrix product is). Products of such numbers are multiples of 2⁻⁴⁸, and any
+partial sum of them stays below 2, so float64 holds every step without rounding: the similarity of a pair is the same
+number in whichever block, order, direction or device it is computed, and identical embeddings tie exactly.
+
+`ranks_both_ways` computes a block in float32 first, whose error is bounded by D · 2⁻²⁴. Only pairs nearer than that to
+the score that they are compared with are computed again in float64, so its ranks are exact too, at float32's speed.
+
+A model's own similarity (`Rows.similarity`) is as exact as the model: all scores of a query come from one call, and it
+is within them that it is ranked.
+
+Shapes: Q queries, C candidates, S images, T texts, D embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+
+from stores.errors import CusaError
+
+GRID: Final = 2.0**24
+NEAR: Final = 128
+"""If more than one pair in so many is near, computing the whole block in float64 is the faster way."""
+
+Similarity = Callable[[Tensor, Tensor], Tensor]
+Ranks = NDArray[np.int64]
+
+
+@torch.no_grad()
+def unit_rows(embeddings: Tensor) -> Tensor:
+    """Return the rows of (N, D) embeddings at unit length, as multiples of 2⁻²⁴, in float32; zeros stay zeros.
+
+    Raises:
+        CusaError: there is no row, or one is not finite.
+    """
+    _check(embeddings)
+    units = torch.empty(embeddings.shape, dtype=torch.float32, device=embeddings.device)
+    for start in range(0, len(embeddings), 4096):
+        rows = embeddings[start : start + 4096].double()
+        rows /= rows.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+        rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+        units[start : start + 4096] = rows.mul_(GRID).round_().div_(GRID)
+    return units
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The similarities of each query with all candidates, some queries at a time: yields (b, C) blocks, in order.
+
+    `similarity` is None for the exact cosine; else it is called with (b, D) queries and all candidates.
+    """
+
+    queries: Tensor
+    candidates: Tensor
+    similarity: Similarity | None = None
+    block: int | None = None
+    """How many queries a block has; None: as many as suit the device."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        _check(self.queries)
+        _check(self.candidates)
+        similarity = self.similarity
+        queries, candidates = self.queries, self.candidates
+        if similarity is None:
+            queries, candidates, similarity = unit_rows(queries), unit_rows(candidates).double(), _cosine
+        for part in queries.split(self.block or max(1, _room(queries.device) // len(candidates))):
+            with _full_precision(queries.device):
+                scores = similarity(part, candidates)
+            if not torch.isfinite(scores).all():
+                raise CusaError("The model's similarities hold values that are not finite; the model is broken.")
+            yield scores if scores.dtype == torch.float64 else scores.float()
+
+
+def first_ranks(rows: Rows, relevant: sparse.csr_array) -> Ranks:
+    """Return the best rank (from 0) among each query's relevant candidates: (Q,).
+
+    Args:
+        rows: the similarities.
+        relevant: (Q, C) sparse.
+
+    Raises:
+        CusaError: an embedding is not finite, the shapes disagree, or a query has no relevant candidate.
+    """
+    relevant = checked_relevance(relevant, (len(rows.queries), len(rows.candidates)))
+    ranks, start = np.empty(relevant.shape[0], dtype=np.int64), 0
+    for scores in rows:
+        stop = start + len(scores)
+        own = torch.from_numpy(relevant[start:stop].toarray()).to(scores.device)
+        best = scores.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
+        place = ((scores == best) & own).int().argmax(dim=1, keepdim=True)
+        ahead = scores > best
+        ahead |= (scores == best) & (torch.arange(scores.shape[1], device=scores.device) < place)
+        ranks[start:stop] = ahead.sum(dim=1).cpu().numpy()
+        start = stop
+    return ranks
+
+
+def ranks_both_ways(
+    images: Tensor, texts: Tensor, relevant: sparse.csr_array, block: tuple[int, int] | None = None
+) -> tuple[Ranks, Ranks]:
+    """Return `first_ranks` by exact cosine of all images and of all texts, from one pass over blocks: (S,) and (T,).
+
+    Memory beyond the embeddings: their rows at unit length in float32, and some blocks.
+
+    Args:
+        images: (S, D).
+        texts: (T, D), on the same device.
+        relevant: (S, T) sparse.
+        block: how many images and texts a block has; None: as many as suit the device.
+
+    Raises:
+        CusaError: an embedding is not finite, the shapes disagree, or an image or text has no relevant partner.
+    """
+    relevant = checked_relevance(relevant, (len(images), len(texts)))
+    checked_relevance(sparse.csr_array(relevant.T), (len(texts), len(images)))
+    images, texts = unit_rows(images), unit_rows(texts)
+    pairs = sparse.coo_array(relevant)
+    row, column = (torch.from_numpy(index.astype(np.int64)).to(images.device) for index in (pairs.row, pairs.col))
+    scores = _pairs(images, texts, row, column)
+    image_side, text_side = _side(images, row, column, scores), _side(texts, column, row, scores)
+    height, width = block or _shape(images.device)
+    with _full_precision(images.device):
+        for top in range(0, len(images), height):
+            for left in range(0, len(texts), width):
+                near = images[top : top + height] @ texts[left : left + width].T
+                _count(near, image_side, top, texts, left)
+                _count(near.T, text_side, left, images, top)
+    return image_side.ahead.cpu().numpy(), text_side.ahead.cpu().numpy()
+
+
+def top(rows: Rows, count: int) -> Iterator[NDArray[np.int64]]:
+    """Yield each query's `count` best candidates, best first, in blocks of (b, count), in the order of the queries.
+
+    Fewer candidates than that are all ranked.
+    """
+    count = min(count, len(rows.candidates))
+    for scores in rows:
+        last = scores.topk(count, dim=1).values[:, -1:]
+        taken, tied = scores > last, scores == last
+        # Of those equal to the last, only the first so many by row.
+        tied &= tied.cumsum(dim=1, dtype=torch.int32) <= count - taken.sum(dim=1, keepdim=True)
+        found = (taken | tied).nonzero()[:, 1].view(len(scores), count)
+        order = scores.gather(1, found).sort(dim=1, descending=True, stable=True).indices
+        yield found.gather(1, order).cpu().numpy()
+
+
+def nearest(rows: Rows) -> NDArray[np.int64]:
+    """Return each query's most similar candidate: (Q,)."""
+    return np.concatenate([scores.argmax(dim=1).cpu().numpy() for scores in rows])
+
+
+def nearest_other(embeddings: Tensor, block: int | None = None) -> NDArray[np.int64]:
+    """Return each row's most similar other row by exact cosine: (N,).
+
+    Raises:
+        CusaError: there are fewer than two rows, or one is not finite.
+    """
+    if len(embeddings) < 2:
+        raise CusaError(f"The nearest other row was asked for among {len(embeddings)}; at least 2 are needed.")
+    found, start = [], 0
+    for scores in Rows(queries=embeddings, candidates=embeddings, block=block):
+        scores[range(len(scores)), range(start, start + len(scores))] = -torch.inf
+        found.append(scores.argmax(dim=1).cpu().numpy())
+        start += len(scores)
+    return np.concatenate(found)
+
+
+def checked_relevance(relevant: sparse.csr_array, shape: tuple[int, int]) -> sparse.csr_array:
+    """Return (Q, C) relevance as booleans, each pair once, columns sorted.
+
+    Raises:
+        CusaError: it has another shape, or a query has no relevant candidate.
+    """
+    if relevant.shape != shape:
+        raise CusaError(f"The similarity is {shape}, the relevance {relevant.shape}; they must agree.")
+    relevant = sparse.csr_array(relevant.astype(bool), copy=True)
+    relevant.sum_duplicates()
+    relevant.eliminate_zeros()
+    lonely = np.flatnonzero(np.diff(relevant.indptr) == 0)
+    if len(lonely):
+        raise CusaError(f"{len(lonely)} queries have no relevant candidate (first: {lonely[0]}); leave them out.")
+    return relevant
+
+
+class _Side(NamedTuple):
+    """The queries of one direction: (Q, D) rows, each one's best relevant candidate, and how many rank before that."""
+
+    rows: Tensor
+    best: Tensor
+    place: Tensor
+    ahead: Tensor
+
+
+def _side(rows: Tensor, query: Tensor, candidate: Tensor, scores: Tensor) -> _Side:
+    """Find the best relevant candidate of every query among the relevant pairs."""
+    best = torch.full((len(rows),), -torch.inf, dtype=torch.float64, device=rows.device)
+    best.scatter_reduce_(0, query, scores, "amax")
+    reached = scores == best[query]
+    place = torch.full((len(rows),), torch.iinfo(torch.int64).max, device=rows.device)
+    place.scatter_reduce_(0, query[reached], candidate[reached], "amin")
+    return _Side(rows, best, place, torch.zeros_like(place))
+
+
+def _count(near: Tensor, side: _Side, first: int, candidates: Tensor, left: int) -> None:
+    """Add to `side.ahead` how many candidates of a block rank before each query's best relevant one.
+
+    `near` is the block in float32; its rows are queries from `first`, its columns candidates from `left`.
+    """
+    queries = slice(first, first + near.shape[0])
+    best, place = side.best[queries], side.place[queries]
+    # The bound on a float32 dot product in any order of summing, and 8 units for rounding the thresholds.
+    margin = (candidates.shape[1] + 8) * torch.finfo(torch.float32).eps / 2
+    above = near > (best + margin).float()[:, None]
+    unsure = (near > (best - margin).float()[:, None]) ^ above
+    if int(_sum(_sum(unsure, 1), 0)) > near.numel() // NEAR:
+        exact = _cosine(side.rows[queries], candidates[left : left + near.shape[1]].double())
+        columns = torch.arange(left, left + near.shape[1], device=near.device)
+        above = (exact > best[:, None]) | ((exact == best[:, None]) & (columns < place[:, None]))
+    else:
+        row, column = unsure.nonzero().unbind(1)
+        exact = _pairs(side.rows, candidates, row + first, column + left)
+        wins = (exact > best[row]) | ((exact == best[row]) & (column + left < place[row]))
+        side.ahead[queries].index_add_(0, row, wins.long())
+    side.ahead[queries] += _sum(above, 1)
+
+
+def _sum(marks: Tensor, dim: int) -> Tensor:
+    """Sum booleans; a sum of int8 in int32 is several times faster than torch's sum of booleans."""
+    return (marks.view(torch.int8) if marks.dtype == torch.bool else marks).sum(dim, dtype=torch.int32)
+
+
+def _cosine(queries: Tensor, candidates: Tensor) -> Tensor:
+    """Return the exact similarities of unit rows, the candidates in float64 already."""
+    return queries.double() @ candidates.T
+
+
+def _pairs(queries: Tensor, candidates: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Return the exact similarities of some pairs of unit rows: (pairs,) float64."""
+    scores = torch.empty(len(row), dtype=torch.float64, device=queries.device)
+    step = max(1, 2**20 // queries.shape[1])
+    for start in range(0, len(row), step):
+        products = queries[row[start : start + step]].double()
+        products *= candidates[column[start : start + step]]
+        scores[start : start + step] = products.sum(dim=1)
+    return scores
+
+
+def _check(embeddings: Tensor) -> None:
+    if embeddings.ndim < 2 or 0 in embeddings.shape:
+        raise CusaError(f"The embeddings are {tuple(embeddings.shape)}; expected at least one row and one column.")
+    for part in embeddings.split(4096):
+        if not torch.isfinite(part).all():
+            raise CusaError("The embeddings hold values that are not finite; the model is broken.")
+
+
+def _room(device: torch.device) -> int:
+    """Return how many similarities a block of whole rows may have."""
+    return 2**27 if device.type == "cuda" else 2**22
+
+
+def _shape(device: torch.device) -> tuple[int, int]:
+    """Return how many images and texts a block has; a processor's blocks should stay in its cache."""
+    return (4096, 16384) if device.type == "cuda" else (512, 2048)
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Let matrix products of float32 be of float32: no autocast, no TF32 or bfloat16 inside."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
