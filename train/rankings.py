@@ -35,6 +35,9 @@ GRID: Final = 2.0**24
 NEAR: Final = 128
 """If more than one pair in so many is near, computing the whole block in float64 is the faster way."""
 
+_PART: Final = 512
+"""So many rows are worked on at once where only embeddings are read: they stay in a processor's cache."""
+
 Similarity = Callable[[Tensor, Tensor], Tensor]
 Ranks = NDArray[np.int64]
 
@@ -46,13 +49,14 @@ def unit_rows(embeddings: Tensor) -> Tensor:
     Raises:
         CusaError: there is no row, or one is not finite.
     """
-    _check(embeddings)
+    _check_shape(embeddings)
     units = torch.empty(embeddings.shape, dtype=torch.float32, device=embeddings.device)
-    for start in range(0, len(embeddings), 4096):
-        rows = embeddings[start : start + 4096].double()
-        rows /= rows.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-        rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-        units[start : start + 4096] = rows.mul_(GRID).round_().div_(GRID)
+    for part, place in zip(embeddings.split(_PART), units.split(_PART), strict=True):
+        rows = part.double()
+        lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        _check_finite(lengths)
+        rows /= lengths.clamp_min_(torch.finfo(torch.float64).tiny)
+        place.copy_(rows.mul_(GRID).round_().div_(GRID))
     return units
 
 
@@ -70,12 +74,12 @@ class Rows:
     """How many queries a block has; None: as many as suit the device."""
 
     def __iter__(self) -> Iterator[Tensor]:
-        _check(self.queries)
-        _check(self.candidates)
-        similarity = self.similarity
-        queries, candidates = self.queries, self.candidates
+        queries, candidates, similarity = self.queries, self.candidates, self.similarity
         if similarity is None:
             queries, candidates, similarity = unit_rows(queries), unit_rows(candidates).double(), _cosine
+        for side in (queries, candidates):
+            _check_shape(side)
+            _check_finite(side)
         for part in queries.split(self.block or max(1, _room(queries.device) // len(candidates))):
             with _full_precision(queries.device):
                 scores = similarity(part, candidates)
@@ -132,12 +136,15 @@ def ranks_both_ways(
     scores = _pairs(images, texts, row, column)
     image_side, text_side = _side(images, row, column, scores), _side(texts, column, row, scores)
     height, width = block or _shape(images.device)
+    memory = torch.empty((2, min(height, len(images)), min(width, len(texts))), device=images.device)
     with _full_precision(images.device):
         for top in range(0, len(images), height):
             for left in range(0, len(texts), width):
-                near = images[top : top + height] @ texts[left : left + width].T
-                _count(near, image_side, top, texts, left)
-                _count(near.T, text_side, left, images, top)
+                part, other = images[top : top + height], texts[left : left + width]
+                rough, marks = memory[:, : len(part), : len(other)]
+                torch.mm(part, other.T, out=rough)
+                _count(rough, marks, image_side, top, texts, left)
+                _count(rough.T, marks.T, text_side, left, images, top)
     return image_side.ahead.cpu().numpy(), text_side.ahead.cpu().numpy()
 
 
@@ -214,32 +221,33 @@ def _side(rows: Tensor, query: Tensor, candidate: Tensor, scores: Tensor) -> _Si
     return _Side(rows, best, place, torch.zeros_like(place))
 
 
-def _count(near: Tensor, side: _Side, first: int, candidates: Tensor, left: int) -> None:
+def _count(rough: Tensor, marks: Tensor, side: _Side, first: int, candidates: Tensor, left: int) -> None:
     """Add to `side.ahead` how many candidates of a block rank before each query's best relevant one.
 
-    `near` is the block in float32; its rows are queries from `first`, its columns candidates from `left`.
+    `rough` is the block in float32; its rows are queries from `first`, its columns candidates from `left`. `marks` is
+    room of the same shape: comparing and summing in float32 is several times faster in torch than by booleans.
     """
-    queries = slice(first, first + near.shape[0])
-    best, place = side.best[queries], side.place[queries]
+    queries = slice(first, first + rough.shape[0])
     # The bound on a float32 dot product in any order of summing, and 8 units for rounding the thresholds.
     margin = (candidates.shape[1] + 8) * torch.finfo(torch.float32).eps / 2
-    above = near > (best + margin).float()[:, None]
-    unsure = (near > (best - margin).float()[:, None]) ^ above
-    if int(_sum(_sum(unsure, 1), 0)) > near.numel() // NEAR:
-        exact = _cosine(side.rows[queries], candidates[left : left + near.shape[1]].double())
-        columns = torch.arange(left, left + near.shape[1], device=near.device)
-        above = (exact > best[:, None]) | ((exact == best[:, None]) & (columns < place[:, None]))
+    low, high = ((side.best[queries] + shift).float()[:, None] for shift in (-margin, margin))
+    above = torch.gt(rough, high, out=marks).sum(dim=1)
+    unsure = torch.gt(rough, low, out=marks).sum(dim=1) - above
+    side.ahead[queries] += above.long()
+    some = unsure.nonzero()[:, 0]
+    rough = rough[some]
+    near = (rough > low[some]) & (rough <= high[some])
+    best, place = side.best[queries][some], side.place[queries][some]
+    if int(unsure.sum()) > marks.numel() / NEAR:
+        exact = _cosine(side.rows[queries][some], candidates[left : left + rough.shape[1]].double())
+        columns = torch.arange(left, left + rough.shape[1], device=rough.device)
+        near &= (exact > best[:, None]) | ((exact == best[:, None]) & (columns < place[:, None]))
+        side.ahead.index_add_(0, first + some, near.sum(dim=1))
     else:
-        row, column = unsure.nonzero().unbind(1)
-        exact = _pairs(side.rows, candidates, row + first, column + left)
-        wins = (exact > best[row]) | ((exact == best[row]) & (column + left < place[row]))
-        side.ahead[queries].index_add_(0, row, wins.long())
-    side.ahead[queries] += _sum(above, 1)
-
-
-def _sum(marks: Tensor, dim: int) -> Tensor:
-    """Sum booleans; a sum of int8 in int32 is several times faster than torch's sum of booleans."""
-    return (marks.view(torch.int8) if marks.dtype == torch.bool else marks).sum(dim, dtype=torch.int32)
+        row, column = near.nonzero().unbind(1)
+        exact = _pairs(side.rows, candidates, first + some[row], left + column)
+        wins = (exact > best[row]) | ((exact == best[row]) & (left + column < place[row]))
+        side.ahead.index_add_(0, first + some[row], wins.long())
 
 
 def _cosine(queries: Tensor, candidates: Tensor) -> Tensor:
@@ -250,20 +258,21 @@ def _cosine(queries: Tensor, candidates: Tensor) -> Tensor:
 def _pairs(queries: Tensor, candidates: Tensor, row: Tensor, column: Tensor) -> Tensor:
     """Return the exact similarities of some pairs of unit rows: (pairs,) float64."""
     scores = torch.empty(len(row), dtype=torch.float64, device=queries.device)
-    step = max(1, 2**20 // queries.shape[1])
-    for start in range(0, len(row), step):
-        products = queries[row[start : start + step]].double()
-        products *= candidates[column[start : start + step]]
-        scores[start : start + step] = products.sum(dim=1)
+    for start in range(0, len(row), _PART):
+        products = queries[row[start : start + _PART]].double()
+        products *= candidates[column[start : start + _PART]]
+        scores[start : start + _PART] = products.sum(dim=1)
     return scores
 
 
-def _check(embeddings: Tensor) -> None:
+def _check_shape(embeddings: Tensor) -> None:
     if embeddings.ndim < 2 or 0 in embeddings.shape:
         raise CusaError(f"The embeddings are {tuple(embeddings.shape)}; expected at least one row and one column.")
-    for part in embeddings.split(4096):
-        if not torch.isfinite(part).all():
-            raise CusaError("The embeddings hold values that are not finite; the model is broken.")
+
+
+def _check_finite(values: Tensor) -> None:
+    if not torch.isfinite(values).all():
+        raise CusaError("The embeddings hold values that are not finite; the model is broken.")
 
 
 def _room(device: torch.device) -> int:
