@@ -78,7 +78,8 @@ def cross_modal(
         part = texts if folds == 1 else texts[torch.from_numpy(theirs).long().to(texts.device)]
         inside = run if folds == 1 else sparse.csr_array(run[:, theirs])
         found.append(_figures(_ranks(images[start : start + size], part, inside, similarity)))
-    return _mean(found)
+    mean: dict[str, Any] = _mean(found)
+    return mean
 
 
 def both_ways(images: Tensor, texts: Tensor, similarity: Similarity | None) -> tuple[Rows, Rows]:

@@ -51,7 +51,7 @@ def unit_rows(embeddings: Tensor) -> Tensor:
     """
     _check_shape(embeddings)
     units = torch.empty(embeddings.shape, dtype=torch.float32, device=embeddings.device)
-    for part, place in zip(embeddings.split(_PART), units.split(_PART), strict=True):
+    for part, place in zip(torch.split(embeddings, _PART), torch.split(units, _PART), strict=True):
         rows = part.double()
         lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
         _check_finite(lengths)
@@ -80,7 +80,7 @@ class Rows:
         for side in (queries, candidates):
             _check_shape(side)
             _check_finite(side)
-        for part in queries.split(self.block or max(1, _room(queries.device) // len(candidates))):
+        for part in torch.split(queries, self.block or max(1, _room(queries.device) // len(candidates))):
             with _full_precision(queries.device):
                 scores = similarity(part, candidates)
             if not torch.isfinite(scores).all():
