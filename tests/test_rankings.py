@@ -182,6 +182,8 @@ def test_broken_input_is_refused() -> None:
         nearest(Rows(queries=good[:0], candidates=good))
     with pytest.raises(CusaError, match="similarities hold values that are not finite"):
         nearest(Rows(queries=good, candidates=good, similarity=lambda q, c: q @ c.T / 0))
+    with pytest.raises(CusaError, match=r"similarity returned \(3,\); expected \(3, 3\)"):
+        nearest(Rows(queries=good, candidates=good, similarity=lambda q, c: (q * c).sum(dim=1)))
     with pytest.raises(CusaError, match="at least 2 are needed"):
         nearest_other(good[:1])
 

@@ -45,7 +45,8 @@ def evaluate(model: AlignedModel, embeddings: SplitEmbeddings, store: Store, spl
     labels = store.samples["label"].slice(samples[0], len(samples))
     if labels.null_count == 0:
         names = np.array(labels.to_pylist())
-        measured["image_class_R@1"] = class_recall(names[nearest_other(embeddings.uni_image.to(images.device))], names)
+        found = nearest_other(embeddings.uni_image.to(_exact(images.device)))
+        measured["image_class_R@1"] = class_recall(names[found], names)
     if (pairs := _caption_pairs(store, split)) is not None:
         first, second, gold = pairs
         scores = torch.nn.functional.cosine_similarity(embeddings.uni_text[first], embeddings.uni_text[second])
@@ -101,7 +102,14 @@ def own_similarity(model: AlignedModel) -> Similarity | None:
 
 def _on_device(model: AlignedModel, embeddings: SplitEmbeddings) -> tuple[Tensor, Tensor]:
     device = next(model.parameters()).device
+    if own_similarity(model) is None:
+        device = _exact(device)
     return embeddings.image.to(device), embeddings.text.to(device)
+
+
+def _exact(device: torch.device) -> torch.device:
+    """Return the device for exact cosine: that needs float64, which Apple's accelerator lacks."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def _ranks(images: Tensor, texts: Tensor, own: sparse.csr_array, similarity: Similarity | None) -> tuple[Ranks, Ranks]:
