@@ -13,7 +13,8 @@ from torch import Tensor
 
 from stores import CusaError
 from train.evaluate import cross_modal
-from train.rankings import Rows, first_ranks, nearest, nearest_other, ranks_both_ways, top, unit_rows
+from train.exact_cosine import unit_rows
+from train.rankings import Rows, first_ranks, nearest, nearest_other, ranks_both_ways, top
 
 
 def embeddings(random: np.random.Generator, rows: int, kind: str, size: int = 8) -> Tensor:

@@ -2,14 +2,9 @@
 
 Candidates are ordered by falling similarity, and equal ones by rising row, for every model alike.
 
-What is exact. Cosine similarity is taken between rows that were normalised in float64 and rounded to whole multiples
-of 2⁻²⁴ (closer to the truth than a float32 matrix product is). Products of such numbers are multiples of 2⁻⁴⁸, and any
-partial sum of them stays below 2, so float64 holds every step without rounding: the similarity of a pair is the same
-number in whichever block, order, direction or device it is computed, and identical embeddings tie exactly.
-
+Cosine similarity is the exact one of `train.exact_cosine`: identical embeddings tie exactly, wherever they stand.
 `ranks_both_ways` computes a block in float32 first, whose error is bounded by D · 2⁻²⁴. Only pairs nearer than that to
 the score that they are compared with are computed again in float64, so its ranks are exact too, at float32's speed.
-
 A model's own similarity (`Rows.similarity`) is as exact as the model: all scores of a query come from one call, and it
 is within them that it is ranked.
 
@@ -19,7 +14,6 @@ Shapes: Q queries, C candidates, S images, T texts, D embedding.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -30,32 +24,13 @@ from scipy import sparse
 from torch import Tensor
 
 from stores.errors import CusaError
+from train.exact_cosine import check_finite, check_shape, cosine, full_precision, pair_cosine, unit_rows
 
-GRID: Final = 2.0**24
 NEAR: Final = 128
 """If more than one pair in so many is near, computing the whole block in float64 is the faster way."""
 
 Similarity = Callable[[Tensor, Tensor], Tensor]
 Ranks = NDArray[np.int64]
-
-
-@torch.no_grad()
-def unit_rows(embeddings: Tensor) -> Tensor:
-    """Return the rows of (N, D) embeddings at unit length, as multiples of 2⁻²⁴, in float32; zeros stay zeros.
-
-    Raises:
-        CusaError: there is no row, or one is not finite.
-    """
-    _check_shape(embeddings)
-    units = torch.empty(embeddings.shape, dtype=torch.float32, device=embeddings.device)
-    step = _part(embeddings.device)
-    for part, place in zip(torch.split(embeddings, step), torch.split(units, step), strict=True):
-        rows = part.double()
-        lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        _check_finite(lengths)
-        rows /= lengths.clamp_min_(torch.finfo(torch.float64).tiny)
-        place.copy_(rows.mul_(GRID).round_().div_(GRID))
-    return units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +54,12 @@ class Rows:
     def __iter__(self) -> Iterator[Tensor]:
         queries, candidates, similarity = self.queries, self.candidates, self.similarity
         if similarity is None:
-            queries, candidates, similarity = unit_rows(queries), unit_rows(candidates).double(), _cosine
+            queries, candidates, similarity = unit_rows(queries), unit_rows(candidates).double(), cosine
         for side in (queries, candidates):
-            _check_shape(side)
-            _check_finite(side)
+            check_shape(side)
+            check_finite(side)
         for part in torch.split(queries, self.block or max(32, _room(queries.device) // len(candidates))):
-            with _full_precision(queries.device):
+            with full_precision(queries.device):
                 scores = similarity(part, candidates)
             if self.similarity:
                 _check_scores(scores, (len(part), len(candidates)))
@@ -136,11 +111,11 @@ def ranks_both_ways(
     images, texts = unit_rows(images), unit_rows(texts)
     pairs = sparse.coo_array(relevant)
     row, column = (torch.from_numpy(index.astype(np.int64)).to(images.device) for index in (pairs.row, pairs.col))
-    scores = _pairs(images, texts, row, column)
+    scores = pair_cosine(images, texts, row, column)
     image_side, text_side = _side(images, row, column, scores), _side(texts, column, row, scores)
     height, width = block or _shape(images.device)
     memory = torch.empty((2, min(height, len(images)), min(width, len(texts))), device=images.device)
-    with _full_precision(images.device):
+    with full_precision(images.device):
         for first in range(0, len(images), height):
             for left in range(0, len(texts), width):
                 part, other = images[first : first + height], texts[left : left + width]
@@ -244,13 +219,13 @@ def _count(rough: Tensor, marks: Tensor, side: _Side, first: int, candidates: Te
     near = (rough > low[some]) & (rough <= high[some])
     best, place = side.best[queries][some], side.place[queries][some]
     if int(unsure.sum()) > marks.numel() / NEAR:
-        exact = _cosine(side.rows[queries][some], candidates[left : left + rough.shape[1]].double())
+        exact = cosine(side.rows[queries][some], candidates[left : left + rough.shape[1]].double())
         columns = torch.arange(left, left + rough.shape[1], device=rough.device)
         near &= (exact > best[:, None]) | ((exact == best[:, None]) & (columns < place[:, None]))
         side.ahead.index_add_(0, first + some, near.sum(dim=1))
     else:
         row, column = near.nonzero().unbind(1)
-        exact = _pairs(side.rows, candidates, first + some[row], left + column)
+        exact = pair_cosine(side.rows, candidates, first + some[row], left + column)
         wins = (exact > best[row]) | ((exact == best[row]) & (left + column < place[row]))
         side.ahead.index_add_(0, first + some[row], wins.long())
 
@@ -260,42 +235,11 @@ def _sum(marks: Tensor, dim: int) -> Tensor:
     return marks.view(torch.int8).sum(dim, dtype=torch.int32)
 
 
-def _cosine(queries: Tensor, candidates: Tensor) -> Tensor:
-    """Return the exact similarities of unit rows, the candidates in float64 already."""
-    return queries.double() @ candidates.T
-
-
-def _pairs(queries: Tensor, candidates: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Return the exact similarities of some pairs of unit rows: (pairs,) float64."""
-    scores = torch.empty(len(row), dtype=torch.float64, device=queries.device)
-    step = _part(queries.device)
-    for start in range(0, len(row), step):
-        products = queries[row[start : start + step]].double()
-        products *= candidates[column[start : start + step]]
-        scores[start : start + step] = products.sum(dim=1)
-    return scores
-
-
-def _check_shape(embeddings: Tensor) -> None:
-    if embeddings.ndim < 2 or 0 in embeddings.shape:
-        raise CusaError(f"The embeddings are {tuple(embeddings.shape)}; expected at least one row and one column.")
-
-
-def _check_finite(values: Tensor) -> None:
-    if not torch.isfinite(values).all():
-        raise CusaError("The embeddings hold values that are not finite; the model is broken.")
-
-
 def _check_scores(scores: Tensor, shape: tuple[int, int]) -> None:
     if scores.shape != shape:
         raise CusaError(f"The model's similarity returned {tuple(scores.shape)}; expected {shape}.")
     if not torch.isfinite(scores).all():
         raise CusaError("The model's similarities hold values that are not finite; the model is broken.")
-
-
-def _part(device: torch.device) -> int:
-    """Return how many embeddings are worked on at once; a processor's should stay in its cache."""
-    return 2**16 if device.type == "cuda" else 512
 
 
 def _room(device: torch.device) -> int:
@@ -306,15 +250,3 @@ def _room(device: torch.device) -> int:
 def _shape(device: torch.device) -> tuple[int, int]:
     """Return how many images and texts a block has; a processor's blocks should stay in its cache."""
     return (4096, 16384) if device.type == "cuda" else (512, 2048)
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Let matrix products of float32 be of float32: no autocast, no TF32 or bfloat16 inside."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
