@@ -1,0 +1,130 @@
+"""All ranks and recalls both ways at the size of COCO 5K, against a full argsort a query in numpy; and their memory.
+
+Each measurement runs in a process of its own: its peak memory is its own, and so are its threads.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+
+from benchmarks.measure import Result, seconds
+from train.evaluate import cross_modal
+from train.rankings import ranks_both_ways
+
+IMAGES, CAPTIONS, DIM = 5000, 5, 512
+LARGE = (100_000, 500_000)
+SLICE = 2000
+BOUND, MEMORY = 20.0, 300
+ROUNDS = 3
+
+
+def benchmark() -> list[Result]:
+    """Measure time and memory at COCO's size, and memory on a slice of a search of 100,000 × 500,000."""
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        speed, memory, large = (pool.apply(work) for work in (_speed, _memory, _slice))
+    size = f"{IMAGES:,} × {IMAGES * CAPTIONS:,}, {DIM}-d"
+    # At most: the slice reads all captions once, and so does the whole.
+    hours = large["seconds"] * LARGE[0] / SLICE / 3600
+    return [
+        Result(
+            name=f"all ranks and recalls both ways, {size}, against a stable argsort of each query in numpy",
+            ours=speed["ours"],
+            yardstick=speed["yardstick"],
+            unit="s",
+            ratio=speed["yardstick"] / speed["ours"],
+            bound=f"≥ {BOUND:.0f}",
+            kept=speed["yardstick"] >= BOUND * speed["ours"],
+        ),
+        _megabytes(f"peak memory beyond the embeddings, {size}, against the similarity matrix", memory, MEMORY),
+        _megabytes(
+            f"the same on {SLICE:,} × {LARGE[1]:,} (the whole of {LARGE[0]:,} × {LARGE[1]:,} would take "
+            f"at most {hours:.2g} h), bound: the unit rows and {MEMORY} MB",
+            large,
+            MEMORY + (SLICE + LARGE[1]) * DIM * 4 / 1e6,
+        ),
+    ]
+
+
+def _megabytes(name: str, measured: dict[str, float], bound: float) -> Result:
+    ours, matrix = measured["megabytes"], measured["matrix"]
+    kept = ours <= bound
+    return Result(
+        name=name, ours=ours, yardstick=matrix, unit="MB", ratio=ours / matrix, bound=f"≤ {bound:,.0f} MB", kept=kept
+    )
+
+
+def _speed() -> dict[str, float]:
+    """Time ours in several rounds and the yardstick, which takes long, once; both must find the same ranks."""
+    images, texts, own = _case(IMAGES, IMAGES * CAPTIONS)
+    ours = [seconds(lambda: cross_modal(images, texts, own)) for _ in range(ROUNDS)]
+    found: list[NDArray[np.int64]] = []
+    yardstick = seconds(lambda: found.extend(_argsort(images.numpy(), texts.numpy())))
+    different = [np.mean(a != b) for a, b in zip(found, ranks_both_ways(images, texts, own), strict=True)]
+    # The yardstick's float32 products swap some candidates that are almost equal.
+    if max(different) > 0.01:
+        raise AssertionError(f"the ranks differ from the yardstick's for {different} of the queries")
+    return {"ours": float(np.median(ours)), "yardstick": yardstick}
+
+
+def _argsort(images: NDArray[np.float32], texts: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rank as evaluation scripts do: the whole matrix, and every row and column of it sorted."""
+    units = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in (images, texts)]
+    scores = units[0] @ units[1].T
+    places = np.empty(len(texts), dtype=np.int64)
+    there, back = np.empty(len(images), dtype=np.int64), np.empty(len(texts), dtype=np.int64)
+    for image, row in enumerate(scores):
+        places[np.argsort(-row, kind="stable")] = np.arange(len(texts))
+        there[image] = places[image * CAPTIONS : (image + 1) * CAPTIONS].min()
+    for text, column in enumerate(np.ascontiguousarray(scores.T)):
+        back[text] = np.flatnonzero(np.argsort(-column, kind="stable") == text // CAPTIONS)[0]
+    return there, back
+
+
+def _memory() -> dict[str, float]:
+    images, texts, own = _case(IMAGES, IMAGES * CAPTIONS)
+    return _watched(images, texts, own)
+
+
+def _slice() -> dict[str, float]:
+    images, texts, own = _case(SLICE, LARGE[1])
+    return _watched(images, texts, own)
+
+
+def _watched(images: Tensor, texts: Tensor, own: sparse.csr_array) -> dict[str, float]:
+    """Return the seconds and megabytes of ranking, after a small call that loads what is loaded once."""
+    cross_modal(*_case(64, 320))
+    Path("/proc/self/clear_refs").write_text("5")
+    before, started = _status("VmRSS"), time.perf_counter()
+    cross_modal(images, texts, own)
+    return {
+        "seconds": time.perf_counter() - started,
+        "megabytes": (_status("VmHWM") - before) / 1e6,
+        "matrix": len(images) * len(texts) * 4 / 1e6,
+    }
+
+
+def _status(name: str) -> int:
+    return int(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0]) * 1024
+
+
+def _case(images: int, texts: int) -> tuple[Tensor, Tensor, sparse.csr_array]:
+    """Return embeddings that find most of what they should (R@1 of images about 99, of captions about 80)."""
+    generator = torch.Generator().manual_seed(0)
+    owner = torch.arange(texts) * images // texts
+    image = torch.randn(images, DIM, generator=generator)
+    text = torch.randn(texts, DIM, generator=generator).mul_(5).add_(image[owner])
+    own = sparse.csr_array((np.ones(texts, dtype=bool), (owner.numpy(), np.arange(texts))), shape=(images, texts))
+    return image, text, own
+
+
+if __name__ == "__main__":
+    for result in benchmark():
+        print(result)
