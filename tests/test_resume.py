@@ -175,7 +175,7 @@ def test_a_killed_run_goes_on_from_its_last_periodic_checkpoint(
 @pytest.mark.soak
 @pytest.mark.parametrize(
     ("kill", "step", "workers"),
-    [(bool(n % 2), MOMENTS.randrange(2 * STEPS), MOMENTS.randrange(4)) for n in range(20)],
+    [(bool(n % 2), MOMENTS.randrange(2 * STEPS), MOMENTS.randrange(3)) for n in range(20)],
 )
 def test_twenty_random_stops(
     scenes_store: Store,
