@@ -26,11 +26,21 @@ FAST = ["-S", "train.device=cpu", "-S", "train.precision=fp32", "-S", "train.com
 def start(processes: int, store: Store, folder: Path, *flags: str, script: list[str] | None = None) -> Any:
     """Start cusa-train, or a script, in that many processes, as torchrun does."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    program = script or ["-m", "train.cli"]
-    if processes == 1:
-        launcher = [sys.executable]
+    launcher += ["--no-python", "--"]
+    program = [sys.executable, *(script or ["-m", "train.cli"])]
     return subprocess.Popen(
-        [*launcher, *program, "--params", os.devnull, "--store", str(store.root), "--run", str(folder), *FAST, *flags],
+        [
+            *(launcher if processes > 1 else []),
+            *program,
+            "--params",
+            os.devnull,
+            "--store",
+            str(store.root),
+            "--run",
+            str(folder),
+            *FAST,
+            *flags,
+        ],
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(CHECKOUT / "tests")]),

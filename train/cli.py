@@ -36,7 +36,7 @@ def main(
 ) -> None:
     """Train a retrieval model with soft labels from a store. Run it again to resume.
 
-    On several GPUs: torchrun --nproc-per-node 8 --no-python cusa-train … .
+    On several GPUs: torchrun --nproc-per-node 8 --no-python -- cusa-train … .
     """
     flags = {"student.model": student, "teachers.image": image_teacher, "teachers.text": text_teacher}
     parameters = load_parameters(TrainParameters, params, flags, overrides)
