@@ -142,6 +142,7 @@ def _measure(
     training: Training, store: Store, parameters: TrainParameters, title: str, accelerator: Accelerator, stop: Stop
 ) -> dict[str, Any]:
     """Measure the best checkpoint on the test split, and write its student for plain open_clip."""
+    accelerator.wait_for_everyone()  # the main process may still be writing it
     record = load_checkpoint(training.best, training.model)
     split, settings = parameters.eval.test, parameters.eval
     workers = parameters.train.workers

@@ -119,6 +119,8 @@ class Training:
                     self._epoch(view, curves)
             except Stopped:
                 self._save()
+                # A launcher ends all processes, the one that saves as well, as soon as one of them has ended.
+                self._accelerator.wait_for_everyone()
                 raise Stopped(
                     f"{self._title} after step {self._done.step} of {steps} of epoch {len(self.history) + 1}, "
                     f"saved in {self.last}"
