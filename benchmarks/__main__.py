@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import extraction, gather, index, step, texts
+from benchmarks import extraction, gather, index, large_batch, ranking, step, texts
 from stores.atomic import write_json
 
 REPORT = Path("artifacts/benchmarks.json")
@@ -19,7 +19,8 @@ REPORT = Path("artifacts/benchmarks.json")
 def main() -> None:
     """Measure, print, write; a bound that is missed is shown, not hidden."""
     measured = [gather.benchmark(1), gather.benchmark(100), extraction.benchmark()]
-    measured += [texts.benchmark(repeated=True), texts.benchmark(repeated=False), step.benchmark(), index.benchmark()]
+    measured += [texts.benchmark(repeated=True), texts.benchmark(repeated=False), index.benchmark()]
+    measured += [*(step.benchmark() or [None]), *large_batch.benchmark(), *ranking.benchmark()]
     results = [result for result in measured if result is not None]
     machine = {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     machine["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
@@ -31,7 +32,7 @@ def main() -> None:
         table.add_row(result.name, *figures, f"{result.ratio:.3f}", result.bound, "yes" if result.kept else "NO")
     Console(width=140).print(table)
     if len(results) < len(measured):
-        print(f"Left out: extraction needs the pictures and captions in {extraction.PICTURES.parent}.")
+        print(f"Left out: extraction and the step need the pictures and captions in {extraction.PICTURES.parent}.")
     write_json(REPORT, {"machine": machine, "results": [asdict(result) for result in results]})
     print(f"Written to {REPORT}.")
 
