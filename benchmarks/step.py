@@ -47,8 +47,9 @@ def benchmark() -> list[Result]:
         stop = Stop(Processes(accelerator))
 
         def training(loss: Loss, **changes: float) -> Training:
-            parameters = TrainParameters(student=Student(model=STUDENT), train=replace(settings, **changes))
-            return Training(Path(folder), store, parameters, loss, "benchmark", accelerator, stop)
+            train = replace(settings, **changes)
+            parameters = TrainParameters(student=Student(model=STUDENT), train=train, loss=loss)
+            return Training(Path(folder), store, parameters, "benchmark", accelerator, stop)
 
         soft, plain = training(Loss()), training(Loss(alpha=0.0, beta=0.0))
         gathering = training(Loss(), device_table_gib=0.0, workers=1).data

@@ -1,4 +1,4 @@
-"""One writer a store: a lock file with its owner's host, process and start, which a dead owner loses by itself."""
+"""One writer a folder: a lock file with its owner's host, process and start, which a dead owner loses by itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 
 from filelock import SoftFileLock, Timeout
 
-from stores.errors import StoreError
+from stores.errors import CusaError, StoreError
 from stores.layout import Layout
 
 _PATIENCE: Final = 3.0
@@ -23,20 +23,31 @@ def write_lock(layout: Layout) -> Iterator[None]:
     Raises:
         StoreError: another run holds it; the message names its host and process.
     """
-    lock = SoftFileLock(layout.lock, timeout=_PATIENCE)
+    with lock_held(layout.lock, layout.root, "--store", StoreError):
+        yield
+
+
+@contextmanager
+def lock_held(path: Path, folder: Path, flag: str, error: type[CusaError]) -> Iterator[None]:
+    """Hold the lock file `path` of `folder`, which the user chose by `flag`.
+
+    Raises:
+        error: another run holds it; the message names its host and process.
+    """
+    lock = SoftFileLock(path, timeout=_PATIENCE)
     try:
         try:
             lock.acquire()
         except Timeout:
             # Empty after all this time: its owner was killed before it could write who it is.
-            if not layout.lock.exists() or layout.lock.stat().st_size:
+            if not path.exists() or path.stat().st_size:
                 raise
-            layout.lock.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             lock.acquire()
     except Timeout:
-        raise StoreError(
-            f"Another run is at work on {layout.root}: {_owner(layout.lock)} holds {layout.lock.name}. Wait for it, or "
-            f"choose another --store. If that machine has died, delete {layout.lock} and run again."
+        raise error(
+            f"Another run is at work on {folder}: {_owner(path)} holds {path.name}. Wait for it, or "
+            f"choose another {flag}. If that machine has died, delete {path} and run again."
         ) from None
     try:
         yield

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import platform
+import resource
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,7 +137,7 @@ def test_a_run_leaves_what_it_should(scenes_store: Store, tmp_path: Path) -> Non
 def test_training_learns(scenes_store: Store, tmp_path: Path) -> None:
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     stop = Stop(Processes(accelerator))
-    training = trainer.Training(tmp_path, scenes_store, changed(epochs=6), Loss(), "soft_labels", accelerator, stop)
+    training = trainer.Training(tmp_path, scenes_store, changed(epochs=6), "soft_labels", accelerator, stop)
     history = training.fit()
     for part in ("InfoNCE", "CSA", "USA"):
         assert history[-1].loss[part] < 0.8 * history[0].loss[part]
@@ -245,6 +248,46 @@ def test_a_user_s_own_student_trains(scenes_store: Store, tmp_path: Path) -> Non
     parameters = replace(changed(epochs=1), student=Student(model="tiny_students:Weighing"))
     measured = run(parameters, scenes_store, tmp_path / "run")
     assert 0 <= measured["soft_labels"]["RSUM"] <= 600
+
+
+def test_a_student_s_own_similarity_is_measured_in_evaluation_mode(scenes_store: Store, tmp_path: Path) -> None:
+    run(replace(changed(epochs=1), student=Student(model="tiny_students:Strict")), scenes_store, tmp_path / "run")
+
+
+def test_batch_normalisation_is_not_split_into_micro_batches(scenes_store: Store, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"train.micro_batch is 4, but the student normalises over the batch"):
+        run(changed(micro_batch=4), scenes_store, tmp_path / "run")
+
+
+def test_two_runs_do_not_share_a_folder(scenes_store: Store, tmp_path: Path) -> None:
+    (tmp_path / "run.lock").write_text(f"1\n{platform.node()}\n")
+    with pytest.raises(TrainingError, match="Another run is at work on .*run: process 1 on host"):
+        run(changed(epochs=1), scenes_store, tmp_path / "run")
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(TrainingError, match="could not be written"):
+            save_checkpoint(tmp_path / "c.safetensors", nn.Linear(100, 100), {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_order_of_mixed_stores_is_part_of_a_run(scenes_store: Store, tmp_path: Path) -> None:
+    others = []
+    for name in ("a", "b"):
+        shutil.copytree(scenes_store.root, tmp_path / name)
+        others.append(str(tmp_path / name))
+    one, other = ({path: 0.25 for path in order} for order in (others, others[::-1]))
+    measured = run(changed(epochs=1, mix_in=one), scenes_store, tmp_path / "run")
+    assert 0 <= measured["soft_labels"]["RSUM"] <= 600
+    with pytest.raises(TrainingError, match="differs in mixed_in"):
+        run(changed(epochs=1, mix_in=other), scenes_store, tmp_path / "run")
 
 
 def test_a_store_without_truth_gives_what_it_can(tmp_path: Path, scenes_store: Store) -> None:

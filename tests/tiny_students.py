@@ -52,3 +52,11 @@ class Weighing(Tiny):
 
     def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
         return (self.weight * nn.functional.normalize(images)) @ nn.functional.normalize(texts).T
+
+
+class Strict(Tiny):
+    """The same, with a similarity that tells training from measuring."""
+
+    def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
+        assert self.training == torch.is_grad_enabled(), "measured in training mode"
+        return nn.functional.normalize(images) @ nn.functional.normalize(texts).T

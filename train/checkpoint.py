@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,10 +28,24 @@ def save_checkpoint(
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
     header = {_RECORD: json.dumps({"format": CHECKPOINT_FORMAT, **record}, sort_keys=True)}
+    write_tensors(path, tensors, header)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
+    """Write tensors of any device and `header` to a safetensors file, atomically.
+
+    Raises:
+        TrainingError: the disk is full, or refuses otherwise.
+    """
+    copied = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(
-            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, temporary, header
-        )
+        try:
+            save_file(copied, temporary, header)
+        except SafetensorError as error:  # which is no OSError, even of a full disk
+            raise TrainingError(
+                f"{path} could not be written: {error}. What is finished is kept; mend this and run the same command "
+                f"again."
+            ) from None
 
 
 def read_record(path: Path) -> dict[str, Any]:

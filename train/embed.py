@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from stores import Store
@@ -31,6 +31,17 @@ class SplitEmbeddings(NamedTuple):
     uni_text: Tensor
 
 
+@contextmanager
+def measuring(model: nn.Module) -> Iterator[None]:
+    """Keep a model in evaluation mode while the block runs; a student's own similarity is measured in it as well."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 @torch.inference_mode()
 def embed_split(
     model: AlignedModel,
@@ -46,14 +57,9 @@ def embed_split(
     Each process embeds an equal share; every process gets all. `pause` is called after every batch, equally often in
     every process, and may raise.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        with accelerator.autocast():
-            images = _all(_images(model, store, split, accelerator, batch_size, workers), pause)
-            texts = _all(_texts(model, store, split, accelerator, batch_size), pause)
-    finally:
-        model.train(was_training)
+    with measuring(model), accelerator.autocast():
+        images = _all(_images(model, store, split, accelerator, batch_size, workers), pause)
+        texts = _all(_texts(model, store, split, accelerator, batch_size), pause)
     sizes = len(store.rows(split, "image")), len(store.rows(split, "text"))
     (image, uni_image), (text, uni_text) = (
         [accelerator.gather(part)[:size].cpu() for part in parts]

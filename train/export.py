@@ -9,10 +9,9 @@ from typing import cast
 
 import open_clip
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
-from stores.atomic import atomic_path
+from train.checkpoint import write_tensors
 from train.student import OpenClipStudent, Student
 
 
@@ -39,6 +38,4 @@ def export_student(student: Student, path: Path, tau: float) -> None:
         header["open_clip"] = json.dumps({"model_name": student.name, "preprocess_cfg": preprocessing})
     else:
         state = cast(nn.Module, student).state_dict()
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, header)
+    write_tensors(path, state, header)

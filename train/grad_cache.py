@@ -86,12 +86,13 @@ def check_cacheable(model: nn.Module, micro_batch: int | None) -> None:
     """Refuse a model whose embedding of one pair depends on the others that go through it at the same time.
 
     Raises:
-        TrainingError: the model has batch normalisation that learns in training.
+        TrainingError: the model has batch normalisation, outside of frozen towers.
     """
     if micro_batch is None:
         return
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and any(p.requires_grad for p in module.parameters()):
+        # Frozen towers stay in evaluation mode, whatever the model is in.
+        if isinstance(module, _BatchNorm) and module.training:
             raise TrainingError(
                 f"train.micro_batch is {micro_batch}, but the student normalises over the batch ({name}): in parts it "
                 f"would give other embeddings. Leave train.micro_batch null, freeze that tower, or take a student "

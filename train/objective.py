@@ -59,7 +59,7 @@ def objective(
         loss: weights and settings.
         similarity: a student's own, (M, ·) images and (N, ·) texts to (M, N). None: the cosine.
     """
-    # A student's own similarity runs as the student does, under its autocast.
+    # A student's own similarity runs outside this block: under the autocast of the caller, if there is any.
     cross = None if similarity is None else _own_similarities(similarity, rows, columns)
     with torch.autocast(rows.image.device.type, enabled=False):
         of_columns = _unit(columns)

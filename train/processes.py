@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_gather
 
 from stores import ParameterError, TrainParameters
@@ -51,26 +51,37 @@ class Processes:
         # Flags travel on the host, so that asking never waits for the device.
         self._host = distributed.new_group(backend="gloo") if self.count > 1 else None
 
-    def once(self, work: Callable[[], T]) -> T:
-        """Let the main process alone do `work` and give every process its (picklable) result.
+    def alone(self, work: Callable[[], T]) -> T | None:
+        """Let the main process alone do `work`, while the others wait; return its result there, None elsewhere.
 
         If it fails, every process ends: the main one with the error, the others without a word.
         """
-        outcome: list[T | None] = [None]
-        failure: CusaError | None = None
+        result: T | None = None
+        failure: CusaError | OSError | None = None
         if self.is_main:
             try:
-                outcome = [work()]
-            except CusaError as error:
+                result = work()
+            except (CusaError, OSError) as error:
                 failure = error
         if self.any(failure is not None):
             if failure is not None:
                 raise failure
             sys.exit(CusaError.exit_code)
+        return result
+
+    def once(self, work: Callable[[], T]) -> T:
+        """Let the main process alone do `work`, and give every process its (picklable) result."""
+        outcome = [self.alone(work)]
         if self.count > 1:
             broadcast_object_list(outcome)
         result: T = outcome[0]  # type: ignore[assignment] # every process has the main one's by now
         return result
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every process the main one's buffers: batch statistics differ, each process having seen its share."""
+        if self.count > 1:
+            for buffer in model.buffers():
+                distributed.broadcast(buffer, 0)
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set in any process; all of them must ask."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from accelerate import Accelerator
 
@@ -15,15 +17,18 @@ from stores.atomic import remove_leftovers, write_json
 from stores.console import console
 from stores.digests import file_digest, value_digest
 from stores.layout import teacher_slug
+from stores.lock import lock_held
 from stores.parameters import Loss, as_dict
 from train.checkpoint import load_checkpoint
 from train.curves import event_writer
 from train.embed import embed_split
 from train.environment import record_start
+from train.epoch import Epoch
 from train.evaluate import evaluate
 from train.export import export_student
 from train.processes import Processes, make_accelerator
 from train.report import draw_curves
+from train.run_folder import Facts, describe
 from train.stops import Stop, stopping
 from train.trainer import Training
 
@@ -57,26 +62,44 @@ def run(parameters: TrainParameters, store: Store, folder: Path, *, overwrite: b
     processes = Processes(accelerator)
     console.quiet = not processes.is_main
     measured: dict[str, Any] = {}
-    histories = {}
-    with stopping(processes) as stop:
-        processes.once(lambda: _claim(folder, parameters, store, overwrite))
-        if processes.is_main:
-            precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
-            record_start(folder, str(accelerator.device), precision, processes.count)
+    with ExitStack() as stack:
+        stop = stack.enter_context(stopping(processes))
+        processes.alone(lambda: stack.enter_context(_locked(folder)))
+        processes.alone(lambda: _claim(folder, parameters, store, accelerator, overwrite))
+        if processes.any(not (folder / "run.json").exists()):
+            raise TrainingError(f"Not every process sees {folder}. Choose a folder that all machines share with --run.")
+        finished = {}
         for title, place, loss in _trainings(parameters, folder):
-            training = Training(place, store, parameters, loss, title, accelerator, stop)
-            histories[title] = training.fit()
-            measured[title] = _measure(training, store, parameters, title, accelerator, stop)
-            if processes.is_main:
-                training.describe(measured[title])
-            # Else accelerate keeps this model and its optimiser through the next training.
+            finished[title] = _train_and_measure(place, store, replace(parameters, loss=loss), title, accelerator, stop)
+            measured[title] = finished[title].measured
+            # The model, which accelerate keeps too, would go on filling the device through the next training.
             accelerator.free_memory()
-    if processes.is_main:
-        write_json(folder / "metrics.json", measured)
-        draw_curves(histories, folder / "plots")
-        # Once more, now that there are a table and curves to point to; the last training's folder is the run's.
-        training.describe(measured[title])
+        processes.alone(lambda: _write_down(folder, finished))
     return measured
+
+
+class _Finished(NamedTuple):
+    """What is left of a training."""
+
+    measured: dict[str, Any]
+    history: list[Epoch]
+    facts: Facts
+    folder: Path
+
+
+def _write_down(folder: Path, finished: dict[str, _Finished]) -> None:
+    write_json(folder / "metrics.json", {title: training.measured for title, training in finished.items()})
+    draw_curves({title: training.history for title, training in finished.items()}, folder / "plots")
+    for training in finished.values():
+        describe(training.folder, training.facts, training.history, training.measured)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the run's folder by a lock beside it: one run at a time."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with lock_held(folder.with_name(f"{folder.name}.lock"), folder, "--run", TrainingError):
+        yield
 
 
 def _trainings(parameters: TrainParameters, folder: Path) -> list[tuple[str, Path, Loss]]:
@@ -89,33 +112,56 @@ def _trainings(parameters: TrainParameters, folder: Path) -> list[tuple[str, Pat
     return trainings
 
 
-def _claim(folder: Path, parameters: TrainParameters, store: Store, overwrite: bool) -> None:
+def _claim(folder: Path, parameters: TrainParameters, store: Store, accelerator: Accelerator, overwrite: bool) -> None:
     """Take the folder for this run: it is empty, or holds the same run, or may be overwritten."""
-    wanted = {
+    if _is_another(folder, _identity(parameters, store), overwrite):
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "run.json":  # which says whose the folder is, until the new one replaces it
+                path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    write_json(folder / "run.json", _identity(parameters, store))
+    precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
+    record_start(folder, str(accelerator.device), precision, accelerator.num_processes)
+
+
+def _identity(parameters: TrainParameters, store: Store) -> dict[str, Any]:
+    """Return what tells a run from others: whatever its results follow from."""
+    mixed = [(path, _fingerprints(Store.open(Path(path)), parameters)) for path in parameters.train.mix_in]
+    here = Path(__file__).parent
+    code = sorted([*here.rglob("*.py"), *here.glob("*.json")])
+    return {
         "parameters": as_dict(parameters),
         "data": _fingerprints(store, parameters),
-        "mixed_in": {path: _fingerprints(Store.open(Path(path)), parameters) for path in parameters.train.mix_in},
-        "code": value_digest([file_digest(path) for path in sorted(Path(__file__).parent.glob("*.*"))]),
+        # In their order, which gives each its part of every batch.
+        "mixed_in": [list(pair) for pair in mixed],
+        "code": value_digest([file_digest(path) for path in code]),
     }
+
+
+def _is_another(folder: Path, wanted: dict[str, Any], overwrite: bool) -> bool:
+    """Return whether the folder holds another run, which may be overwritten.
+
+    Raises:
+        TrainingError: it holds another run, or something else that is not ours.
+    """
     path = folder / "run.json"
-    if path.exists():
-        try:
-            changed = _differences(json.loads(path.read_text()), wanted)
-        except ValueError:
-            changed = ["a run.json that cannot be read"]
-        if not changed:
-            remove_leftovers(folder)
-            return
-        if not overwrite:
-            raise TrainingError(
-                f"{folder} holds a run that differs in {', '.join(changed)}. "
-                f"Choose another folder with --run, or say --overwrite."
-            )
-        shutil.rmtree(folder)
-    elif folder.exists() and any(folder.iterdir()):
-        raise TrainingError(f"{folder} is not empty and holds no run of ours. Choose another folder with --run.")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, wanted)
+    if not path.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise TrainingError(f"{folder} is not empty and holds no run of ours. Choose another folder with --run.")
+        return False
+    try:
+        changed = _differences(json.loads(path.read_text()), wanted)
+    except ValueError:
+        changed = ["a run.json that cannot be read"]
+    if changed and not overwrite:
+        raise TrainingError(
+            f"{folder} holds a run that differs in {', '.join(changed)}. "
+            f"Choose another folder with --run, or say --overwrite."
+        )
+    return bool(changed)
 
 
 def _fingerprints(store: Store, parameters: TrainParameters) -> dict[str, str]:
@@ -138,22 +184,24 @@ def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
     return [] if found == wanted else [f"{name.removeprefix('parameters.')} ({found} → {wanted})"]
 
 
-def _measure(
-    training: Training, store: Store, parameters: TrainParameters, title: str, accelerator: Accelerator, stop: Stop
-) -> dict[str, Any]:
-    """Measure the best checkpoint on the test split, and write its student for plain open_clip."""
-    accelerator.wait_for_everyone()  # the main process may still be writing it
+def _train_and_measure(
+    folder: Path, store: Store, parameters: TrainParameters, title: str, accelerator: Accelerator, stop: Stop
+) -> _Finished:
+    """Train, measure the best checkpoint on the test split, and write its student for plain open_clip."""
+    training = Training(folder, store, parameters, title, accelerator, stop)
+    history = training.fit()
     record = load_checkpoint(training.best, training.model)
     split, settings = parameters.eval.test, parameters.eval
     workers = parameters.train.workers
-    embeddings = embed_split(training.model, store, split, accelerator, settings.batch_size, workers, stop.check)
+    model = training.model.eval()
+    embeddings = embed_split(model, store, split, accelerator, settings.batch_size, workers, stop.check)
 
     def measure() -> dict[str, Any]:
-        tau = training.model.temperatures.contrast().item()
-        export_student(training.model.student, training.best.with_name("student.safetensors"), tau)
-        return evaluate(training.model, embeddings, store, split)
+        tau = model.temperatures.contrast().item()
+        export_student(model.student, folder / "student.safetensors", tau)
+        return evaluate(model, embeddings, store, split)
 
     measured = stop.processes.once(measure)
     measured |= {"best_epoch": record["epoch"] + 1, "validation_RSUM": record["validation_rsum"]}
     console.print(f"{title}: best epoch {record['epoch'] + 1}, checkpoint {training.best}")
-    return measured
+    return _Finished(measured, history, training.facts(), folder)

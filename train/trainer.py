@@ -11,12 +11,13 @@ Everything random in a step follows from (seed, epoch, step, process): a checkpo
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from accelerate import Accelerator
@@ -26,11 +27,11 @@ from torch import Tensor
 from stores import Store, TrainingError, TrainParameters
 from stores.console import console
 from stores.layout import teacher_slug
-from stores.parameters import Loss, as_dict
+from stores.parameters import as_dict
 from train.checkpoint import load_checkpoint, read_record, save_checkpoint
 from train.curves import Curves
 from train.data import Batch, TrainingData
-from train.embed import embed_split
+from train.embed import embed_split, measuring
 from train.epoch import Epoch
 from train.evaluate import retrieval
 from train.grad_cache import cached_backward, check_cacheable
@@ -44,6 +45,7 @@ from train.seeds import derived_seed
 from train.stops import Stop, Stopped
 from train.student import load_student
 
+GRADIENT: Final = "gradient"
 LOOK_EVERY: Final = 10
 """Steps between two looks at the losses: each look waits for the device."""
 
@@ -68,19 +70,18 @@ class Training:
         run: Path,
         store: Store,
         parameters: TrainParameters,
-        loss: Loss,
         title: str,
         accelerator: Accelerator,
         stop: Stop,
     ) -> None:
         self.best, self.last = run / "best.safetensors", run / "last.safetensors"
-        self._run, self._store, self._parameters, self._loss = run, store, parameters, loss
+        self._run, self._store, self._parameters, self._loss = run, store, parameters, parameters.loss
         self._title, self._accelerator, self._stop = title, accelerator, stop
         self._processes: Processes = stop.processes
         self._settings = parameters.train
         set_seed(derived_seed(self._settings.seed))
         self.model = AlignedModel(load_student(parameters.student))
-        self.model.leave_out_what_weighs_nothing(loss)
+        self.model.leave_out_what_weighs_nothing(parameters.loss)
         check_cacheable(self.model, self._settings.micro_batch)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions run faster so
         slugs = (teacher_slug(parameters.teachers.image, "image"), teacher_slug(parameters.teachers.text, "text"))
@@ -108,30 +109,32 @@ class Training:
         best = max((epoch.validation_rsum for epoch in self.history), default=None)
         with ExitStack() as stack:
             view = stack.enter_context(LiveView(self._title, settings.epochs, steps, settings.batch_size, best))
-            curves = None
-            if self._processes.is_main:
-                step = self._done.step
-                curves = stack.enter_context(Curves(self._run, self.history, steps, settings.tensorboard, step))
-                self.describe()
+            step = self._done.step
+            opened = self._processes.alone(lambda: Curves(self._run, self.history, steps, settings.tensorboard, step))
+            curves = stack.enter_context(opened) if opened else None
             stack.callback(self.data.close)
+            self._processes.alone(self.describe)
             try:
                 while len(self.history) < settings.epochs:
                     self._epoch(view, curves)
             except Stopped:
-                self._save()
-                # A launcher ends all processes, the one that saves as well, as soon as one of them has ended.
-                self._accelerator.wait_for_everyone()
+                # All wait: a launcher ends every process, the one that saves as well, as soon as one has ended.
+                self._processes.alone(self._save)
                 raise Stopped(
                     f"{self._title} after step {self._done.step} of {steps} of epoch {len(self.history) + 1}, "
                     f"saved in {self.last}"
                 ) from None
         return self.history
 
-    def describe(self, measured: dict[str, Any] | None = None) -> None:
-        """Write the page that explains the training's folder, with the figures on the test split if there are any."""
-        facts = Facts(
+    def describe(self) -> None:
+        """Write the page that explains the training's folder."""
+        describe(self._run, self.facts(), self.history)
+
+    def facts(self) -> Facts:
+        """Return what the page of the training's folder says beside figures."""
+        return Facts(
             title=self._title,
-            parameters=replace(self._parameters, loss=self._loss),
+            parameters=self._parameters,
             store=self._store.root,
             fingerprint=self._store.manifest.source_fingerprint,
             data=self.data.announce(),
@@ -139,7 +142,6 @@ class Training:
             precision=self._precision,
             processes=self._processes.count,
         )
-        describe(self._run, facts, self.history, measured)
 
     def _resume(self) -> None:
         if not self.last.exists():
@@ -184,13 +186,8 @@ class Training:
         )
         self.history.append(figures)
         self._done = Done()
-        # The best weights first: a run that is killed in between measures this epoch again, and loses nothing.
-        self._save_weights(figures)
-        self._save()
+        self._processes.alone(lambda: self._keep(figures, curves))
         view.end(figures)
-        if curves:
-            curves.epoch(figures)
-            self.describe()
 
     def _train(self, epoch: int, view: LiveView, curves: Curves | None) -> None:
         """Take the steps that the epoch still wants."""
@@ -225,10 +222,13 @@ class Training:
             if stop:
                 raise Stopped
             if save:
-                self._save()
+                self._processes.alone(self._save)
 
     def step(self, batch: Batch, epoch: int = 0, step: int = 0) -> dict[str, Tensor]:
-        """Take one optimiser step; return the loss's parts and total of this process's rows, still on the device."""
+        """Take one optimiser step; return what it gave, still on the device.
+
+        That is the loss's parts and total over this process's rows, and the norm of the gradient.
+        """
         batch = batch.to(self._accelerator.device)
         place = (self._settings.seed, epoch, step, self._processes.rank)
         self._optimizer.zero_grad()
@@ -247,11 +247,11 @@ class Training:
                 lambda number: set_seed(derived_seed(*place, number)),
                 self._accelerator,
             )
-        self._accelerator.clip_grad_norm_(self._wrapped.parameters(), self._settings.clip_norm)
+        norm = self._accelerator.clip_grad_norm_(self._wrapped.parameters(), self._settings.clip_norm)
         self._optimizer.step()
         self._schedule.step()
         self.model.temperatures.clamp_()
-        return {name: value.detach() for name, value in {**parts, "total": total}.items()}
+        return {name: value.detach() for name, value in {**parts, "total": total, GRADIENT: norm}.items()}
 
     def _objective(self, batch: Batch, embeddings: Embeddings, taus: Taus) -> tuple[Tensor, dict[str, Tensor]]:
         """Compare this process's pairs with the pairs of all processes."""
@@ -266,10 +266,12 @@ class Training:
         first = last_step - len(waiting) + 1
         for step, row in enumerate(fetched.tolist(), first):
             values = dict(zip(waiting[0], row, strict=True))
-            if not torch.isfinite(torch.tensor(row)).all():
+            finite = all(map(math.isfinite, row))
+            norm = values.pop(GRADIENT)
+            if not finite:
                 raise TrainingError(
-                    f"The loss is not finite at step {step + 1} of epoch {epoch + 1}: {_written(values)}. "
-                    f"{self._last_good()} Lower train.learning_rate, or look at the data of that step."
+                    f"The loss, or its gradient (norm {norm:.3g}), is not finite at step {step + 1} of epoch "
+                    f"{epoch + 1}: {_written(values)}. {self._last_good()} Lower train.learning_rate, or look at the data of that step."
                 )
             for name, value in values.items():
                 self._done.sums[name] = self._done.sums.get(name, 0.0) + value
@@ -293,18 +295,20 @@ class Training:
 
     def _validation_rsum(self) -> float:
         settings = self._parameters.eval
-        embeddings = embed_split(
-            self.model,
-            self._store,
-            settings.validation,
-            self._accelerator,
-            settings.batch_size,
-            self._settings.workers,
-            self._stop.check,
-        )
-        return self._processes.once(
-            lambda: float(retrieval(self.model, embeddings, self._store, settings.validation)["RSUM"])
-        )
+        self._processes.share_buffers(self.model)
+        with measuring(self.model):
+            embeddings = embed_split(
+                self.model,
+                self._store,
+                settings.validation,
+                self._accelerator,
+                settings.batch_size,
+                self._settings.workers,
+                self._stop.check,
+            )
+            return self._processes.once(
+                lambda: float(retrieval(self.model, embeddings, self._store, settings.validation)["RSUM"])
+            )
 
     def _last_good(self) -> str:
         if not self.last.exists():
@@ -313,35 +317,37 @@ class Training:
         within = f", step {record['done']['step']} of the next" if record["done"]["step"] else ""
         return f"The last good checkpoint is {self.last} (epoch {len(record['history'])}{within})."
 
+    def _keep(self, figures: Epoch, curves: Curves | None) -> None:
+        """Write down a finished epoch; for the main process alone."""
+        # The best weights first: a run that is killed in between measures this epoch again, and loses nothing.
+        self._save_weights(figures)
+        self._save()
+        if curves:
+            curves.epoch(figures)
+        self.describe()
+
     def _save(self) -> None:
-        """Write everything to go on from."""
-        if not self._processes.is_main:
-            return
+        """Write everything to go on from; for the main process alone."""
         record = {
             "history": [asdict(epoch) for epoch in self.history],
             "done": asdict(self._done),
             "schedule": schedule_state(self._schedule),
-            "parameters": self._recorded(),
+            "parameters": as_dict(self._parameters),
         }
         save_checkpoint(self.last, self.model, record, self._optimizer)
 
     def _save_weights(self, figures: Epoch) -> None:
         """Keep the weights of an epoch, if a rule says so."""
-        if not self._processes.is_main:
-            return
         earlier = [epoch.validation_rsum for epoch in self.history[:-1]]
         record = {
             "epoch": figures.epoch,
             "validation_rsum": figures.validation_rsum,
-            "parameters": self._recorded(),
+            "parameters": as_dict(self._parameters),
         }
         if figures.validation_rsum > max(earlier, default=-1.0):
             save_checkpoint(self.best, self.model, record)
         if self._settings.keep_every and (figures.epoch + 1) % self._settings.keep_every == 0:
             save_checkpoint(self._run / f"epoch-{figures.epoch + 1:03}.safetensors", self.model, record)
-
-    def _recorded(self) -> dict[str, Any]:
-        return as_dict(replace(self._parameters, loss=self._loss))
 
 
 def _written(losses: dict[str, float]) -> str:
