@@ -168,6 +168,14 @@ def test_a_signal_stops_all_processes_at_one_step_and_they_resume(scenes_store: 
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0, msg=name)
 
 
+def test_batch_statistics_are_measured_as_they_are_saved(scenes_store: Store, tmp_path: Path) -> None:
+    """Each process normalises over its own share; what is measured and saved are the main one's statistics."""
+    flags = ["-S", "train.batch_size=24", "-S", "train.epochs=2", "-S", "eval.test=val"]
+    finish(start(2, scenes_store, tmp_path / "run", *flags))
+    (measured,) = json.loads((tmp_path / "run" / "metrics.json").read_text()).values()
+    assert measured["RSUM"] == measured["validation_RSUM"]
+
+
 def test_what_cannot_be_shared_is_refused_before_anything_starts(scenes_store: Store, tmp_path: Path) -> None:
     running = start(2, scenes_store, tmp_path / "run", "-S", "train.batch_size=15")
     _, errors = running.communicate(timeout=120)

@@ -348,7 +348,7 @@ def test_the_page_of_a_run_says_what_it_is_and_how_it_stands(tmp_path: Path) -> 
         "| text → image | 52.0 | 82.0 | 92.0 |",
         "`best.safetensors`",
         "`epoch-*.safetensors`",
-        "in 3 processes again",
+        "torchrun --nproc-per-node 3 --no-python -- ",
         f"dvc plots show '{folder}/dvclive/plots/metrics'",
     ):
         assert said in page, said

@@ -250,6 +250,12 @@ def test_a_user_s_own_student_trains(scenes_store: Store, tmp_path: Path) -> Non
     assert 0 <= measured["soft_labels"]["RSUM"] <= 600
 
 
+def test_a_refused_run_keeps_no_one_from_its_folder(scenes_store: Store, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="batch"):
+        run(changed(batch_size=1000), scenes_store, tmp_path / "run")
+    run(changed(epochs=1), scenes_store, tmp_path / "run")
+
+
 def test_a_student_s_own_similarity_is_measured_in_evaluation_mode(scenes_store: Store, tmp_path: Path) -> None:
     run(replace(changed(epochs=1), student=Student(model="tiny_students:Strict")), scenes_store, tmp_path / "run")
 
@@ -283,7 +289,7 @@ def test_the_order_of_mixed_stores_is_part_of_a_run(scenes_store: Store, tmp_pat
     for name in ("a", "b"):
         shutil.copytree(scenes_store.root, tmp_path / name)
         others.append(str(tmp_path / name))
-    one, other = ({path: 0.25 for path in order} for order in (others, others[::-1]))
+    one, other = (dict.fromkeys(order, 0.25) for order in (others, others[::-1]))
     measured = run(changed(epochs=1, mix_in=one), scenes_store, tmp_path / "run")
     assert 0 <= measured["soft_labels"]["RSUM"] <= 600
     with pytest.raises(TrainingError, match="differs in mixed_in"):

@@ -27,7 +27,7 @@ def save_checkpoint(
     if optimizer is not None:
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
-    header = {_RECORD: json.dumps({"format": CHECKPOINT_FORMAT, **record}, sort_keys=True)}
+    header = {_RECORD: json.dumps({"format": CHECKPOINT_FORMAT, **record})}
     write_tensors(path, tensors, header)
 
 

@@ -17,11 +17,15 @@ from stores.commands import resumable
     "--store", type=click.Path(path_type=Path), default=Path("artifacts/store"), help="The store to train from."
 )
 @click.option("--run", type=click.Path(path_type=Path), default=Path("artifacts/run"), help="Where the run is written.")
-@click.option("--student", help="open-clip:<model>[/<pretrained tag or file>]  [student.model]")
+@click.option(
+    "--student", help="open-clip:<model>[/<pretrained tag or file>], or package.module:factory  [student.model]"
+)
 @click.option("--image-teacher", help="family:name  [teachers.image]")
 @click.option("--text-teacher", help="family:name  [teachers.text]")
 @click.option("-S", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override any parameter.")
-@click.option("--overwrite", is_flag=True, help="Replace a run with other parameters in the same folder.")
+@click.option(
+    "--overwrite", is_flag=True, help="Delete a run with other parameters in the same folder, and train anew."
+)
 @click.option("--show", is_flag=True, help="Print the results of the finished run again, and nothing more.")
 def main(
     params: Path | None,
@@ -36,7 +40,7 @@ def main(
 ) -> None:
     """Train a retrieval model with soft labels from a store. Run it again to resume.
 
-    On several GPUs: torchrun --nproc-per-node 8 --no-python -- cusa-train … .
+    In several processes, one a GPU: torchrun --nproc-per-node 8 --no-python -- cusa-train … .
     """
     flags = {"student.model": student, "teachers.image": image_teacher, "teachers.text": text_teacher}
     parameters = load_parameters(TrainParameters, params, flags, overrides)

@@ -186,7 +186,7 @@ class TrainingData:
         left_out = f", {stream.left_out:,} left out for want of features" if stream.left_out else ""
         return (
             f"{stream.pairs:,} pairs an epoch in {len(stream):,} steps of {batch_size}"
-            f"{each if self._processes > 1 else ''}, {stream.dropped} over an even number dropped{left_out}"
+            f"{each if self._processes > 1 else ''}, {stream.dropped or 'none'} over an even number dropped{left_out}"
             f"{self._mixed()}; teacher features {'on the device' if self.on_device else 'gathered on the host'}"
         )
 

@@ -57,8 +57,8 @@ def record_start(folder: Path, device: str, precision: str, processes: int) -> N
 
 
 def command_line() -> str:
-    """Return the command as it was typed, but for the folder of the program."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """Return the command with its arguments as they were typed, whichever way it was started."""
+    return shlex.join(["cusa-train", *sys.argv[1:]])
 
 
 def commit(checkout: Path) -> dict[str, Any] | None:

@@ -82,13 +82,13 @@ def _backward(outputs: list[tuple[Tensor, Any]]) -> None:
     torch.autograd.backward([tensor for tensor, _ in reached], [gradient for _, gradient in reached])
 
 
-def check_cacheable(model: nn.Module, micro_batch: int | None) -> None:
-    """Refuse a model whose embedding of one pair depends on the others that go through it at the same time.
+def check_cacheable(model: nn.Module, micro_batch: int | None, share: int) -> None:
+    """Refuse to split a process's share of a batch where one pair's embedding depends on what else goes through.
 
     Raises:
         TrainingError: the model has batch normalisation, outside of frozen towers.
     """
-    if micro_batch is None:
+    if micro_batch is None or micro_batch >= share:
         return
     for name, module in model.named_modules():
         # Frozen towers stay in evaluation mode, whatever the model is in.

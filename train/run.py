@@ -131,7 +131,7 @@ def _identity(parameters: TrainParameters, store: Store) -> dict[str, Any]:
     """Return what tells a run from others: whatever its results follow from."""
     mixed = [(path, _fingerprints(Store.open(Path(path)), parameters)) for path in parameters.train.mix_in]
     here = Path(__file__).parent
-    code = sorted([*here.rglob("*.py"), *here.glob("*.json")])
+    code = sorted([*here.glob("*.py"), *here.glob("*.json")])
     return {
         "parameters": as_dict(parameters),
         "data": _fingerprints(store, parameters),
@@ -156,7 +156,8 @@ def _is_another(folder: Path, wanted: dict[str, Any], overwrite: bool) -> bool:
         changed = _differences(json.loads(path.read_text()), wanted)
     except ValueError:
         changed = ["a run.json that cannot be read"]
-    if changed and not overwrite:
+    # A run that was refused before its first checkpoint keeps no one from the folder.
+    if changed and not overwrite and any(folder.rglob("*.safetensors")):
         raise TrainingError(
             f"{folder} holds a run that differs in {', '.join(changed)}. "
             f"Choose another folder with --run, or say --overwrite."

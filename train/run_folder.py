@@ -163,8 +163,8 @@ def _files(folder: Path) -> str:
 
 def _commands(folder: Path, processes: int) -> str:
     place, metrics = shlex.quote(str(folder)), shlex.quote(str(folder / "dvclive/plots/metrics"))
-    launched = f", in {processes} processes again" if processes > 1 else ""
-    lines = [(command_line(), f"the same command{launched}: goes on from the last checkpoint")]
+    launcher = f"torchrun --nproc-per-node {processes} --no-python -- " if processes > 1 else ""
+    lines = [(launcher + command_line(), "the same command: goes on from the last checkpoint")]
     if (folder / "metrics.json").exists():
         lines.append((f"cusa-train --show --run {place}", "the table of results"))
     lines.append((f"dvc plots show {metrics}", "the curves, as a page in dvc_plots/"))

@@ -99,10 +99,14 @@ class OpenClipStudent(nn.Module):
         with warnings.catch_warnings():
             # open_clip calls transformers by a name that is to go.
             warnings.simplefilter("ignore", FutureWarning)
+            # It logs that it goes on without, which we refuse below.
+            logging.disable(logging.WARNING)
             try:
                 self.model.set_grad_checkpointing()
             except (ValueError, AttributeError) as error:
                 raise StudentError(f"{self.name} cannot do gradient checkpointing: {error}") from None
+            finally:
+                logging.disable(logging.NOTSET)
         for tower, parts in self.towers.items():
             if _learns(parts) and not _checkpoints(parts):
                 raise StudentError(

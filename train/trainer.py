@@ -82,11 +82,11 @@ class Training:
         set_seed(derived_seed(self._settings.seed))
         self.model = AlignedModel(load_student(parameters.student))
         self.model.leave_out_what_weighs_nothing(parameters.loss)
-        check_cacheable(self.model, self._settings.micro_batch)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions run faster so
         slugs = (teacher_slug(parameters.teachers.image, "image"), teacher_slug(parameters.teachers.text, "text"))
         rank, processes = self._processes.rank, self._processes.count
         self.data = TrainingData(store, self._settings, slugs, self.model.student, accelerator.device, rank, processes)
+        check_cacheable(self.model, self._settings.micro_batch, self._settings.batch_size // processes)
         self._steps = len(self.data.stream)
         optimizer = make_optimizer(self.model, self._settings)
         self._schedule = make_schedule(optimizer, self._settings, self._steps)
@@ -153,11 +153,13 @@ class Training:
 
     def _announce(self) -> None:
         done, step = len(self.history), self._done.step
-        place = f"; resumed after epoch {done} of {self._settings.epochs}" if done or step else ""
+        epochs = self._settings.epochs
+        place = f"; resumed after epoch {done} of {epochs}" if 0 < done < epochs else ""
+        place = f"; resumed in epoch {done + 1} after step {step} of {self._steps}" if step else place
         processes = f"{self._processes.count} processes on " if self._processes.count > 1 else ""
         console.print(
             f"{self._title}: {self.data.announce()}; {processes}{self._accelerator.device.type}, {self._precision}"
-            f"{place}{f' and step {step}' if step else ''}"
+            f"{place}"
         )
 
     @property
@@ -271,7 +273,8 @@ class Training:
             if not finite:
                 raise TrainingError(
                     f"The loss, or its gradient (norm {norm:.3g}), is not finite at step {step + 1} of epoch "
-                    f"{epoch + 1}: {_written(values)}. {self._last_good()} Lower train.learning_rate, or look at the data of that step."
+                    f"{epoch + 1}: {_written(values)}. {self._last_good()} Lower train.learning_rate, or look at the "
+                    f"data of that step."
                 )
             for name, value in values.items():
                 self._done.sums[name] = self._done.sums.get(name, 0.0) + value
