@@ -267,7 +267,7 @@ def test_batch_normalisation_is_not_split_into_micro_batches(scenes_store: Store
 
 def test_two_runs_do_not_share_a_folder(scenes_store: Store, tmp_path: Path) -> None:
     (tmp_path / "run.lock").write_text(f"1\n{platform.node()}\n")
-    with pytest.raises(TrainingError, match="Another run is at work on .*run: process 1 on host"):
+    with pytest.raises(TrainingError, match=r"Another run is at work on .*run: process 1 on host"):
         run(changed(epochs=1), scenes_store, tmp_path / "run")
 
 
