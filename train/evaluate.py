@@ -46,7 +46,7 @@ def evaluate(model: AlignedModel, embeddings: SplitEmbeddings, store: Store, spl
         names = np.array(labels.to_pylist())
         found = nearest_other(embeddings.uni_image.to(_exact(images.device)))
         measured["image_class_R@1"] = class_recall(names[found], names)
-    if (pairs := _caption_pairs(store, split)) is not None:
+    if (pairs := caption_pairs(store, split)) is not None:
         first, second, gold = pairs
         scores = torch.nn.functional.cosine_similarity(embeddings.uni_text[first], embeddings.uni_text[second])
         measured["caption_spearman"] = spearman(scores.numpy(), gold)
@@ -152,7 +152,8 @@ def _incidence(store: Store, split: str, captions: NDArray[np.int64], samples: N
     return matrix
 
 
-def _caption_pairs(store: Store, split: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]] | None:
+def caption_pairs(store: Store, split: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]] | None:
+    """Return the graded caption pairs of a split: first and second by their place in it, and how alike they are."""
     table, rows = store.caption_pairs, store.rows(split, "text")
     if table is None:
         return None
