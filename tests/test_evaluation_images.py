@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from stores import CusaError, Store
-from train.evaluation import DataSetError, MeasuredModel, Result, load_model, measure_image_retrieval
 from train.evaluation.image_folders import BENCHMARKS, open_benchmark
-from train.evaluation.image_retrieval import measure_images, recall_at_1
+from train.evaluation.image_retrieval import measure_image_retrieval, measure_images, recall_at_1
 from train.evaluation.labelled_images import split_images
+from train.evaluation.models import MeasuredModel, load_model
+from train.evaluation.result import DataSetError, Result
 
 RED, BLUE = (200, 10, 10), (10, 10, 200)
 

@@ -13,8 +13,7 @@ from pipeline.teachers import load_teacher
 from stores import CusaError, ParameterError, StudentError, TeacherError, TrainingError, TrainParameters
 from stores.parameters import Student, as_dict
 from train.checkpoint import save_checkpoint
-from train.evaluation import load_model
-from train.evaluation.models import StudentModel, check_embeddings
+from train.evaluation.models import StudentModel, check_embeddings, load_model
 from train.model import AlignedModel
 from train.student import load_student
 

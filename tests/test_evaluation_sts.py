@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from stores import CusaError
-from train.evaluation import DataSetError, load_model, measure_sts
+from train.evaluation.models import load_model
+from train.evaluation.result import DataSetError
+from train.evaluation.sts import measure_sts
 from train.evaluation.sts_files import PAIRS, SUBSETS, read_pairs
 
 ROWS = [("0.5", "a red cat", "blue sky"), ("4", "a dog runs", "a dog ran"), ("2.5", "an egg", "a big egg is here")]

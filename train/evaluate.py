@@ -23,7 +23,7 @@ DIRECTIONS: Final = ("image_to_text", "text_to_image")
 
 def retrieval(model: AlignedModel, embeddings: SplitEmbeddings, store: Store, split: str) -> dict[str, Any]:
     """Return R@1, R@5, R@10 both ways, RSUM and the median ranks over a split."""
-    return cross_modal(*_on_device(model, embeddings), ownership(store, split), model.similarity)
+    return cross_modal(*on_device(model, embeddings), ownership(store, split), model.similarity)
 
 
 def evaluate(model: AlignedModel, embeddings: SplitEmbeddings, store: Store, split: str) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def evaluate(model: AlignedModel, embeddings: SplitEmbeddings, store: Store, spl
     R@K both ways, RSUM and median ranks; on the true relevance, where the source has it, mAP@R, R-Precision and R@1
     both ways; image R@1 by class and the Spearman correlation of caption similarity.
     """
-    images, texts = _on_device(model, embeddings)
+    images, texts = on_device(model, embeddings)
     measured = cross_modal(images, texts, ownership(store, split), model.similarity)
     if (relevant := _relevance(store, split)) is not None:
         matrices = (relevant, sparse.csr_array(relevant.T))
@@ -94,7 +94,8 @@ def both_ways(images: Tensor, texts: Tensor, similarity: Similarity | None) -> t
     )
 
 
-def _on_device(model: AlignedModel, embeddings: SplitEmbeddings) -> tuple[Tensor, Tensor]:
+def on_device(model: AlignedModel, embeddings: SplitEmbeddings) -> tuple[Tensor, Tensor]:
+    """Return the cross-modal embeddings of images and texts where they are to be ranked."""
     device = next(model.parameters()).device
     if model.similarity is None:
         device = _exact(device)

@@ -56,6 +56,7 @@ class Teacher(Protocol):
 
     modality: Modality
     dim: int
+    fingerprint: str
 
     def preprocess(self, item: Any) -> Any: ...
     def prepare(self, items: list[Any]) -> list[Any]: ...
@@ -99,6 +100,7 @@ class TeacherModel:
 
     def __init__(self, name: str, teacher: Teacher) -> None:
         self.name, self._teacher = name, teacher
+        self.modality, self.fingerprint = teacher.modality, teacher.fingerprint
         self.modalities: tuple[Modality, ...] = (teacher.modality,)
 
     def prepare_image(self, image: Image.Image) -> Tensor:
