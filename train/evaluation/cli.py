@@ -20,7 +20,7 @@ from stores.parameters import Precision
 
 if TYPE_CHECKING:
     from train.evaluation.data import DataSets
-    from train.evaluation.models import MeasuredModel
+    from train.evaluation.models import StudentModel, TeacherModel
     from train.evaluation.result import Result
 
 TASKS: Final = ("retrieval", "eccv", "image-retrieval", "sts")
@@ -98,7 +98,9 @@ def main(
         _show(results, out)
 
 
-def _load(models: Sequence[str], weights: Sequence[str], device: str, precision: Precision) -> list[MeasuredModel]:
+def _load(
+    models: Sequence[str], weights: Sequence[str], device: str, precision: Precision
+) -> list[StudentModel | TeacherModel]:
     """Load all models before any is measured: a mistake in the last should not cost the hours of the first."""
     from train.evaluation.models import load_model
 

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.markup import escape
 from torch import Tensor
 
 from stores.console import progress_bar
@@ -118,7 +119,7 @@ def _embed(
     """Return the embeddings of the readable images (n, D), their places, and the faults of the others."""
     embedded, readable, faults = [], [], []
     with progress_bar() as progress:
-        task = progress.add_task(images.title, total=len(images.names), note="")
+        task = progress.add_task(escape(f"{model.name}: {images.title}"), total=len(images.names), note="")
         for places, found in _prepared(model, images, threads):
             good = [(place, item) for place, item in zip(places, found, strict=True) if isinstance(item, Tensor)]
             faults += [item for item in found if isinstance(item, Fault)]

@@ -37,7 +37,7 @@ def tasks_of(data: DataSets) -> tuple[str, ...]:
 
 
 def measure(
-    models: Sequence[MeasuredModel],
+    models: Sequence[StudentModel | TeacherModel],
     tasks: Sequence[str],
     data: DataSets,
     accelerator: Accelerator,
@@ -50,11 +50,11 @@ def measure(
     embeddings that are not finite. A result without figures measured nothing.
     """
     for model in models:
-        on_store: StudentOnStore | TeacherOnStore
-        if isinstance(model, StudentModel):
-            on_store = StudentOnStore(model, data, accelerator, batch_size, workers)
-        elif isinstance(model, TeacherModel):
-            on_store = TeacherOnStore(model, data, max(1, workers))
+        on_store = (
+            StudentOnStore(model, data, accelerator, batch_size, workers)
+            if isinstance(model, StudentModel)
+            else TeacherOnStore(model, data, max(1, workers))
+        )
         for task in tasks:
             yield _measure(model, task, data, on_store, max(1, workers))
 

@@ -8,6 +8,7 @@ Shapes: n inputs, D the model's embedding.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
@@ -128,7 +129,7 @@ def load_model(
     device: str = "auto",
     precision: Precision = "auto",
     modality: Modality | None = None,
-) -> MeasuredModel:
+) -> StudentModel | TeacherModel:
     """Load the model to measure that `spec` names.
 
     Args:
@@ -152,6 +153,12 @@ def load_model(
         return StudentModel(spec, _trained(path), where, how)
     if spec.startswith("open-clip:"):
         return StudentModel(spec, _pretrained(spec), where, how)
+    if os.sep in spec and ":" not in spec:
+        raise StudentError(
+            f"{spec} is no run and no checkpoint: there is no such folder, and it does not end in .safetensors. A "
+            f"model is the folder of a run (cusa-train --run), a checkpoint in it, open-clip:<model>/<pretrained tag "
+            f"or file>, or a teacher (family:name)."
+        )
     teacher: Teacher = import_factory(TEACHERS, TeacherError)(spec, weights, device, precision, modality)
     return TeacherModel(spec, teacher)
 

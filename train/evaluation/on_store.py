@@ -11,11 +11,14 @@ from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
+from rich.markup import escape
 from torch import Tensor
 
 from stores.console import progress_bar
+from stores.errors import CusaError
 from stores.layout import teacher_slug
 from train.eccv import coco_ids, eccv_caption
 from train.embed import SplitEmbeddings, embed_split
@@ -79,10 +82,15 @@ class StudentOnStore:
         store, split, size = self._data.opened, self._data.split, self._batch_size
         batches = sum(-(-len(store.rows(split, modality)) // size) for modality in ("image", "text"))
         with progress_bar() as progress:
-            task = progress.add_task(f"{self._name}: {self._data.title}, batches", total=batches, note="")
-            return embed_split(
-                self._model, store, split, self._accelerator, size, self._workers, lambda: progress.advance(task)
-            )
+            task = progress.add_task(escape(f"{self._name}: {self._data.title}, batches"), total=batches, note="")
+            try:
+                return embed_split(
+                    self._model, store, split, self._accelerator, size, self._workers, lambda: progress.advance(task)
+                )
+            except torch.OutOfMemoryError:
+                raise CusaError(
+                    f"{self._name}: the device has no room for batches of {size:,}. Say a smaller --batch-size."
+                ) from None
 
     @cached_property
     def _figures(self) -> dict[str, Any]:

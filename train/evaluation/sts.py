@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.markup import escape
 
 from stores.console import progress_bar
 from train.evaluation.models import MeasuredModel, check_embeddings, require
@@ -71,7 +72,7 @@ def embed_texts(model: MeasuredModel, texts: list[str], name: str) -> NDArray[np
     # By length, so that a model which pads a batch to its longest text has little to pad.
     order, parts = sorted(range(len(texts)), key=lambda place: len(texts[place])), []
     with progress_bar() as progress:
-        task = progress.add_task(f"{model.name}: {name}, texts", total=len(texts), note="")
+        task = progress.add_task(escape(f"{model.name}: {name}, texts"), total=len(texts), note="")
         for start in range(0, len(order), AT_ONCE):
             places = order[start : start + AT_ONCE]
             encoded = model.encode_texts([texts[place] for place in places])

@@ -13,10 +13,10 @@ from train.evaluation.paper import Path as FigurePath
 from train.evaluation.result import Result
 
 HEADINGS: Final = {
-    "retrieval": "retrieval: R@K, RSUM and median rank, both ways",
-    "eccv": "eccv: ECCV Caption, CxC and COCO 5K by eccv-caption",
-    "image-retrieval": "image retrieval: R@1, whether the nearest other image is of the same class",
-    "sts": "sts: Spearman × 100 between cosine and what people said",
+    "retrieval": "retrieval",
+    "eccv": "eccv",
+    "image-retrieval": "image retrieval: R@1 by class",
+    "sts": "sts: Spearman × 100",
 }
 
 
@@ -35,7 +35,7 @@ def task_table(task: str, results: Sequence[Result]) -> Table | None:
     for heading in (*figures, *(["difference"] if len(figures) == 2 else [])):
         table.add_column(printable(heading), justify="right", overflow="fold")
     for paper in published:
-        table.add_column(Text(f"paper, {paper}: alone, + CUSA"), justify="right", style="dim")
+        table.add_column(Text(f"paper: {paper}\nalone  + CUSA"), justify="right", style="dim")
     data_set = ""
     for path in paths:
         if len(path) > 1 and path[0] != data_set:
