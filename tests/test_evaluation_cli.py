@@ -121,6 +121,8 @@ def test_the_store_s_features_are_this_teacher_s_or_are_not_taken(here: Path, mo
     evaluate(*arguments)
     encoded = written()["hog-color", "image-retrieval"]
     assert taken["figures"] == encoded["figures"]
+    assert "missing" not in taken["counts"][TITLE], "files are not looked for where features are taken"
+    assert "missing" in encoded["counts"][TITLE]
     assert taken["counts"][TITLE].items() <= encoded["counts"][TITLE].items()
 
 
@@ -221,9 +223,10 @@ def test_a_broken_model_does_not_stop_the_others(here: Path, trained: Path) -> N
 
 
 def test_names_are_neither_markup_nor_what_steers_a_terminal(here: Path, scenes_store: Store, trained: Path) -> None:
-    (here / "[/red]\x1b[2J").symlink_to(trained)
+    (here / "a[").mkdir()
+    (here / "a[" / "red]\x1b[2J").symlink_to(trained)
     (here / "[bold").symlink_to(scenes_store.root)
-    result = evaluate("--model", "[/red]\x1b[2J", "--store", "[bold")
+    result = evaluate("--model", "a[/red]\x1b[2J", "--store", "[bold")
     assert result.exit_code == 0, result.output
     assert "[/red]" in result.stdout
     assert "\x1b[2J" not in result.stdout
