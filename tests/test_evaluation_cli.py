@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from torch import nn
 
 from pipeline.extract import extract
 from stores import ExtractParameters, Store, TrainParameters
@@ -209,12 +211,7 @@ def test_the_figures_until_an_interrupt_are_kept(here: Path, monkeypatch: pytest
 
 
 def test_a_broken_model_does_not_stop_the_others(here: Path, trained: Path) -> None:
-    student = Student(model="tiny_students:Tiny")
-    model = AlignedModel(load_student(student))
-    torch.nn.init.constant_(model.image_head[1].bias, torch.nan)
-    save_checkpoint(
-        here / "nan.safetensors", model, {"epoch": 0, "parameters": as_dict(TrainParameters(student=student))}
-    )
+    tiny_checkpoint(here / "nan.safetensors", lambda model: nn.init.constant_(model.image_head[1].bias, torch.nan))
     result = evaluate("--model", "nan.safetensors", "--model", "artifacts/run", "--task", "retrieval")
     assert result.exit_code == 0
     assert "The embeddings hold values that are not finite" in words(result.stderr)
@@ -251,29 +248,54 @@ def test_a_wrong_flag_is_said_before_the_libraries_load(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env={**os.environ}, timeout=60)
 
 
-@pytest.mark.soak
-def test_coco_s_whole_test_split_with_eccv_and_five_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """COCO's ids and captions of their number, with pictures of noise: everything but the pixels is as in COCO."""
-    monkeypatch.chdir(tmp_path)
+def coco_store(images: dict[int, list[int]]) -> None:
+    """Make a store of COCO's ids in the working folder, from Karpathy's file with captions and pictures made up."""
     random = np.random.default_rng(0)
     for number in range(50):
         Image.fromarray(random.integers(256, size=(8, 8, 3), dtype=np.uint8)).save(f"{number}.png")
-    images = [
+    entries = [
         {
             "cocoid": image,
             "filename": f"{number % 50}.png",
             "split": "test",
             "sentences": [{"raw": f"caption {caption}", "sentid": caption} for caption in captions],
         }
-        for number, (image, captions) in enumerate(_package().coco_gts["i2t"].items())
+        for number, (image, captions) in enumerate(images.items())
     ]
-    Path("dataset_coco.json").write_text(json.dumps({"images": images}))
-    data = Data(source="dataset_coco.json")
+    Path("dataset_coco.json").write_text(json.dumps({"images": entries}))
     teachers = Teachers(image="tiny_teachers:mean_colour", text="tiny_teachers:length")
-    extract(ExtractParameters(data=data, teachers=teachers, extract=Extract(workers=0, device="cpu")), Path("store"))
+    data, settings = Data(source="dataset_coco.json"), Extract(workers=0, device="cpu")
+    extract(ExtractParameters(data=data, teachers=teachers, extract=settings), Path("store"))
+
+
+def tiny_checkpoint(path: Path, change: Callable[[AlignedModel], object] = lambda _: None) -> None:
     student = Student(model="tiny_students:Tiny")
-    record = {"epoch": 0, "parameters": as_dict(TrainParameters(student=student))}
-    save_checkpoint(Path("tiny.safetensors"), AlignedModel(load_student(student)), record)
+    model = AlignedModel(load_student(student))
+    change(model)
+    save_checkpoint(path, model, {"epoch": 0, "parameters": as_dict(TrainParameters(student=student))})
+
+
+def test_a_part_of_coco_is_not_taken_for_its_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    coco_store({391895: [770337, 771687], 60623: [680361]})
+    tiny_checkpoint(Path("tiny.safetensors"))
+    arguments = ("--model", "tiny.safetensors", "--store", "store", "--task", "retrieval", "--task", "eccv")
+    result = evaluate(*arguments)
+    assert result.exit_code == 0, result.stderr
+    assert list(written()["tiny.safetensors", "retrieval"]["figures"]) == [TITLE]
+    assert "paper" not in result.stdout
+    # The file that the store was made from gives the ids of its captions; the split is not whole.
+    assert "defined on the whole test split of COCO (Karpathy's), 5,000 images: 4,99" in words(result.stderr)
+    Path("dataset_coco.json").unlink()
+    result = evaluate(*arguments)
+    assert "store was made from dataset_coco.json, which is not there any more" in words(result.stderr)
+
+
+@pytest.mark.soak
+def test_coco_s_whole_test_split_with_eccv_and_five_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    coco_store(_package().coco_gts["i2t"])
+    tiny_checkpoint(Path("tiny.safetensors"))
     result = evaluate("--model", "tiny.safetensors", "--store", "store", "--task", "retrieval", "--task", "eccv")
     assert result.exit_code == 0, result.stderr
     retrieval = written()["tiny.safetensors", "retrieval"]["figures"]

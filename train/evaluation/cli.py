@@ -77,7 +77,8 @@ def main(
     A data set that is missing is named, with where to get it and the layout expected; the other tasks run. The exit
     code is 0 where anything was measured, else 2.
     """
-    with resumable():
+    results: list[Result] = []
+    with resumable(), _figures_kept(out, results):
         # Imported late: the libraries behind it take seconds, a wrong flag should not.
         from stores.parameters import Train, TrainParameters
         from train.evaluation.data import DataSets, parse_images
@@ -89,12 +90,10 @@ def main(
         _check_writable(out)
         loaded = _load(models, weights, device, precision)
         accelerator = make_accelerator(TrainParameters(train=Train(device=device, precision=precision)))
-        results: list[Result] = []
-        with _figures_kept(out, results):
-            for result in measure(loaded, tasks or tasks_of(data), data, accelerator, batch_size, workers):
-                results.append(result)
-                if result.figures:
-                    write_json(out, _record(results, data, accelerator.device.type, accelerator.mixed_precision))
+        for result in measure(loaded, tasks or tasks_of(data), data, accelerator, batch_size, workers):
+            results.append(result)
+            if result.figures:
+                write_json(out, _record(results, data, accelerator.device.type, accelerator.mixed_precision))
         _show(results, out)
 
 

@@ -146,12 +146,13 @@ def load_model(
     where = resolve_device(device)
     how = resolve_precision(precision, where)
     path = Path(spec)
-    is_checkpoint = path.is_dir() or path.suffix == ".safetensors"
-    if weights is not None and (is_checkpoint or spec.startswith("open-clip:")):
+    is_open_clip = spec.startswith("open-clip:")  # whose weights may be a file in safetensors too
+    is_checkpoint = not is_open_clip and (path.is_dir() or path.suffix == ".safetensors")
+    if weights is not None and (is_checkpoint or is_open_clip):
         raise StudentError(f"The model {spec} takes no separate weights, but {weights} was given. Leave them out.")
     if is_checkpoint:
         return StudentModel(spec, _trained(path), where, how)
-    if spec.startswith("open-clip:"):
+    if is_open_clip:
         return StudentModel(spec, _pretrained(spec), where, how)
     if os.sep in spec and ":" not in spec:
         raise StudentError(

@@ -15,9 +15,10 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from rich.markup import escape
+from rich.status import Status
 from torch import Tensor
 
-from stores.console import progress_bar
+from stores.console import console, progress_bar
 from stores.errors import CusaError
 from stores.layout import teacher_slug
 from train.eccv import coco_ids, eccv_caption
@@ -51,14 +52,17 @@ class StudentOnStore:
         result.counts[title] = {"images": len(self._embeddings.image), "captions": len(self._embeddings.text)}
         if len(self._embeddings.image) == COCO_TEST:
             own = ownership(self._data.opened, self._data.split)
-            folds = cross_modal(*self._cross_modal, own, self._model.similarity, folds=FOLDS)
+            with self._ranking():
+                folds = cross_modal(*self._cross_modal, own, self._model.similarity, folds=FOLDS)
             name = "COCO 1K" if title == COCO else f"{title} in fifths"
             result.figures[f"{name} (mean of {FOLDS} folds)"] = folds
 
     def eccv(self, result: Result) -> None:
         """Add ECCV Caption, CxC and COCO 5K, from COCO's ids."""
         ids = coco_ids(self._data.opened, self._data.split, self._data.annotations)
-        found = eccv_caption(*self._cross_modal, *ids, self._model.similarity)
+        images, texts = self._cross_modal
+        with self._ranking():
+            found = eccv_caption(images, texts, *ids, self._model.similarity)
         found["coco_5k"]["RSUM"] = sum(sum(figures.values()) for figures in found["coco_5k"].values())
         result.figures.update({ECCV: found["eccv_caption"], "CxC": found["cxc"], COCO: found["coco_5k"]})
 
@@ -94,7 +98,13 @@ class StudentOnStore:
 
     @cached_property
     def _figures(self) -> dict[str, Any]:
-        return evaluate(self._model, self._embeddings, self._data.opened, self._data.split)
+        embeddings = self._embeddings
+        with self._ranking():
+            return evaluate(self._model, embeddings, self._data.opened, self._data.split)
+
+    def _ranking(self) -> Status:
+        """Show that rankings, which are one piece of work, are being made."""
+        return console.status(escape(f"{self._name}: ranking {self._data.title}"))
 
     @property
     def _cross_modal(self) -> tuple[Tensor, Tensor]:
