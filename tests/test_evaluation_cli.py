@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from conftest import small_scenes
 from PIL import Image
 from torch import nn
 
@@ -22,6 +24,7 @@ from stores import ExtractParameters, Store, TrainParameters
 from stores.parameters import Data, Extract, Student, Teachers, Train, as_dict
 from train.checkpoint import save_checkpoint
 from train.eccv import _package
+from train.evaluate import caption_pairs
 from train.evaluation.cli import main
 from train.evaluation.paper import PAPER
 from train.evaluation.result import Result as Measured
@@ -128,6 +131,22 @@ def test_the_store_s_features_are_this_teacher_s_or_are_not_taken(here: Path, mo
     assert taken["counts"][TITLE].items() <= encoded["counts"][TITLE].items()
 
 
+def test_rows_that_a_teacher_could_not_encode_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scenes = small_scenes(train=4, val=4)
+    teachers = Teachers(image="tiny_teachers:mean_colour", text="tiny_teachers:no_e")
+    extract(replace(scenes, teachers=teachers, extract=replace(scenes.extract, precision="fp32")), Path("store"))
+    pairs = caption_pairs(Store.open("store"), "test")
+    assert pairs is not None
+    failed = np.array(["centre" in text for text in Store.open("store").captions["text"].to_pylist()[-100:]])
+    result = evaluate("--model", teachers.text, "--model", teachers.image, "--store", "store")
+    assert result.exit_code == 0, result.stderr
+    expected = int((~failed[pairs[0]] & ~failed[pairs[1]]).sum())
+    assert 0 < expected < len(pairs[0])
+    assert written()[teachers.text, "sts"]["counts"] == {TITLE: {"pairs": expected}}
+    assert written()[teachers.image, "image-retrieval"]["counts"][TITLE] == {"images": 20, "classes": 16, "broken": 0}
+
+
 def test_what_is_missing_is_named_and_the_others_run(here: Path) -> None:
     (here / "sts").mkdir()
     (here / "sts" / "STS-B.tsv").write_text("1\ta cat\ta dog\n5\ta cat\ta cat\n3\tblue\tgreen sky\n")
@@ -188,7 +207,7 @@ def test_eccv_needs_coco(here: Path, shared_data: Path) -> None:
         (["--store", "artifacts"], "artifacts is not a finished store"),
         (["--device", "gpu7"], "The device 'gpu7' cannot be used"),
         (["--out", "artifacts"], "--out artifacts cannot be written"),
-        (["--out", "file/eval.json"], "File exists: file"),
+        (["--out", "file/eval.json"], "--out file/eval.json cannot be written"),
     ],
 )
 def test_mistakes_are_one_message(here: Path, arguments: list[str], message: str) -> None:

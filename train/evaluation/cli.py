@@ -17,13 +17,12 @@ from stores.commands import resumable
 from stores.console import console
 from stores.errors import CusaError, ParameterError
 from stores.parameters import Precision
+from train.evaluation.result import TASKS, Result
 
 if TYPE_CHECKING:
     from train.evaluation.data import DataSets
     from train.evaluation.models import StudentModel, TeacherModel
-    from train.evaluation.result import Result
 
-TASKS: Final = ("retrieval", "eccv", "image-retrieval", "sts")
 FILE: Final = click.Path(path_type=Path)
 FORMAT: Final = 1
 WIDTH: Final = 160
@@ -118,8 +117,9 @@ def _load(
 
 
 def _check_writable(out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.is_dir() or not os.access(out.parent, os.W_OK):
+    """See that the file can be made before hours of measuring; make nothing yet."""
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if out.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
         raise ParameterError(f"--out {out} cannot be written: expected a file in a folder that may be written to.")
 
 

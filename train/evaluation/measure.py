@@ -14,10 +14,8 @@ from train.evaluation.data import DataSets
 from train.evaluation.image_folders import BENCHMARKS
 from train.evaluation.models import MeasuredModel, StudentModel, TeacherModel, require
 from train.evaluation.on_store import StudentOnStore, TeacherOnStore
-from train.evaluation.result import Result
+from train.evaluation.result import TASKS, Result
 from train.evaluation.sts_files import WHERE
-
-TASKS: Final = ("retrieval", "eccv", image_retrieval.TASK, sts.TASK)
 
 
 def tasks_of(data: DataSets) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The CUSA paper's figures for CLIP (arXiv 2403.05261, AAAI 2024, tables 1 to 4), to be set beside ours.
+"""The CUSA paper's figures for CLIP (arXiv 2403.05261, AAAI 2024), to be set beside ours.
 
 They are shown only where the data set and the protocol are the paper's. Two figures each: fine-tuned without soft
 labels, and with CUSA.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from stores.errors import CusaError
+
+TASKS: Final = ("retrieval", "eccv", "image-retrieval", "sts")
 
 
 class DataSetError(CusaError):
