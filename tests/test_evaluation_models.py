@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from pipeline.teachers import load_teacher
 from stores import CusaError, ParameterError, StudentError, TeacherError, TrainingError, TrainParameters
 from stores.parameters import Student, as_dict
 from train.checkpoint import save_checkpoint
-from train.evaluation import load_model
-from train.evaluation.models import StudentModel, check_embeddings
+from train.evaluation.models import StudentModel, check_embeddings, load_model
 from train.model import AlignedModel
 from train.student import load_student
 
@@ -61,11 +61,13 @@ def test_a_checkpoint_is_measured_by_its_uni_modal_heads(tmp_path: Path, trained
         assert found.dtype == np.float32
 
 
-def test_an_open_clip_model_is_measured_without_heads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
+def test_an_open_clip_model_is_measured_without_heads(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     student = load_student(Student())
-    weights = tmp_path / "weights.pt"
-    torch.save(student.model.state_dict(), weights)  # type: ignore[attr-defined]
+    weights = tmp_path / name
+    save = torch.save if weights.suffix == ".pt" else save_file
+    save(student.model.state_dict(), weights)  # type: ignore[attr-defined,operator]
     model = load_model(f"{SMALL}/{weights}", device="cpu", precision="fp32")
     assert isinstance(model, StudentModel)
     student.eval()  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ DIRECTIONS: Final = ("image_to_text", "text_to_image")
 
 def retrieval(model: AlignedModel, embeddings: SplitEmbeddings, store: Store, split: str) -> dict[str, Any]:
     """Return R@1, R@5, R@10 both ways, RSUM and the median ranks over a split."""
-    return cross_modal(*_on_device(model, embeddings), ownership(store, split), model.similarity)
+    return cross_modal(*on_device(model, embeddings), ownership(store, split), model.similarity)
 
 
 def evaluate(model: AlignedModel, embeddings: SplitEmbeddings, store: Store, split: str) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def evaluate(model: AlignedModel, embeddings: SplitEmbeddings, store: Store, spl
     R@K both ways, RSUM and median ranks; on the true relevance, where the source has it, mAP@R, R-Precision and R@1
     both ways; image R@1 by class and the Spearman correlation of caption similarity.
     """
-    images, texts = _on_device(model, embeddings)
+    images, texts = on_device(model, embeddings)
     measured = cross_modal(images, texts, ownership(store, split), model.similarity)
     if (relevant := _relevance(store, split)) is not None:
         matrices = (relevant, sparse.csr_array(relevant.T))
@@ -46,7 +46,7 @@ def evaluate(model: AlignedModel, embeddings: SplitEmbeddings, store: Store, spl
         names = np.array(labels.to_pylist())
         found = nearest_other(embeddings.uni_image.to(_exact(images.device)))
         measured["image_class_R@1"] = class_recall(names[found], names)
-    if (pairs := _caption_pairs(store, split)) is not None:
+    if (pairs := caption_pairs(store, split)) is not None:
         first, second, gold = pairs
         scores = torch.nn.functional.cosine_similarity(embeddings.uni_text[first], embeddings.uni_text[second])
         measured["caption_spearman"] = spearman(scores.numpy(), gold)
@@ -94,7 +94,8 @@ def both_ways(images: Tensor, texts: Tensor, similarity: Similarity | None) -> t
     )
 
 
-def _on_device(model: AlignedModel, embeddings: SplitEmbeddings) -> tuple[Tensor, Tensor]:
+def on_device(model: AlignedModel, embeddings: SplitEmbeddings) -> tuple[Tensor, Tensor]:
+    """Return the cross-modal embeddings of images and texts where they are to be ranked."""
     device = next(model.parameters()).device
     if model.similarity is None:
         device = _exact(device)
@@ -152,7 +153,8 @@ def _incidence(store: Store, split: str, captions: NDArray[np.int64], samples: N
     return matrix
 
 
-def _caption_pairs(store: Store, split: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]] | None:
+def caption_pairs(store: Store, split: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]] | None:
+    """Return the graded caption pairs of a split: first and second by their place in it, and how alike they are."""
     table, rows = store.caption_pairs, store.rows(split, "text")
     if table is None:
         return None

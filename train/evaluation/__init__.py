@@ -1,8 +1,4 @@
-"""Evaluation beyond a store's retrieval: the data sets of the paper's uni-modal tasks, and the models to measure."""
+"""cusa-eval: any model on the paper's tasks, on a store and on published data sets.
 
-from train.evaluation.image_retrieval import measure_image_retrieval
-from train.evaluation.models import MeasuredModel, load_model
-from train.evaluation.result import DataSetError, Result
-from train.evaluation.sts import measure_sts
-
-__all__ = ["DataSetError", "MeasuredModel", "Result", "load_model", "measure_image_retrieval", "measure_sts"]
+models.py: what is measured; on_store.py, image_retrieval.py, sts.py: on what; measure.py: models by tasks; cli.py.
+"""

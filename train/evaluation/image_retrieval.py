@@ -6,13 +6,15 @@ Shapes: n images, D the model's embedding.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from rich.markup import escape
 from torch import Tensor
 
 from stores.console import progress_bar
@@ -21,13 +23,13 @@ from train.evaluation.image_folders import BENCHMARKS, Benchmark, open_benchmark
 from train.evaluation.labelled_images import LabelledImages
 from train.evaluation.models import MeasuredModel, check_embeddings, require
 from train.evaluation.result import DataSetError, Result
+from train.metrics import class_recall
+from train.rankings import Rows, nearest, nearest_other
 
 TASK: Final = "image-retrieval"
 BATCH: Final = 64
 READ_AHEAD: Final = 2
 """Batches that are read and decoded while the model is at work."""
-BLOCK: Final = 1 << 24
-"""Similarities that are held at a time: 64 MiB."""
 NAMED: Final = 5
 
 
@@ -39,17 +41,23 @@ class Fault(NamedTuple):
     missing: bool
 
 
-def measure_image_retrieval(model: MeasuredModel, folder: Path, threads: int = 4) -> Result:
-    """Return R@1 on each of the four benchmarks that lies in `folder`, and their average where all do.
+def measure_image_retrieval(model: MeasuredModel, folders: Mapping[str, Path], threads: int = 4) -> Result:
+    """Return R@1 on each of the benchmarks in `folders`, and their average where all four are measured.
 
     A benchmark that is absent or broken becomes a message, and the others are measured.
+
+    Args:
+        model: the model.
+        folders: by name (of `BENCHMARKS`), where each lies; the folder above will do.
+        threads: how many read and decode images.
 
     Raises:
         CusaError: the model embeds no images, or gives what is not finite.
     """
     require(model, "image", TASK)
     result = Result(task=TASK, model=model.name)
-    for benchmark in BENCHMARKS.values():
+    for name, folder in folders.items():
+        benchmark = BENCHMARKS[name]
         try:
             images = open_benchmark(benchmark, folder)
             result.messages.extend(_other_than_published(benchmark, images))
@@ -94,24 +102,15 @@ def recall_at_1(
     Raises:
         DataSetError: there is nothing to rank.
     """
-    asked = np.arange(len(labels)) if queries is None else np.flatnonzero(queries)
-    among = np.arange(len(labels)) if queries is None else np.flatnonzero(~queries)
-    if len(asked) == 0 or len(among) < (2 if queries is None else 1):
-        raise DataSetError(f"There are {len(asked)} queries among {len(among)} readable images: nothing to rank.")
-    nearest = _nearest(embeddings, asked, among)
-    return float(100.0 * (labels[nearest] == labels[asked]).mean())
-
-
-def _nearest(embeddings: NDArray[np.float32], asked: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the row of `among` whose embedding is the most similar to each row of `asked`, itself left out."""
-    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    gallery, found = unit[among], np.empty_like(asked)
-    for start in range(0, len(asked), step := max(1, BLOCK // len(among))):
-        rows = asked[start : start + step]
-        similarity = unit[rows] @ gallery.T
-        similarity[rows[:, None] == among] = -np.inf
-        found[start : start + step] = among[similarity.argmax(axis=1)]
-    return found
+    asked = len(labels) if queries is None else int(queries.sum())
+    among = len(labels) if queries is None else len(labels) - asked
+    if asked == 0 or among < (2 if queries is None else 1):
+        raise DataSetError(f"There are {asked} queries among {among} readable images: nothing to rank.")
+    vectors = torch.from_numpy(embeddings)
+    if queries is None:
+        return class_recall(labels[nearest_other(vectors)], labels)
+    found = nearest(Rows(queries=vectors[queries], candidates=vectors[~queries]))
+    return class_recall(labels[~queries][found], labels[queries])
 
 
 def _embed(
@@ -120,7 +119,7 @@ def _embed(
     """Return the embeddings of the readable images (n, D), their places, and the faults of the others."""
     embedded, readable, faults = [], [], []
     with progress_bar() as progress:
-        task = progress.add_task(images.title, total=len(images.names), note="")
+        task = progress.add_task(escape(f"{model.name}: {images.title}"), total=len(images.names), note="")
         for places, found in _prepared(model, images, threads):
             good = [(place, item) for place, item in zip(places, found, strict=True) if isinstance(item, Tensor)]
             faults += [item for item in found if isinstance(item, Fault)]

@@ -8,6 +8,7 @@ Shapes: n inputs, D the model's embedding.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
@@ -56,6 +57,7 @@ class Teacher(Protocol):
 
     modality: Modality
     dim: int
+    fingerprint: str
 
     def preprocess(self, item: Any) -> Any: ...
     def prepare(self, items: list[Any]) -> list[Any]: ...
@@ -99,6 +101,7 @@ class TeacherModel:
 
     def __init__(self, name: str, teacher: Teacher) -> None:
         self.name, self._teacher = name, teacher
+        self.modality, self.fingerprint = teacher.modality, teacher.fingerprint
         self.modalities: tuple[Modality, ...] = (teacher.modality,)
 
     def prepare_image(self, image: Image.Image) -> Tensor:
@@ -126,7 +129,7 @@ def load_model(
     device: str = "auto",
     precision: Precision = "auto",
     modality: Modality | None = None,
-) -> MeasuredModel:
+) -> StudentModel | TeacherModel:
     """Load the model to measure that `spec` names.
 
     Args:
@@ -143,13 +146,20 @@ def load_model(
     where = resolve_device(device)
     how = resolve_precision(precision, where)
     path = Path(spec)
-    is_checkpoint = path.is_dir() or path.suffix == ".safetensors"
-    if weights is not None and (is_checkpoint or spec.startswith("open-clip:")):
+    is_open_clip = spec.startswith("open-clip:")  # whose weights may be a file in safetensors too
+    is_checkpoint = not is_open_clip and (path.is_dir() or path.suffix == ".safetensors")
+    if weights is not None and (is_checkpoint or is_open_clip):
         raise StudentError(f"The model {spec} takes no separate weights, but {weights} was given. Leave them out.")
     if is_checkpoint:
         return StudentModel(spec, _trained(path), where, how)
-    if spec.startswith("open-clip:"):
+    if is_open_clip:
         return StudentModel(spec, _pretrained(spec), where, how)
+    if os.sep in spec and ":" not in spec:
+        raise StudentError(
+            f"{spec} is no run and no checkpoint: there is no such folder, and it does not end in .safetensors. A "
+            f"model is the folder of a run (cusa-train --run), a checkpoint in it, open-clip:<model>/<pretrained tag "
+            f"or file>, or a teacher (family:name)."
+        )
     teacher: Teacher = import_factory(TEACHERS, TeacherError)(spec, weights, device, precision, modality)
     return TeacherModel(spec, teacher)
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Final
 
 from stores.errors import CusaError
+
+TASKS: Final = ("retrieval", "eccv", "image-retrieval", "sts")
 
 
 class DataSetError(CusaError):
@@ -17,8 +20,9 @@ class Result:
 
     task: str
     model: str
-    figures: dict[str, float] = field(default_factory=dict)
-    """By name, such as "CUB-200-2011" or "average": in percent, or × 100. A data set that is absent has none."""
+    figures: dict[str, Any] = field(default_factory=dict)
+    """By data set, such as "CUB-200-2011" or "average": in percent, or × 100; several figures of one data set nest by
+    their names. A data set that is absent has none."""
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     """By data set: how many images, classes, pairs … the figure rests on."""
     messages: list[str] = field(default_factory=list)

@@ -7,13 +7,17 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.markup import escape
 
+from stores.console import progress_bar
 from train.evaluation.models import MeasuredModel, check_embeddings, require
 from train.evaluation.result import DataSetError, Result
 from train.evaluation.sts_files import PAIRS, Pairs, read_pairs
 from train.metrics import spearman
 
 TASK: Final = "sts"
+AT_ONCE: Final = 512
+"""Texts that are given to a model at once."""
 
 
 def measure_sts(model: MeasuredModel, folder: Path) -> Result:
@@ -51,16 +55,53 @@ def correlation(model: MeasuredModel, pairs: Pairs, name: str) -> float:
         CusaError: the model gives what is not finite.
     """
     gold = np.array(pairs.gold)
-    if len(np.unique(gold)) < 2:
-        raise DataSetError(f"{name}: its {len(gold):,} pairs do not differ in their scores; nothing to correlate with.")
+    _check_differ(gold, name)
     # A sentence often stands in several pairs: half of SICK's are repeated.
     rows = {text: row for row, text in enumerate(dict.fromkeys(pairs.first + pairs.second))}
-    embeddings = check_embeddings(model.encode_texts(list(rows)), len(rows), model.name)
+    embeddings = embed_texts(model, list(rows), name)
     first, second = ([rows[text] for text in texts] for texts in (pairs.first, pairs.second))
-    cosines = _cosines(embeddings[first], embeddings[second])
+    return correlate(embeddings[first], embeddings[second], gold, model, name)
+
+
+def embed_texts(model: MeasuredModel, texts: list[str], name: str) -> NDArray[np.float32]:
+    """Return the embeddings of texts, with a progress bar: (n, D).
+
+    Raises:
+        CusaError: they are not finite.
+    """
+    # By length, so that a model which pads a batch to its longest text has little to pad.
+    order, parts = sorted(range(len(texts)), key=lambda place: len(texts[place])), []
+    with progress_bar() as progress:
+        task = progress.add_task(escape(f"{model.name}: {name}, texts"), total=len(texts), note="")
+        for start in range(0, len(order), AT_ONCE):
+            places = order[start : start + AT_ONCE]
+            encoded = model.encode_texts([texts[place] for place in places])
+            parts.append(check_embeddings(encoded, len(places), model.name))
+            progress.advance(task, len(places))
+    embeddings = np.concatenate(parts)
+    ordered = np.empty_like(embeddings)
+    ordered[order] = embeddings
+    return ordered
+
+
+def correlate(
+    first: NDArray[np.float32], second: NDArray[np.float32], gold: NDArray[np.float64], model: MeasuredModel, name: str
+) -> float:
+    """Return Spearman × 100 between the cosines of rows of (n, D) `first` and `second` and (n,) gold scores.
+
+    Raises:
+        DataSetError: all scores, or all cosines, are one.
+    """
+    _check_differ(gold, name)
+    cosines = _cosines(first, second)
     if len(np.unique(cosines)) < 2:
         raise DataSetError(f"{name}: the model {model.name} finds all pairs equally similar; there is no correlation.")
     return spearman(cosines, gold)
+
+
+def _check_differ(gold: NDArray[np.float64], name: str) -> None:
+    if len(np.unique(gold)) < 2:
+        raise DataSetError(f"{name}: its {len(gold):,} pairs do not differ in their scores; nothing to correlate with.")
 
 
 def _cosines(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,0 +1,166 @@
+"""cusa-eval: any model on any of the paper's tasks, from the command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, get_args
+
+import click
+from rich.console import Console
+
+from stores.atomic import write_json
+from stores.commands import resumable
+from stores.console import console
+from stores.errors import CusaError, ParameterError
+from stores.parameters import Precision
+from train.evaluation.result import TASKS, Result
+
+if TYPE_CHECKING:
+    from train.evaluation.data import DataSets
+    from train.evaluation.models import StudentModel, TeacherModel
+
+FILE: Final = click.Path(path_type=Path)
+FORMAT: Final = 1
+WIDTH: Final = 160
+"""Columns where there is no terminal to ask."""
+
+
+@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    default=("artifacts/run",),
+    help="A run's folder, a checkpoint, open-clip:<model>/<pretrained tag or file>, or a teacher (family:name). "
+    "Several are set side by side.",
+)
+@click.option(
+    "--task", "tasks", multiple=True, type=click.Choice(TASKS), help="Without it, all that there is data for."
+)
+@click.option("--store", type=FILE, default=Path("artifacts/store"), help="A store, for all tasks.")
+@click.option("--split", default="test", help="The split of the store.")
+@click.option(
+    "--images", multiple=True, metavar="[NAME=]FOLDER", help="cub, sop, in-shop or inaturalist; or all in one."
+)
+@click.option("--sts", type=FILE, metavar="FOLDER", help="STS12 to 16, STS-B and SICK-R, from SentEval or as tables.")
+@click.option("--coco-annotations", type=FILE, help="dataset_coco.json or captions_val2014.json, for eccv.")
+@click.option("--weights", "weights", multiple=True, metavar="MODEL=FILE", help="A teacher's weights.")
+@click.option("--out", type=FILE, default=Path("artifacts/eval.json"), help="Where the figures are written.")
+@click.option("--device", default="auto", help="auto, cpu, cuda, …")
+@click.option(
+    "--precision", type=click.Choice(get_args(Precision)), default="auto", help="auto: bf16 on hardware for it."
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=256, help="Images and captions of a store at once.")
+@click.option("--workers", type=click.IntRange(min=0), default=2, help="Processes or threads that decode images.")
+def main(
+    models: tuple[str, ...],
+    tasks: tuple[str, ...],
+    store: Path,
+    split: str,
+    images: tuple[str, ...],
+    sts: Path | None,
+    coco_annotations: Path | None,
+    weights: tuple[str, ...],
+    out: Path,
+    device: str,
+    precision: Precision,
+    batch_size: int,
+    workers: int,
+) -> None:
+    """Measure models on retrieval tasks, and set them beside each other and the paper's.
+
+    A data set that is missing is named, with where to get it and the layout expected; the other tasks run. The exit
+    code is 0 where anything was measured, else 2.
+    """
+    results: list[Result] = []
+    with resumable(), _figures_kept(out, results):
+        # Imported late: the libraries behind it take seconds, a wrong flag should not.
+        from stores.parameters import Train, TrainParameters
+        from train.evaluation.data import DataSets, parse_images
+        from train.evaluation.measure import measure, tasks_of
+        from train.processes import make_accelerator
+
+        places = parse_images(images)
+        data = DataSets(store=store, split=split, images=places, sts=sts, coco_annotations=coco_annotations)
+        _check_writable(out)
+        loaded = _load(models, weights, device, precision)
+        accelerator = make_accelerator(TrainParameters(train=Train(device=device, precision=precision)))
+        for result in measure(loaded, tasks or tasks_of(data), data, accelerator, batch_size, workers):
+            results.append(result)
+            if result.figures:
+                write_json(out, _record(results, data, accelerator.device.type, accelerator.mixed_precision))
+        _show(results, out)
+
+
+def _load(
+    models: Sequence[str], weights: Sequence[str], device: str, precision: Precision
+) -> list[StudentModel | TeacherModel]:
+    """Load all models before any is measured: a mistake in the last should not cost the hours of the first."""
+    from train.evaluation.models import load_model
+
+    if len(set(models)) < len(models):
+        raise ParameterError(f"--model names one model twice: {', '.join(models)}. Each is measured once.")
+    files: dict[str, str] = {}
+    for given in weights:
+        model = next((name for name in models if given.startswith(f"{name}=")), None)
+        if model is None:
+            raise ParameterError(
+                f"--weights {given!r} is for no model that is measured. Expected MODEL=FILE, the model as --model "
+                f"names it: {', '.join(models)}."
+            )
+        files[model] = given.removeprefix(f"{model}=")
+    return [load_model(model, files.get(model), device, precision) for model in models]
+
+
+def _check_writable(out: Path) -> None:
+    """See that the file can be made before hours of measuring; make nothing yet."""
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if out.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
+        raise ParameterError(f"--out {out} cannot be written: expected a file in a folder that may be written to.")
+
+
+@contextmanager
+def _figures_kept(out: Path, results: list[Result]) -> Iterator[None]:
+    """Say on Ctrl-C (exit code 130, as shells expect) what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = any(result.figures for result in results)
+        click.echo(f"Stopped. {f'What was measured is in {out}.' if kept else 'Nothing was measured yet.'}", err=True)
+        sys.exit(130)
+
+
+def _record(results: Sequence[Result], data: DataSets, device: str, precision: str) -> dict[str, Any]:
+    """Return what is written: all figures at full precision, and what they were measured with."""
+    from dataclasses import asdict
+
+    return {
+        "format": FORMAT,
+        "store": str(data.store),
+        "split": data.split,
+        "device": device,
+        "precision": "bf16" if precision == "bf16" else "fp32",
+        "results": [asdict(result) for result in results],
+    }
+
+
+def _show(results: Sequence[Result], out: Path) -> None:
+    from train.evaluation.tables import printable, task_table
+
+    for message in dict.fromkeys(message for result in results for message in result.messages):
+        console.print(printable(message), style="yellow", soft_wrap=True)
+    output = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    for task in TASKS:
+        if table := task_table(task, [result for result in results if result.task == task]):
+            output.print(table)
+    if not any(result.figures for result in results):
+        raise CusaError("Nothing was measured; what is missing is said above.")
+    click.echo(f"Figures: {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Models on tasks: what can be measured is, and of the rest it is said why not and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from accelerate import Accelerator
+
+from stores.errors import CusaError, StoreError
+from train.evaluation import image_retrieval, sts
+from train.evaluation.data import DataSets
+from train.evaluation.image_folders import BENCHMARKS
+from train.evaluation.models import MeasuredModel, StudentModel, TeacherModel, require
+from train.evaluation.on_store import StudentOnStore, TeacherOnStore
+from train.evaluation.result import TASKS, Result
+from train.evaluation.sts_files import WHERE
+
+
+def tasks_of(data: DataSets) -> tuple[str, ...]:
+    """Return the tasks that there are data for; retrieval in any case, so that a wrong store is said."""
+    wanted = {"retrieval"}
+    try:
+        labels, pairs = data.has_labels, data.has_pairs
+    except StoreError:
+        labels = pairs = False
+    if data.coco_annotations:
+        wanted.add("eccv")
+    if data.images or labels:
+        wanted.add(image_retrieval.TASK)
+    if data.sts or pairs:
+        wanted.add(sts.TASK)
+    return tuple(task for task in TASKS if task in wanted)
+
+
+def measure(
+    models: Sequence[StudentModel | TeacherModel],
+    tasks: Sequence[str],
+    data: DataSets,
+    accelerator: Accelerator,
+    batch_size: int,
+    workers: int,
+) -> Iterator[Result]:
+    """Yield a result for each model and task, as each is measured.
+
+    What cannot be measured stands in a result's messages: a data set that is absent, a task that is not for a model,
+    embeddings that are not finite. A result without figures measured nothing.
+    """
+    for model in models:
+        on_store = (
+            StudentOnStore(model, data, accelerator, batch_size, workers)
+            if isinstance(model, StudentModel)
+            else TeacherOnStore(model, data, max(1, workers))
+        )
+        for task in tasks:
+            yield _measure(model, task, data, on_store, max(1, workers))
+
+
+def _measure(
+    model: MeasuredModel, task: str, data: DataSets, on_store: StudentOnStore | TeacherOnStore, threads: int
+) -> Result:
+    result = Result(task=task, model=model.name)
+    with _said(result):
+        if task in ("retrieval", "eccv"):
+            if isinstance(on_store, TeacherOnStore):
+                raise CusaError(
+                    f"The teacher {model.name} embeds {model.modalities[0]}s alone; {task} needs a model that embeds "
+                    f"images and texts in one space."
+                )
+            (on_store.retrieval if task == "retrieval" else on_store.eccv)(result)
+        elif task == image_retrieval.TASK:
+            require(model, "image", task)
+            if data.images:
+                result = image_retrieval.measure_image_retrieval(model, data.images, threads)
+            _add(result, on_store.image_retrieval, bool(data.images), lambda: data.has_labels, NO_IMAGES)
+        else:
+            require(model, "text", task)
+            if data.sts:
+                result = sts.measure_sts(model, data.sts)
+            _add(result, on_store.sts, data.sts is not None, lambda: data.has_pairs, NO_STS)
+    return result
+
+
+def _add(
+    result: Result, measure_store: Callable[[Result], None], named: bool, usable: Callable[[], bool], advice: str
+) -> None:
+    """Add the store's figures, where it has what the task needs; say so where nothing else was `named` either."""
+    try:
+        there = usable()
+    except CusaError as error:
+        there, advice = False, f"{advice} {error.message}"
+    if there:
+        with _said(result):
+            measure_store(result)
+    elif not named:
+        result.messages.append(advice)
+
+
+@contextmanager
+def _said(result: Result) -> Iterator[None]:
+    try:
+        yield
+    except CusaError as error:
+        result.messages.append(error.message)
+
+
+NO_IMAGES: Final = (
+    f"image-retrieval: no images are named, and the store has no labels. Say --images FOLDER, with the unpacked "
+    f"folders of {', '.join(benchmark.title for benchmark in BENCHMARKS.values())} (docs/evaluation.md), or "
+    f"--images NAME=FOLDER ({', '.join(BENCHMARKS)})."
+)
+NO_STS: Final = (
+    f"sts: no sentence pairs are named, and the store has none. Say --sts FOLDER, with SentEval's data or plain files "
+    f"(docs/evaluation.md). Get them from {WHERE}."
+)

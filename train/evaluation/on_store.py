@@ -1,0 +1,170 @@
+"""Measuring on a store's split: across modalities, by its labels, and by its graded caption pairs.
+
+A student embeds the split once for all tasks, by the very path that a training measures itself by, so that the figures
+are those of its metrics.json. A teacher's features are taken from the store where it has been extracted there.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from rich.markup import escape
+from rich.status import Status
+from torch import Tensor
+
+from stores.console import console, progress_bar
+from stores.errors import CusaError
+from stores.layout import teacher_slug
+from train.eccv import coco_ids, eccv_caption
+from train.embed import SplitEmbeddings, embed_split
+from train.evaluate import caption_pairs, cross_modal, evaluate, on_device, ownership
+from train.evaluation.data import COCO_TEST, FOLDS, DataSets
+from train.evaluation.image_retrieval import measure_images, recall_at_1
+from train.evaluation.labelled_images import split_images
+from train.evaluation.models import StudentModel, TeacherModel
+from train.evaluation.paper import COCO, ECCV
+from train.evaluation.result import DataSetError, Result
+from train.evaluation.sts import correlate, embed_texts
+
+UNI_MODAL: Final = {"image_class_R@1", "caption_spearman"}
+"""What `evaluate` measures besides retrieval across modalities."""
+
+
+class StudentOnStore:
+    """A student's embeddings and figures on a split."""
+
+    def __init__(
+        self, model: StudentModel, data: DataSets, accelerator: Accelerator, batch_size: int, workers: int
+    ) -> None:
+        self._model, self._data, self._accelerator = model.aligned, data, accelerator
+        self._name, self._batch_size, self._workers = model.name, batch_size, workers
+
+    def retrieval(self, result: Result) -> None:
+        """Add R@K both ways, RSUM, median ranks, and what the true relevance gives; COCO 1K too, where it is COCO."""
+        title = self._data.title
+        result.figures[title] = {name: value for name, value in self._figures.items() if name not in UNI_MODAL}
+        result.counts[title] = {"images": len(self._embeddings.image), "captions": len(self._embeddings.text)}
+        if len(self._embeddings.image) == COCO_TEST:
+            own = ownership(self._data.opened, self._data.split)
+            with self._ranking():
+                folds = cross_modal(*self._cross_modal, own, self._model.similarity, folds=FOLDS)
+            name = "COCO 1K" if title == COCO else f"{title} in fifths"
+            result.figures[f"{name} (mean of {FOLDS} folds)"] = folds
+
+    def eccv(self, result: Result) -> None:
+        """Add ECCV Caption, CxC and COCO 5K, from COCO's ids."""
+        ids = coco_ids(self._data.opened, self._data.split, self._data.annotations)
+        images, texts = self._cross_modal
+        with self._ranking():
+            found = eccv_caption(images, texts, *ids, self._model.similarity)
+        found["coco_5k"]["RSUM"] = sum(sum(figures.values()) for figures in found["coco_5k"].values())
+        result.figures.update({ECCV: found["eccv_caption"], "CxC": found["cxc"], COCO: found["coco_5k"]})
+
+    def image_retrieval(self, result: Result) -> None:
+        """Add the R@1 by the split's labels."""
+        images = split_images(self._data.opened, self._data.split)
+        result.figures[self._data.title] = self._figures["image_class_R@1"]
+        result.counts[self._data.title] = {"images": len(images.labels), "classes": len(np.unique(images.labels))}
+
+    def sts(self, result: Result) -> None:
+        """Add the correlation with the split's graded caption pairs."""
+        first, _, _ = graded_pairs(self._data)
+        figure = self._figures["caption_spearman"]
+        if not math.isfinite(figure):
+            raise DataSetError(f"{self._data.title}: {self._name} finds all pairs equally similar; no correlation.")
+        result.figures[self._data.title] = figure
+        result.counts[self._data.title] = {"pairs": len(first)}
+
+    @cached_property
+    def _embeddings(self) -> SplitEmbeddings:
+        store, split, size = self._data.opened, self._data.split, self._batch_size
+        batches = sum(-(-len(store.rows(split, modality)) // size) for modality in ("image", "text"))
+        with progress_bar() as progress:
+            task = progress.add_task(escape(f"{self._name}: {self._data.title}, batches"), total=batches, note="")
+            try:
+                return embed_split(
+                    self._model, store, split, self._accelerator, size, self._workers, lambda: progress.advance(task)
+                )
+            except torch.OutOfMemoryError:
+                raise CusaError(
+                    f"{self._name}: the device has no room for batches of {size:,}. Say a smaller --batch-size."
+                ) from None
+
+    @cached_property
+    def _figures(self) -> dict[str, Any]:
+        embeddings = self._embeddings
+        with self._ranking():
+            return evaluate(self._model, embeddings, self._data.opened, self._data.split)
+
+    def _ranking(self) -> Status:
+        """Show that rankings, which are one piece of work, are being made."""
+        return console.status(escape(f"{self._name}: ranking {self._data.title}"))
+
+    @property
+    def _cross_modal(self) -> tuple[Tensor, Tensor]:
+        return on_device(self._model, self._embeddings)
+
+
+class TeacherOnStore:
+    """A teacher's figures on a split, within its modality."""
+
+    def __init__(self, model: TeacherModel, data: DataSets, threads: int) -> None:
+        self._model, self._data, self._threads = model, data, threads
+
+    def image_retrieval(self, result: Result) -> None:
+        """Add the R@1 by the split's labels."""
+        images = split_images(self._data.opened, self._data.split)
+        rows = self._data.opened.rows(self._data.split, "image")
+        if (found := self._extracted(rows)) is None:
+            measure_images(self._model, images, result, self._threads)
+            return
+        features, valid = found
+        labels = images.labels[valid]
+        result.figures[self._data.title] = recall_at_1(features[valid], labels)
+        result.counts[self._data.title] = {
+            "images": len(labels),
+            "classes": len(np.unique(labels)),
+            "broken": int((~valid).sum()),
+        }
+
+    def sts(self, result: Result) -> None:
+        """Add the correlation with the split's graded caption pairs."""
+        store, title = self._data.opened, self._data.title
+        first, second, gold = graded_pairs(self._data)
+        rows = store.rows(self._data.split, "text")
+        asked, places = np.unique(np.concatenate([first, second]), return_inverse=True)
+        if (found := self._extracted(rows[asked])) is None:
+            texts = store.captions["text"].take(rows[asked]).to_pylist()
+            found = embed_texts(self._model, texts, title), np.ones(len(texts), dtype=np.bool_)
+        features, valid = found
+        one, other = places.reshape(2, len(gold))
+        kept = valid[one] & valid[other]
+        result.figures[title] = correlate(features[one[kept]], features[other[kept]], gold[kept], self._model, title)
+        result.counts[title] = {"pairs": int(kept.sum())}
+
+    def _extracted(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]] | None:
+        """Return this very teacher's features of rows in the store, and which are valid; None if it has none."""
+        store, slug = self._data.opened, teacher_slug(self._model.name, self._model.modality)
+        extracted = store.manifest.teachers.get(slug)
+        if extracted is None or extracted.fingerprint != self._model.fingerprint:
+            return None
+        features = store.features(slug)
+        return features.gather(rows).astype(np.float32), features.valid[rows]
+
+
+def graded_pairs(data: DataSets) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Return the split's graded caption pairs: places of the first and the second, and their similarity.
+
+    Raises:
+        DataSetError: it has none.
+    """
+    pairs = caption_pairs(data.opened, data.split)
+    if pairs is None:
+        raise DataSetError(f"{data.title}: the store has no graded caption pairs there, so sts is not measured on it.")
+    return pairs
