@@ -100,7 +100,7 @@ def train(student: Any, steps: int = 2) -> dict[str, Tensor]:
     model.eval()
     model.train()
     for _ in range(steps):
-        embeddings = model(*inputs(student))
+        embeddings, _ = model(*inputs(student))
         optimizer.zero_grad()
         sum(e.square().mean() + e[0, 0] for e in embeddings).backward()
         optimizer.step()

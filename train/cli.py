@@ -23,9 +23,7 @@ from stores.commands import resumable
 @click.option("--image-teacher", help="family:name  [teachers.image]")
 @click.option("--text-teacher", help="family:name  [teachers.text]")
 @click.option("-S", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override any parameter.")
-@click.option(
-    "--overwrite", is_flag=True, help="Delete another run in the same folder, and train anew."
-)
+@click.option("--overwrite", is_flag=True, help="Delete another run in the same folder, and train anew.")
 @click.option("--show", is_flag=True, help="Print the results of the finished run again, and nothing more.")
 def main(
     params: Path | None,
