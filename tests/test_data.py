@@ -20,7 +20,7 @@ from torch import Tensor
 from pipeline.extract import extract
 from stores import Store, StoreError, TrainingError
 from stores.images import decode_rgb
-from stores.parameters import Teachers, Train
+from stores.parameters import Student, Teachers, Train
 from train.data import Batch, TrainingData
 from train.student import load_student
 
@@ -170,7 +170,7 @@ def test_augmentation_is_new_each_epoch_and_leaves_the_generators_alone(two_stor
 
 def test_a_pickled_data_set_carries_paths_alone(two_stores: tuple[Store, Store]) -> None:
     """As a spawned worker gets it; with the real student's transforms and tokenizer."""
-    student = load_student("open-clip:small-clip")
+    student = load_student(Student())
     made = data(two_stores[0], replace(SETTINGS, device_table_gib=0.0), student)
     draw = next(iter(made.stream))
     expected = made.loader.dataset[draw]

@@ -169,6 +169,8 @@ def in_a_terminal(code: str, interrupt: bool = False) -> tuple[str, int]:
         stderr=child,
         cwd=root,
         env=kept | {"TERM": "xterm-256color", "PYTHONPATH": str(root)},
+        # A shell's background jobs ignore Ctrl-C, and hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     os.close(child)
     written = b""
