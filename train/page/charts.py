@@ -88,7 +88,7 @@ class _Axis:
             logs = np.log10(values)
             values = values[(logs >= self._low - 1e-9) & (logs <= self._high + 1e-9)]
         else:
-            values = MaxNLocator(5, integer=whole, min_n_ticks=1).tick_values(self._low, self._high)
+            values = np.asarray(MaxNLocator(5, integer=whole, min_n_ticks=1).tick_values(self._low, self._high))
             slack = 1e-9 * (self._high - self._low)
             values = values[(values >= self._low - slack) & (values <= self._high + slack)]
         return [Tick(round(float(place), 1), f"{value:.6g}") for place, value in zip(self(values), values, strict=True)]
