@@ -71,6 +71,8 @@ def _project(rows: Tensor) -> NDArray[np.float64]:
     unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
     perplexity = min(30.0, (len(unit) - 1) / 3)
     # Of unit vectors the squared Euclidean distance is the cosine's, but for a factor.
-    found = TSNE(2, perplexity=perplexity, init="pca", learning_rate="auto", random_state=SEED).fit_transform(unit)
+    # Where all rows are one, there is no principal axis to begin from.
+    start = "pca" if np.ptp(unit, axis=0).max() > 1e-6 else "random"
+    found = TSNE(2, perplexity=perplexity, init=start, learning_rate="auto", random_state=SEED).fit_transform(unit)
     points: NDArray[np.float64] = np.asarray(found, dtype=np.float64)
     return points
