@@ -21,11 +21,12 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from pipeline.extract import extract
-from pipeline.inspection.candidates import Evidence, Runs, _chunks
 from pipeline.inspection.cli import main
-from pipeline.inspection.columns import Column
 from pipeline.inspection.output import printable
+from pipeline.inspection.teachers import default_slug
 from stores import ExtractParameters, Store, tables
+from stores.candidates import Evidence, Runs, _chunks
+from stores.columns import Column
 from stores.digests import file_digest
 from stores.features import PartOrigin, read_part, write_part
 from stores.layout import Layout
@@ -514,7 +515,7 @@ def test_missing_writes_to_no_folder_of_others(scenes_store: Store, tmp_path: Pa
 
 
 def test_the_nearest_captions_of_uneven_runs_are_those_of_a_loop(odd_store: Store) -> None:
-    evidence = Evidence(odd_store)
+    evidence = Evidence(odd_store, default_slug(odd_store, "image"), default_slug(odd_store, "text"))
     random = np.random.default_rng(1)
     one, other = random.integers(0, len(odd_store.samples), (2, 40))
     similarity, ours, theirs = evidence.nearest_captions(evidence.captions(one), evidence.captions(other))

@@ -41,7 +41,7 @@ def result_table(metrics: dict[str, Any], folder: Path) -> Table:
     table.add_column("metric")
     for title in metrics:
         table.add_column(title, justify="right")
-    flat = {title: _flat(values) for title, values in metrics.items()}
+    flat = {title: flat_figures(values) for title, values in metrics.items()}
     compare = len(flat) == 2
     if compare:
         table.add_column("difference", justify="right")
@@ -55,11 +55,12 @@ def result_table(metrics: dict[str, Any], folder: Path) -> Table:
     return table
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
+def flat_figures(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Return a training's figures under the names that they have in tables, such as "image→text · R@1"."""
     flat: dict[str, float] = {}
     for name, value in values.items():
         spoken = f"{prefix}{name}".replace("_to_", "→").replace("true_relevance", "true").replace("_", " ")
-        flat |= _flat(value, f"{spoken} · ") if isinstance(value, dict) else {spoken: float(value)}
+        flat |= flat_figures(value, f"{spoken} · ") if isinstance(value, dict) else {spoken: float(value)}
     return flat
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,13 +9,13 @@ import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
-from pipeline.inspection.columns import Column
 from pipeline.inspection.truth import Truth
 from stores import Store, StoreError
 from stores.atomic import atomic_path, write_text
-from stores.images import decode_rgb
+from stores.columns import Column
+from stores.missing import LISTED
+from stores.thumbnails import thumbnail
 
 LIST_NAME: Final = "missing.parquet"
 PAGE_NAME: Final = "missing.html"
@@ -25,26 +23,6 @@ THUMBNAIL: Final = 320
 """Longest side of a picture on the page, in pixels."""
 _CAPTIONS_SHOWN: Final = 5
 
-LISTED: Final = pa.schema(
-    [
-        ("caption_row", pa.int64()),
-        ("caption", pa.large_string()),
-        ("sample_row", pa.int64()),
-        ("sample_source_id", pa.string()),
-        ("image_row", pa.int64()),
-        ("image_source_id", pa.string()),
-        ("nearest_caption_row", pa.int64()),
-        ("nearest_caption", pa.large_string()),
-        ("text_similarity", pa.float32()),
-        ("image_similarity", pa.float32()),
-        ("text_percentile", pa.float32()),
-        ("image_percentile", pa.float32()),
-        ("score", pa.float32()),
-        ("identical_caption", pa.bool_()),
-        ("identical_image", pa.bool_()),
-    ]
-)
-"""One row a pair: a caption of `sample_row`, and `image_row`, whose image it may describe as well."""
 _RELEVANT: Final = pa.field("relevant", pa.bool_())
 """What the store's truth says of a pair; null where it says nothing."""
 
@@ -110,16 +88,4 @@ def _sample(store: Store, row: int, nearest: str) -> dict[str, Any]:
     captions = Column(store.captions["text"]).values(np.arange(first, first + min(count, _CAPTIONS_SHOWN)))
     if nearest not in captions:
         captions[-1] = nearest
-    return {"picture": _thumbnail(store.images[row]), "captions": captions, "more": count - len(captions)}
-
-
-def _thumbnail(data: bytes) -> str:
-    """Return an image file's bytes as a small JPEG in a data URI; empty where it cannot be decoded."""
-    try:
-        picture = decode_rgb(data)
-    except OSError:
-        return ""
-    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    small = io.BytesIO()
-    picture.save(small, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode("ascii")
+    return {"picture": thumbnail(store.images[row], THUMBNAIL), "captions": captions, "more": count - len(captions)}

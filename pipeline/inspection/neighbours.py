@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from pipeline.inspection.columns import Column
 from pipeline.inspection.output import cell
 from pipeline.inspection.rows import shard_of
 from pipeline.inspection.teachers import default_slug, encode, load_stored
 from stores import CusaError, Modality, Store, StoreError
+from stores.columns import Column
 from stores.images import decode_rgb
 
 _CAPTIONS_SHOWN = 2

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.inspection.checks import AGAIN, Check, Fault, only_if_whole
-from pipeline.inspection.columns import Column
 from stores import Modality, Shard, Store, StoreError
+from stores.columns import Column
 
 _TRUTH = {
     "relevance.arrow": ("caption", "sample"),

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.inspection.columns import Column
 from stores import Store
+from stores.columns import Column
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.inspection.columns import Column
-from pipeline.inspection.teachers import default_slug
-from stores import Features, Index, Store
+from stores.columns import Column
+from stores.features import Features
+from stores.index import Index
+from stores.store import Store
 
 BLOCK: Final = 1024
 """Samples whose neighbours are searched together."""
@@ -77,10 +78,10 @@ class Pairs:
 
 
 class Evidence:
-    """What the two teachers that a store was last made with say about pairs of samples."""
+    """What two teachers of a store, one of images and one of texts, say about pairs of samples."""
 
-    def __init__(self, store: Store) -> None:
-        self.image_slug, self.text_slug = default_slug(store, "image"), default_slug(store, "text")
+    def __init__(self, store: Store, image_slug: str, text_slug: str) -> None:
+        self.image_slug, self.text_slug = image_slug, text_slug
         self._images: Features = store.features(self.image_slug)
         self._texts: Features = store.features(self.text_slug)
         self._first, self._count = (Column(store.samples[name]) for name in ("caption_first", "caption_count"))

@@ -1,0 +1,123 @@
+"""The report of a run: it has all its parts, loads nothing, escapes what the data says, and fits a phone."""
+
+from __future__ import annotations
+
+import html
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from accelerate.state import AcceleratorState
+from PIL import Image
+
+from stores import Store, TrainingError, TrainParameters
+from stores.parameters import Train
+from train.page import write_report
+from train.page.tables import difference
+from train.run import run
+
+HOSTILE = '"><script>alert(1)</script><img src=https://example.org/x>'
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+QUICK = TrainParameters(train=Train(epochs=2, batch_size=16, device="cpu", precision="fp32", compare=True))
+
+
+@pytest.fixture(scope="module")
+def finished(scenes_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folder = tmp_path_factory.mktemp("report") / "run"
+    run(QUICK, scenes_store, folder)
+    write_report(folder, scenes_store)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(finished: Path) -> str:
+    return (finished / "report.html").read_text()
+
+
+def test_the_page_has_all_its_parts_and_loads_nothing(page: str) -> None:
+    for part in ("figures", "curves", "embeddings", "labels", "cases", "suspects"):
+        assert page.count(f'<section id="{part}">') == 1
+    for text in ("Validation RSUM", "Temperatures", "422.6 → 429.7", "KL(P ‖ Q)", "A caption asks for images"):
+        assert text in page
+    assert page.count("(with USA)</figcaption>") == 2
+    assert page.count("(without USA)</figcaption>") == 2
+    assert page.count('<figure class="card">') == 3 + 4 + 4
+    assert page.count('<figure class="suspect">') == 12
+    assert "ground truth" in page
+    assert "://" not in page, "nothing is loaded from elsewhere"
+    assert "<script" not in page
+    assert all(source.startswith("data:image/jpeg;base64,") for source in re.findall(r'src="([^"]*)"', page))
+    assert all(alt for alt in re.findall(r'<img [^>]*alt="([^"]*)"', page))
+    assert "nan" not in re.sub(r'"data:[^"]*"', "", page)
+
+
+def test_the_same_run_has_the_same_page(finished: Path, page: str, scenes_store: Store) -> None:
+    assert write_report(finished, scenes_store).read_text() == page
+
+
+def test_what_the_data_says_is_escaped(finished: Path, page: str, scenes_store: Store, tmp_path: Path) -> None:
+    hostile = Store.open(scenes_store.root)
+    captions, samples = hostile.captions, hostile.samples
+    texts = pa.chunked_array([pa.array([HOSTILE] * len(captions), pa.large_string())])
+    labels = pa.chunked_array([pa.array([HOSTILE] * len(samples), pa.string())])
+    vars(hostile)["captions"] = captions.set_column(captions.schema.get_field_index("text"), "text", texts)
+    vars(hostile)["samples"] = samples.set_column(samples.schema.get_field_index("label"), "label", labels)
+    shutil.copytree(finished, tmp_path / "run")
+    found = write_report(tmp_path / "run", hostile).read_text()
+    assert "<script" not in found
+    assert "<img src=https" not in found
+    assert str(html.escape(HOSTILE)).replace("&quot;", "&#34;") in found
+
+
+def test_an_unfinished_or_mixed_up_run_has_no_page(finished: Path, scenes_store: Store, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="holds no finished run"):
+        write_report(tmp_path, scenes_store)
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "epochs.csv").write_text("epoch,loss/total\n")
+    with pytest.raises(TrainingError, match="do not belong together"):
+        write_report(tmp_path / "run", scenes_store)
+
+
+def test_a_change_says_whether_it_is_for_the_better() -> None:
+    assert difference(1.0, 2.0) == ("+1.0", "better")
+    assert difference(5.0, 4.0) == ("−1.0", "worse")
+    assert difference(5.0, 4.0, lower_is_better=True) == ("−1.0", "better")
+    assert difference(5.0, 5.04) == ("±0.0", "same")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs a Chromium, which is no part of the project")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_fits_a_phone_and_a_desk_in_light_and_dark(page: str, tmp_path: Path, width: int) -> None:
+    # In a frame, since a browser's own window has a least width; only this test's copy of the page has a script.
+    script = "onload=()=>{parent.document.title=document.scrollingElement.scrollWidth}"
+    inner = re.sub(r"<meta http-equiv[^>]*>", "", page).replace("</body>", f"<script>{script}</script></body>")
+    frame = f'<iframe style="border:0;width:{width}px;height:9000px" srcdoc="{html.escape(inner)}"></iframe>'
+    (tmp_path / "frame.html").write_text(f'<!doctype html><meta charset="utf-8"><body style="margin:0">{frame}')
+    dumped = browser("--dump-dom", tmp_path / "frame.html")
+    measured = re.search(r"<title>(\d+)</title>", dumped)
+    assert measured, "the browser ran the script"
+    assert int(measured[1]) <= width, "nothing runs over the edge"
+    (tmp_path / "report.html").write_text(page)
+    light, dark = (shot(tmp_path / "report.html", width, scheme) for scheme in (1, 0))
+    assert light.shape == dark.shape == (2000, width, 3)
+    assert light[:, :4].mean() > 200, "a light page"
+    assert dark[:, :4].mean() < 60, "a dark page"
+    assert light.std() > 10, "something is drawn"
+
+
+def shot(path: Path, width: int, scheme: int) -> np.ndarray:
+    picture = path.with_name(f"{width}-{scheme}.png")
+    settings = f"--blink-settings=preferredColorScheme={scheme}"
+    browser("--hide-scrollbars", settings, f"--window-size={width},2000", f"--screenshot={picture}", path)
+    return np.asarray(Image.open(picture).convert("RGB"), dtype=float)
+
+
+def browser(*arguments: object) -> str:
+    *options, path = arguments
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", *map(str, options), f"file://{path}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
