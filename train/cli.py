@@ -50,10 +50,15 @@ def main(
         from train import report
         from train import run as runs
 
-        metrics = report.read_metrics(run) if opened is None else runs.run(parameters, opened, run, overwrite=overwrite)
+        metrics = (
+            report.read_metrics(run)
+            if opened is None
+            else runs.run(parameters, opened, run, overwrite=overwrite, report=True)
+        )
         if not PartialState().is_main_process:
             return
         Console().print(report.result_table(metrics, run))
+        click.echo(f"Report: {run / 'report.html'}")
         click.echo(f"Plots: {run / 'plots' / 'curves.png'}, {run / 'dvclive' / 'plots'} (dvc plots show)")
 
 

@@ -21,27 +21,30 @@ from stores.lock import lock_held
 from stores.parameters import Loss, as_dict
 from train.checkpoint import load_checkpoint
 from train.curves import event_writer
-from train.embed import embed_split
+from train.embed import SplitEmbeddings, embed_split
 from train.environment import record_start
 from train.epoch import Epoch
 from train.evaluate import evaluate
 from train.export import export_student
+from train.objective import Similarity
 from train.processes import Processes, make_accelerator
 from train.report import draw_curves
-from train.run_folder import Facts, describe
+from train.run_folder import PLAIN, SOFT, Facts, describe
 from train.stops import Stop, stopping
 from train.trainer import Training
 
-SOFT: Final = "soft_labels"
-PLAIN: Final = "infonce"
 NO_EFFECT: Final = tuple(
     f"train.{name}" for name in ("workers", "cache_gib", "device_table_gib", "save_every", "keep_every", "tensorboard")
 )
 """Parameters that change how fast a run is and not what it gives: a stopped run goes on under other ones."""
 
 
-def run(parameters: TrainParameters, store: Store, folder: Path, *, overwrite: bool = False) -> dict[str, Any]:
+def run(
+    parameters: TrainParameters, store: Store, folder: Path, *, overwrite: bool = False, report: bool = False
+) -> dict[str, Any]:
     """Train and measure into `folder`, going on where an earlier run with the same parameters stopped.
+
+    `report` says whether to write report.html as well.
 
     In a process that a launcher started beside others, all of them train together; the main one writes.
 
@@ -75,6 +78,8 @@ def run(parameters: TrainParameters, store: Store, folder: Path, *, overwrite: b
             # The model, which accelerate keeps too, would go on filling the device through the next training.
             accelerator.free_memory()
         processes.alone(lambda: _write_down(folder, finished))
+        if report:
+            processes.alone(lambda: _write_report(folder, store, finished, accelerator))
     return measured
 
 
@@ -85,11 +90,25 @@ class _Finished(NamedTuple):
     history: list[Epoch]
     facts: Facts
     folder: Path
+    embeddings: SplitEmbeddings
+    similarity: Similarity | None
+    """The student's own, if it has one."""
 
 
 def _write_down(folder: Path, finished: dict[str, _Finished]) -> None:
     write_json(folder / "metrics.json", {title: training.measured for title, training in finished.items()})
     draw_curves({title: training.history for title, training in finished.items()}, folder / "plots")
+    for training in finished.values():
+        describe(training.folder, training.facts, training.history, training.measured)
+
+
+def _write_report(folder: Path, store: Store, finished: dict[str, _Finished], accelerator: Accelerator) -> None:
+    # Imported late: the libraries behind it take seconds, which a run without a report need not wait for.
+    from train.page import Tested, write_report
+
+    console.print("writing report.html …")
+    tested = {title: Tested(one.embeddings, one.similarity, accelerator.device) for title, one in finished.items()}
+    write_report(folder, store, tested)
     for training in finished.values():
         describe(training.folder, training.facts, training.history, training.measured)
 
@@ -205,4 +224,4 @@ def _train_and_measure(
     measured = stop.processes.once(measure)
     measured |= {"best_epoch": record["epoch"] + 1, "validation_RSUM": record["validation_rsum"]}
     console.print(f"{title}: best epoch {record['epoch'] + 1}, checkpoint {training.best}")
-    return _Finished(measured, history, training.facts(), folder)
+    return _Finished(measured, history, training.facts(), folder, embeddings, model.similarity)

@@ -21,7 +21,11 @@ from train.curves import by_name
 from train.environment import command_line
 from train.epoch import Epoch
 
+SOFT: Final = "soft_labels"
+PLAIN: Final = "infonce"
+"""The training without soft labels; beside the other it lies in the folder of this name."""
 FILES: Final = {
+    "report.html": "figures, curves, embeddings, cases and suspected false negatives, to look at",
     "best.safetensors": "the model with the highest validation RSUM: student, heads, temperatures",
     "last.safetensors": "the latest state, to go on from: model, optimiser, schedule, place in the epoch",
     "epoch-*.safetensors": "the model after every so many epochs (`train.keep_every`)",

@@ -7,7 +7,8 @@ from typing import Final
 import numpy as np
 
 from train.page.charts import Chart, Series, line_chart
-from train.page.run_files import PLAIN, Trained
+from train.page.run_files import Trained
+from train.run_folder import PLAIN
 
 COLOURS: Final = {
     "validation/RSUM": 0,

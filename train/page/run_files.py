@@ -11,10 +11,9 @@ from typing import Any, Final
 from stores import TrainingError, TrainParameters
 from stores.parameters import Loss, recorded_parameters
 from train.report import read_metrics
+from train.run_folder import PLAIN, SOFT
 
-PLAIN: Final = "infonce"
-"""The training without soft labels; beside another it lies in the folder of this name."""
-SPOKEN: Final = {PLAIN: "InfoNCE", "soft_labels": "soft labels"}
+SPOKEN: Final = {PLAIN: "InfoNCE", SOFT: "soft labels"}
 
 
 @dataclass(frozen=True, kw_only=True)
