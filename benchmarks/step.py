@@ -28,8 +28,8 @@ from train.trainer import Training
 STUDENT = "open-clip:ViT-B-32"
 BATCH = {"cpu": 64, "cuda": 1024}
 STEP_BOUND, JOIN_BOUND, WAIT_BOUND = 1.03, 0.01, 0.05
-ROUNDS = 5
-WAITS = 4
+ROUNDS = 4
+WAITS = 2
 """Steps over which the wait for input is measured."""
 
 
