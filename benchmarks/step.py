@@ -42,7 +42,7 @@ def benchmark() -> list[Result]:
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
     settings = Train(batch_size=BATCH[device.type], learning_rate=1e-5, epochs=1000, captions="all")
     with tempfile.TemporaryDirectory() as folder:
-        store = _store(Path(folder), pairs=4 * settings.batch_size)
+        store = _store(Path(folder), pairs=(WAITS + 3) * settings.batch_size)
 
         stop = Stop(Processes(accelerator))
 
@@ -106,12 +106,12 @@ def _join(joined: float, gathered: float, step: float, what: str) -> Result:
 def _wait(data: TrainingData, soft: Training, step: float, what: str) -> Result:
     """Measure how long a step waits for its batch; the first is left out: the worker has just started."""
     batches = iter(data.loader)
-    soft.step(next(batches))
+    float(soft.step(next(batches))["total"])
     waits = []
     for _ in range(WAITS):
         fetched: list[Batch] = []
         waits.append(seconds(lambda fetched=fetched: fetched.append(next(batches))))  # type: ignore[misc]
-        soft.step(fetched[0])
+        float(soft.step(fetched[0])["total"])  # which waits for the device
     wait = float(np.mean(waits))
     return _result(
         f"wait for input in each step, one worker, {what}, against the step", wait, step, wait / step, WAIT_BOUND

@@ -58,7 +58,8 @@ def main(
         if not PartialState().is_main_process:
             return
         Console().print(report.result_table(metrics, run))
-        click.echo(f"Report: {run / 'report.html'}")
+        if (run / "report.html").exists():
+            click.echo(f"Report: {run / 'report.html'}")
         click.echo(f"Plots: {run / 'plots' / 'curves.png'}, {run / 'dvclive' / 'plots'} (dvc plots show)")
 
 

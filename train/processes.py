@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from datetime import timedelta
+from typing import Final, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +22,8 @@ from stores.hardware import resolve_device, resolve_precision
 from train.objective import Compared
 
 T = TypeVar("T")
+PATIENCE: Final = timedelta(days=7)
+"""How long processes wait while the main one measures or writes."""
 
 
 def make_accelerator(parameters: TrainParameters) -> Accelerator:
@@ -49,7 +52,7 @@ class Processes:
         self.rank, self.count = accelerator.process_index, accelerator.num_processes
         self.is_main: bool = accelerator.is_main_process
         # Flags travel on the host, so that asking never waits for the device.
-        self._host = distributed.new_group(backend="gloo") if self.count > 1 else None
+        self._host = distributed.new_group(backend="gloo", timeout=PATIENCE) if self.count > 1 else None
 
     def alone(self, work: Callable[[], T]) -> T | None:
         """Let the main process alone do `work`, while the others wait; return its result there, None elsewhere.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from accelerate import Accelerator
+from accelerate.utils.memory import clear_device_cache
 
 from stores import Store, TrainingError, TrainParameters
 from stores.atomic import remove_leftovers, write_json
@@ -77,6 +78,7 @@ def run(
             measured[title] = finished[title].measured
             # The model, which accelerate keeps too, would go on filling the device through the next training.
             accelerator.free_memory()
+            clear_device_cache(garbage_collection=True)
         processes.alone(lambda: _write_down(folder, finished))
         if report:
             processes.alone(lambda: _write_report(folder, store, finished, accelerator))
@@ -116,8 +118,9 @@ def _write_report(folder: Path, store: Store, finished: dict[str, _Finished], ac
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the run's folder by a lock beside it: one run at a time."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with lock_held(folder.with_name(f"{folder.name}.lock"), folder, "--run", TrainingError):
+    place = folder.resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with lock_held(place.with_name(f"{place.name}.lock"), folder, "--run", TrainingError):
         yield
 
 
@@ -135,7 +138,7 @@ def _claim(folder: Path, parameters: TrainParameters, store: Store, accelerator:
     """Take the folder for this run: it is empty, or holds the same run, or may be overwritten."""
     if _is_another(folder, _identity(parameters, store), overwrite):
         for path in folder.iterdir():
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             elif path.name != "run.json":  # which says whose the folder is, until the new one replaces it
                 path.unlink()
@@ -172,11 +175,15 @@ def _is_another(folder: Path, wanted: dict[str, Any], overwrite: bool) -> bool:
             raise TrainingError(f"{folder} is not empty and holds no run of ours. Choose another folder with --run.")
         return False
     try:
-        changed = _differences(json.loads(path.read_text()), wanted)
+        found = json.loads(path.read_text())
+        changed = _differences(found, wanted)
     except ValueError:
-        changed = ["a run.json that cannot be read"]
-    # A run that was refused before its first checkpoint keeps no one from the folder.
-    if changed and not overwrite and any(folder.rglob("*.safetensors")):
+        found, changed = None, ["a run.json that cannot be read"]
+    ours = isinstance(found, dict) and wanted.keys() <= found.keys()
+    if ours and not any(folder.rglob("*.safetensors")):
+        # A run that was refused before its first checkpoint keeps no one from the folder.
+        return False
+    if changed and not overwrite:
         raise TrainingError(
             f"{folder} holds a run that differs in {', '.join(changed)}. "
             f"Choose another folder with --run, or say --overwrite."
@@ -221,6 +228,7 @@ def _train_and_measure(
         export_student(model.student, folder / "student.safetensors", tau)
         return evaluate(model, embeddings, store, split)
 
+    model.zero_grad(set_to_none=True)
     measured = stop.processes.once(measure)
     measured |= {"best_epoch": record["epoch"] + 1, "validation_RSUM": record["validation_rsum"]}
     console.print(f"{title}: best epoch {record['epoch'] + 1}, checkpoint {training.best}")

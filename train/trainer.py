@@ -86,6 +86,7 @@ class Training:
         slugs = (teacher_slug(parameters.teachers.image, "image"), teacher_slug(parameters.teachers.text, "text"))
         rank, processes = self._processes.rank, self._processes.count
         self.data = TrainingData(store, self._settings, slugs, self.model.student, accelerator.device, rank, processes)
+        self.model.train()  # pretrained towers may come in evaluation mode
         check_cacheable(self.model, self._settings.micro_batch, self._settings.batch_size // processes)
         self._steps = len(self.data.stream)
         optimizer = make_optimizer(self.model, self._settings)
@@ -144,12 +145,17 @@ class Training:
         )
 
     def _resume(self) -> None:
-        if not self.last.exists():
-            return
-        record = load_checkpoint(self.last, self.model, self._optimizer)
-        self.history = [Epoch(**epoch) for epoch in record["history"]]
-        self._done = Done(**record["done"])
-        load_schedule(self._schedule, record["schedule"], self._optimizer)
+        if self.last.exists():
+            record = load_checkpoint(self.last, self.model, self._optimizer)
+            self.history = [Epoch(**epoch) for epoch in record["history"]]
+            self._done = Done(**record["done"])
+            load_schedule(self._schedule, record["schedule"], self._optimizer)
+        place = (len(self.history), self._done.step)
+        if self._processes.any(place != self._processes.once(lambda: place)):
+            raise TrainingError(
+                f"The processes do not see the same {self.last}: this one goes on after epoch {place[0]} and step "
+                f"{place[1]}. Choose a folder that all machines share with --run."
+            )
 
     def _announce(self) -> None:
         done, step = len(self.history), self._done.step
