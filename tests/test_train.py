@@ -256,6 +256,16 @@ def test_a_refused_run_keeps_no_one_from_its_folder(scenes_store: Store, tmp_pat
     run(changed(epochs=1), scenes_store, tmp_path / "run")
 
 
+@pytest.mark.parametrize("text", ['{"name": "another tool"}', "[]", "not JSON"])
+def test_a_run_json_of_another_tool_is_left_alone(scenes_store: Store, tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    (tmp_path / "results.bin").touch()
+    with pytest.raises(TrainingError, match="holds a run that differs in"):
+        run(changed(epochs=1), scenes_store, tmp_path)
+    assert (tmp_path / "results.bin").exists()
+    assert (tmp_path / "run.json").read_text() == text
+
+
 def test_a_student_s_own_similarity_is_measured_in_evaluation_mode(scenes_store: Store, tmp_path: Path) -> None:
     run(replace(changed(epochs=1), student=Student(model="tiny_students:Strict")), scenes_store, tmp_path / "run")
 
