@@ -260,8 +260,8 @@ def test_a_refused_run_keeps_no_one_from_its_folder(scenes_store: Store, tmp_pat
 def test_a_run_json_of_another_tool_is_left_alone(scenes_store: Store, tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     (tmp_path / "results.bin").touch()
-    with pytest.raises(TrainingError, match="holds a run that differs in"):
-        run(changed(epochs=1), scenes_store, tmp_path)
+    with pytest.raises(TrainingError, match="holds no run of ours"):
+        run(changed(epochs=1), scenes_store, tmp_path, overwrite=True)
     assert (tmp_path / "results.bin").exists()
     assert (tmp_path / "run.json").read_text() == text
 

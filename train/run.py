@@ -169,20 +169,18 @@ def _is_another(folder: Path, wanted: dict[str, Any], overwrite: bool) -> bool:
     Raises:
         TrainingError: it holds another run, or something else that is not ours.
     """
-    path = folder / "run.json"
-    if not path.exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise TrainingError(f"{folder} is not empty and holds no run of ours. Choose another folder with --run.")
+    if not folder.exists() or not any(folder.iterdir()):
         return False
     try:
-        found = json.loads(path.read_text())
-        changed = _differences(found, wanted)
-    except ValueError:
-        found, changed = None, ["a run.json that cannot be read"]
-    ours = isinstance(found, dict) and wanted.keys() <= found.keys()
-    if ours and not any(folder.rglob("*.safetensors")):
+        found = json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or not {"parameters", "code"} <= found.keys():
+        raise TrainingError(f"{folder} is not empty and holds no run of ours. Choose another folder with --run.")
+    if not any(folder.rglob("*.safetensors")):
         # A run that was refused before its first checkpoint keeps no one from the folder.
         return False
+    changed = _differences(found, wanted)
     if changed and not overwrite:
         raise TrainingError(
             f"{folder} holds a run that differs in {', '.join(changed)}. "
