@@ -79,9 +79,11 @@ def run(
             # The model, which accelerate keeps too, would go on filling the device through the next training.
             accelerator.free_memory()
             clear_device_cache(garbage_collection=True)
-        processes.alone(lambda: _write_down(folder, finished))
+        processes.alone(lambda: _write_figures(folder, finished))
         if report:
             processes.alone(lambda: _write_report(folder, store, finished, accelerator))
+        # Last, since a run's page lists what lies in its folder.
+        processes.alone(lambda: _write_pages(finished))
     return measured
 
 
@@ -97,11 +99,9 @@ class _Finished(NamedTuple):
     """The student's own, if it has one."""
 
 
-def _write_down(folder: Path, finished: dict[str, _Finished]) -> None:
+def _write_figures(folder: Path, finished: dict[str, _Finished]) -> None:
     write_json(folder / "metrics.json", {title: training.measured for title, training in finished.items()})
     draw_curves({title: training.history for title, training in finished.items()}, folder / "plots")
-    for training in finished.values():
-        describe(training.folder, training.facts, training.history, training.measured)
 
 
 def _write_report(folder: Path, store: Store, finished: dict[str, _Finished], accelerator: Accelerator) -> None:
@@ -111,6 +111,9 @@ def _write_report(folder: Path, store: Store, finished: dict[str, _Finished], ac
     console.print("writing report.html …")
     tested = {title: Tested(one.embeddings, one.similarity, accelerator.device) for title, one in finished.items()}
     write_report(folder, store, tested)
+
+
+def _write_pages(finished: dict[str, _Finished]) -> None:
     for training in finished.values():
         describe(training.folder, training.facts, training.history, training.measured)
 
@@ -136,7 +139,8 @@ def _trainings(parameters: TrainParameters, folder: Path) -> list[tuple[str, Pat
 
 def _claim(folder: Path, parameters: TrainParameters, store: Store, accelerator: Accelerator, overwrite: bool) -> None:
     """Take the folder for this run: it is empty, or holds the same run, or may be overwritten."""
-    if _is_another(folder, _identity(parameters, store), overwrite):
+    wanted = _identity(parameters, store)
+    if _is_another(folder, wanted, overwrite):
         for path in folder.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -144,7 +148,7 @@ def _claim(folder: Path, parameters: TrainParameters, store: Store, accelerator:
                 path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
-    write_json(folder / "run.json", _identity(parameters, store))
+    write_json(folder / "run.json", wanted)
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
     record_start(folder, str(accelerator.device), precision, accelerator.num_processes)
 
