@@ -1,16 +1,19 @@
-# make repro | test | lint | bench | soak — each makes .venv first, where it is missing or out of date.
+# make repro | ablation | test | lint | bench | soak — each makes .venv first, where it is missing or out of date.
 PYTHON ?= python3
 BIN := .venv/bin
 FAISS := $(if $(wildcard /proc/driver/nvidia/version),gpu,cpu)
 export DVC_NO_ANALYTICS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test lint bench soak clean
+.PHONY: repro ablation test lint bench soak clean
 .DELETE_ON_ERROR:
 
 repro: .venv/ready-$(FAISS)
 	dvc repro
 	cusa-train --show
+
+ablation: .venv/ready-$(FAISS)
+	python -m benchmarks.ablation
 
 test: .venv/ready-test
 	HF_HUB_OFFLINE=1 python -m pytest -m "not soak"

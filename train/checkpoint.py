@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from stores.atomic import atomic_path
 from stores.errors import TrainingError
 
-CHECKPOINT_FORMAT: Final = 2
+CHECKPOINT_FORMAT: Final = 3
 _RECORD: Final = "cusa"
 
 

@@ -77,15 +77,19 @@ class Temperatures(nn.Module):
 
 
 class AlignedModel(nn.Module):
-    """A student, a cross-modal and a uni-modal head for each modality, and the temperatures."""
+    """A student, a cross-modal and a uni-modal head for each modality, and the temperatures.
 
-    def __init__(self, student: Student) -> None:
+    Without USA nothing would teach the uni-modal heads: there are none, and the cross-modal embeddings, which are all
+    that the model has, stand in for theirs.
+    """
+
+    def __init__(self, student: Student, *, uni_modal: bool = True) -> None:
         super().__init__()
         self.student = student
         self.image_head = Head(student.embed_dim)
         self.text_head = Head(student.embed_dim)
-        self.uni_image_head = Head(student.embed_dim)
-        self.uni_text_head = Head(student.embed_dim)
+        self.uni_image_head = Head(student.embed_dim) if uni_modal else None
+        self.uni_text_head = Head(student.embed_dim) if uni_modal else None
         self.temperatures = Temperatures()
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Embeddings, Taus]:
@@ -103,21 +107,24 @@ class AlignedModel(nn.Module):
         return getattr(self.student, "similarity", None)
 
     def leave_out_what_weighs_nothing(self, loss: Loss) -> None:
-        """Freeze the heads and temperatures that no part of the loss reaches, which no process must wait for."""
+        """Freeze the temperatures that no part of the loss reaches, which no process must wait for."""
         idle: list[nn.Module] = []
         if not loss.alpha:
             idle += [self.temperatures.cross]
         if not loss.beta:
-            idle += [self.uni_image_head, self.uni_text_head, self.temperatures.image, self.temperatures.text]
+            idle += [self.temperatures.image, self.temperatures.text]
         for module in idle:
             module.requires_grad_(False)
 
     def embed_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the cross-modal and the uni-modal embedding of images."""
-        embedding = self.student.encode_image(images)
-        return self.image_head(embedding), self.uni_image_head(embedding)
+        return _both(self.student.encode_image(images), self.image_head, self.uni_image_head)
 
     def embed_texts(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return the cross-modal and the uni-modal embedding of tokenised texts."""
-        embedding = self.student.encode_text(tokens)
-        return self.text_head(embedding), self.uni_text_head(embedding)
+        return _both(self.student.encode_text(tokens), self.text_head, self.uni_text_head)
+
+
+def _both(embedding: Tensor, cross: nn.Module, uni: nn.Module | None) -> tuple[Tensor, Tensor]:
+    across = cross(embedding)
+    return across, across if uni is None else uni(embedding)

@@ -64,7 +64,8 @@ def run(
         event_writer()
     accelerator = make_accelerator(parameters)
     processes = Processes(accelerator)
-    console.quiet = not processes.is_main
+    if not processes.is_main:
+        console.quiet = True
     measured: dict[str, Any] = {}
     with ExitStack() as stack:
         stop = stack.enter_context(stopping(processes))

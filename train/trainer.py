@@ -80,7 +80,7 @@ class Training:
         self._processes: Processes = stop.processes
         self._settings = parameters.train
         set_seed(derived_seed(self._settings.seed))
-        self.model = AlignedModel(load_student(parameters.student))
+        self.model = AlignedModel(load_student(parameters.student), uni_modal=bool(parameters.loss.beta))
         self.model.leave_out_what_weighs_nothing(parameters.loss)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions run faster so
         slugs = (teacher_slug(parameters.teachers.image, "image"), teacher_slug(parameters.teachers.text, "text"))

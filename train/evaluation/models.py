@@ -29,7 +29,6 @@ from train.student import load_student
 
 BEST: Final = "best.safetensors"
 TEXT_BATCH: Final = 64
-HEADS: Final = ("image_head", "text_head", "uni_image_head", "uni_text_head")
 TEACHERS: Final = "pipeline.teachers:load_teacher"
 """Teachers belong to stage 1, which this stage never imports (import-linter holds that). To evaluation a teacher is
 what a user's own model is: a plug-in, found by its name when it is asked for."""
@@ -195,7 +194,8 @@ def _trained(path: Path) -> AlignedModel:
         raise TrainingError(f"{path} holds no {BEST}: it is not the run of a cusa-train that finished an epoch.")
     recorded = read_record(file).get("parameters", {})
     parameters = recorded_parameters(TrainParameters, recorded, f"{file} (its record)")
-    aligned = AlignedModel(load_student(Student(model=parameters.student.model)))
+    student = load_student(Student(model=parameters.student.model))
+    aligned = AlignedModel(student, uni_modal=bool(parameters.loss.beta))
     load_checkpoint(file, aligned)
     return aligned
 
@@ -204,8 +204,8 @@ def _pretrained(spec: str) -> AlignedModel:
     """Load an open_clip model as it is published, its own embeddings standing where ours pass through heads."""
     if "/" not in spec:
         raise StudentError(f"{spec} names no weights, and random ones are not measured. Add /<pretrained tag or file>.")
-    aligned = AlignedModel(load_student(Student(model=spec)))
-    for head in HEADS:
+    aligned = AlignedModel(load_student(Student(model=spec)), uni_modal=False)
+    for head in ("image_head", "text_head"):
         aligned.add_module(head, nn.Identity())
     return aligned
 

@@ -1,0 +1,184 @@
+"""Figures of several settings and seeds, told as means, spreads and paired differences: CSV, Markdown and a plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import matplotlib
+from scipy import stats
+
+from stores.atomic import atomic_path, write_text
+from stores.parameters import Loss
+from train.evaluation.paper import ABLATION
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+INFONCE: Final = "InfoNCE"
+PARTS: Final = ("+ CSA", "+ USA", "+ CUSA")
+COUNTERPARTS: Final = {
+    "RSUM": ("COCO RSUM", "Flickr RSUM"),
+    "true mAP@R i→t": ("ECCV average",),
+    "true mAP@R t→i": ("ECCV average",),
+    "image R@1": ("image average",),
+    "caption Spearman": ("STS average",),
+}
+"""Which of the paper's figures one of ours is set beside: the kind is the same, the data are not."""
+
+
+class Outcome(NamedTuple):
+    """What one training reached on the test split."""
+
+    setting: tuple[str, str]
+    """Whose settings (empty without soft labels), and which parts."""
+    seed: int
+    loss: Loss
+    figures: dict[str, float]
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation (of the sample, n - 1) over seeds."""
+
+    mean: float
+    deviation: float
+    count: int
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether Student's 95 % interval of the mean leaves out zero."""
+        if self.count < 2:
+            return False
+        half = float(stats.t.ppf(0.975, self.count - 1)) * self.deviation / math.sqrt(self.count)
+        return abs(self.mean) > half
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return the spread of at least one value; of one, the deviation is not a number."""
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    return Spread(statistics.mean(values), deviation, len(values))
+
+
+def differences(outcomes: Sequence[Outcome], setting: tuple[str, str], figure: str) -> list[float]:
+    """Return by seed what `setting` has over InfoNCE alone with the same seed."""
+    alone = {one.seed: one.figures[figure] for one in outcomes if one.setting[1] == INFONCE}
+    return [one.figures[figure] - alone[one.seed] for one in outcomes if one.setting == setting]
+
+
+def write_comparison(outcomes: Sequence[Outcome], folder: Path) -> Path:
+    """Write ablation.csv, ablation.png and ablation.md to `folder`; return the last one's path."""
+    _write_csv(outcomes, folder / "ablation.csv")
+    _draw(outcomes, folder / "ablation.png")
+    tables = folder / "ablation.md"
+    write_text(tables, f"{_means(outcomes)}\n\n{_paired(outcomes)}\n")
+    return tables
+
+
+def _write_csv(outcomes: Sequence[Outcome], path: Path) -> None:
+    text = io.StringIO()
+    figures = list(outcomes[0].figures)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["settings", "parts", "tau_p", "alpha", "beta", "seed", *figures])
+    for setting, seed, loss, found in outcomes:
+        weights = (loss.teacher_temperature, loss.alpha, loss.beta)
+        writer.writerow([*setting, *(f"{v:g}" for v in weights), seed, *(f"{found[name]:.3f}" for name in figures)])
+    write_text(path, text.getvalue())
+
+
+def _means(outcomes: Sequence[Outcome]) -> str:
+    figures = list(outcomes[0].figures)
+    seeds = len({one.seed for one in outcomes})
+    lines = [f"Mean ± standard deviation over {seeds} seeds, on the test split:", "", *_head(figures)]
+    for setting, loss in _settings(outcomes).items():
+        values = ([one.figures[name] for one in outcomes if one.setting == setting] for name in figures)
+        lines.append(_row(setting, loss, [_written(spread(found), "") for found in values]))
+    return "\n".join(lines)
+
+
+def _paired(outcomes: Sequence[Outcome]) -> str:
+    figures = list(outcomes[0].figures)
+    lines = [
+        "Difference from InfoNCE alone with the same seed, mean ± standard deviation; bold where the 95 % interval of "
+        "the mean (Student's t) leaves out zero. The paper's differences are of CLIP B/32 on COCO and Flickr30K, ECCV "
+        "Caption, four image sets and seven STS sets.",
+        "",
+        *_head(figures),
+    ]
+    for setting, loss in _settings(outcomes).items():
+        if setting[1] == INFONCE:
+            continue
+        found = (spread(differences(outcomes, setting, name)) for name in figures)
+        lines.append(_row(setting, loss, [_written(one, "+") for one in found]))
+    for parts in PARTS:
+        lines.append(f"| {parts} | CUSA paper | {' | '.join(_reported(name, parts) for name in figures)} |")
+    return "\n".join(lines)
+
+
+def _head(figures: Sequence[str]) -> list[str]:
+    return [f"| loss | settings | {' | '.join(figures)} |", f"|---|---|{'---:|' * len(figures)}"]
+
+
+def _row(setting: tuple[str, str], loss: Loss, cells: Sequence[str]) -> str:
+    whose, parts = setting
+    weights = [f"τ_P {loss.teacher_temperature:g}"] if whose else []
+    weights += [f"α {loss.alpha:g}"] * bool(loss.alpha) + [f"β {loss.beta:g}"] * bool(loss.beta)
+    return f"| {parts} | {': '.join(filter(None, (whose, ', '.join(weights))))} | {' | '.join(cells)} |"
+
+
+def _written(found: Spread, sign: str) -> str:
+    text = f"{found.mean:{sign}.1f} ± {found.deviation:.1f}" if found.count > 1 else f"{found.mean:{sign}.1f}"
+    return f"**{text}**" if sign and found.is_sure else text
+
+
+def _reported(figure: str, parts: str) -> str:
+    theirs = (ABLATION[parts][name] - ABLATION[INFONCE][name] for name in COUNTERPARTS[figure])
+    return " / ".join(f"{value:+.1f}" for value in theirs)
+
+
+def _settings(outcomes: Sequence[Outcome]) -> dict[tuple[str, str], Loss]:
+    return {one.setting: one.loss for one in outcomes}
+
+
+def _draw(outcomes: Sequence[Outcome], path: Path) -> None:
+    """Draw every seed's difference from InfoNCE alone, their mean, and the paper's difference."""
+    figures = list(outcomes[0].figures)
+    shown = [setting for setting in _settings(outcomes) if setting[1] != INFONCE]
+    figure, axes = pyplot.subplots(
+        1, len(figures), figsize=(3.1 * len(figures), 3.6), layout="constrained", squeeze=False
+    )
+    for axis, name in zip(axes.flat, figures, strict=True):
+        axis.axhline(0, color="black", linewidth=0.8)
+        for place, (whose, parts) in enumerate(shown):
+            values, colour = differences(outcomes, (whose, parts), name), "C0" if whose == "paper" else "C1"
+            axis.plot([place] * len(values), values, "o", color=colour, alpha=0.5, markersize=4)
+            axis.plot([place - 0.3, place + 0.3], [statistics.mean(values)] * 2, color=colour, linewidth=2)
+            if whose == "paper":
+                theirs = [ABLATION[parts][one] - ABLATION[INFONCE][one] for one in COUNTERPARTS[name]]
+                axis.plot([place] * len(theirs), theirs, "D", color="black", markerfacecolor="none", markersize=5)
+        axis.set_xticks(range(len(shown)), [parts for _, parts in shown], rotation=60)
+        axis.set_title(name, fontsize=10)
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("difference from InfoNCE alone")
+    marks = [
+        pyplot.Line2D([], [], color="C0", marker="o", label="the paper's settings, by seed and their mean"),
+        pyplot.Line2D([], [], color="C1", marker="o", label="ours"),
+        pyplot.Line2D(
+            [],
+            [],
+            color="black",
+            marker="D",
+            markerfacecolor="none",
+            linestyle="",
+            label="the paper's figures, its data",
+        ),
+    ]
+    figure.legend(handles=marks, loc="outside lower center", ncols=3, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,72 @@
+"""Trainings to compare, side by side: on a CPU one beside the other on shares of the cores, on a GPU in turn."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import active_children, get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stores import Store, TrainParameters
+from stores.console import console, progress_bar
+from stores.hardware import resolve_device
+from train.run import run
+
+
+def train_all(trials: Mapping[str, TrainParameters], store: Path, work: Path) -> dict[str, dict[str, Any]]:
+    """Run every trial in `work`/<its name>, going on where an earlier call was stopped.
+
+    Returns:
+        By name, what metrics.json says of the trial's one training.
+
+    Raises:
+        CusaError: a trial cannot be run; those that are finished are kept.
+    """
+    device = resolve_device(next(iter(trials.values())).train.device)
+    cores = torch.get_num_threads()
+    cores = torch.get_num_threads()
+    jobs = min(cores, len(trials)) if device.type == "cpu" else 1
+    with (
+        ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (max(1, cores // jobs),)) as pool,
+        progress_bar() as bar,
+    ):
+        task = bar.add_task("trainings", total=len(trials), note="")
+        names = {pool.submit(_trial, parameters, store, work / name): name for name, parameters in trials.items()}
+        found = {}
+        try:
+            for future in as_completed(names):
+                name, figures = names[future], future.result()
+                found[name] = figures
+                bar.update(task, advance=1)
+                console.print(f"{len(found)} of {len(trials)}: {name}, RSUM {figures['RSUM']:.1f}")
+        except BaseException:
+            # A training goes on from its last checkpoint; none need end before this does.
+            for process in active_children():
+                process.kill()
+            raise
+    return {name: found[name] for name in trials}
+
+
+def _begin(threads: int) -> None:
+    """Prepare a process of the pool: its share of the cores, no words of its own, and an end with its parent."""
+    console.quiet = True
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
+
+
+def _trial(parameters: TrainParameters, store: Path, folder: Path) -> dict[str, Any]:
+    (measured,) = run(parameters, Store.open(store), folder).values()
+    found: dict[str, Any] = measured
+    return found
