@@ -29,7 +29,6 @@ def train_all(trials: Mapping[str, TrainParameters], store: Path, work: Path) ->
     """
     device = resolve_device(next(iter(trials.values())).train.device)
     cores = torch.get_num_threads()
-    cores = torch.get_num_threads()
     jobs = min(cores, len(trials)) if device.type == "cpu" else 1
     with (
         ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (max(1, cores // jobs),)) as pool,
