@@ -48,6 +48,16 @@ def test_heads_start_as_the_identity_after_layer_norm() -> None:
     torch.testing.assert_close(Head(8)(embedding), nn.functional.layer_norm(embedding, (8,)))
 
 
+def test_without_usa_the_cross_modal_embeddings_stand_in_for_the_uni_modal_ones() -> None:
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for uni_modal in (False, True):
+        model = AlignedModel(load_student(Student()), uni_modal=uni_modal).eval()
+        assert any("uni" in name for name in model.state_dict()) == uni_modal
+        nn.init.normal_(model.image_head[1].weight)
+        cross, uni = model.embed_images(images)
+        assert torch.equal(cross, uni) != uni_modal
+
+
 def test_temperatures_stay_in_bounds_and_come_back_from_them() -> None:
     temperature = Temperature(0.05, 0.01, 0.10)
     optimizer = torch.optim.SGD(temperature.parameters(), lr=10.0)
