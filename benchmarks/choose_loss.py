@@ -25,7 +25,7 @@ START: Final = Loss(alpha=1.0, beta=0.5, teacher_temperature=0.1)
 GRID: Final[dict[str, tuple[float, ...]]] = {
     "teacher_temperature": (1.0, 0.2, 0.1, 0.05, 0.02),
     "alpha": (0.1, 0.3, 1.0, 3.0),
-    "beta": (0.1, 0.5, 1.5),
+    "beta": (0.1, 0.5, 1.5, 5.0),
 }
 
 

@@ -39,7 +39,7 @@ def main() -> None:
     for batch in EPOCHS:
         rows.append((batch, "InfoNCE", "", *_measured(store, batch, Loss(alpha=0.0, beta=0.0), "infonce")))
         for tau, top_k in product(TEMPERATURES, TOP_KS):
-            loss = Loss(teacher_temperature=tau, soft_top_k=top_k)
+            loss = Loss(alpha=1.0, beta=0.5, teacher_temperature=tau, soft_top_k=top_k)
             rows.append((batch, tau, top_k or "all", *_measured(store, batch, loss, f"{tau}-{top_k or 'all'}")))
             _write(rows)
 

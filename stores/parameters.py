@@ -124,7 +124,7 @@ class Loss:
     """InfoNCE + alpha · CSA + beta · USA (CUSA, arXiv 2403.05261, eq. 9)."""
 
     alpha: NonNegativeFloat = 1.0
-    beta: NonNegativeFloat = 0.5
+    beta: NonNegativeFloat = 1.5
     # τ_P of the soft labels (eq. 5); the paper's is 1
     teacher_temperature: PositiveFloat = 0.1
     # soft labels keep each row's so many nearest columns of the batch; null: all of them (the paper)
