@@ -12,10 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import click
+
 from benchmarks.trainings import train_all
 from pipeline.extract import extract
 from stores import ExtractParameters, TrainParameters, load_parameters
 from stores.atomic import write_text
+from stores.commands import resumable
 from stores.parameters import Loss
 
 STORE, WORK = Path("artifacts/store"), Path("artifacts/choose-loss")
@@ -29,9 +32,15 @@ GRID: Final[dict[str, tuple[float, ...]]] = {
 }
 
 
+@click.command()
 def main() -> None:
     """Try the values of each setting, keep the best, and write down what each reached."""
-    extract(load_parameters(ExtractParameters), STORE)
+    with resumable():
+        extract(load_parameters(ExtractParameters), STORE)
+        _choose()
+
+
+def _choose() -> None:
     chosen, lines = START, ["tau_p,alpha,beta,validation_rsum," + ",".join(f"seed_{seed}" for seed in SEEDS)]
     for setting, values in GRID.items():
         tried = [replace(chosen, **{setting: value}) for value in values]

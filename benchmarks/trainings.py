@@ -6,13 +6,14 @@ import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from stores import Store, TrainParameters
+from stores import Store, TrainingError, TrainParameters
 from stores.console import console, progress_bar
 from stores.hardware import resolve_device
 from train.run import run
@@ -43,6 +44,10 @@ def train_all(trials: Mapping[str, TrainParameters], store: Path, work: Path) ->
                 found[name] = figures
                 bar.update(task, advance=1)
                 console.print(f"{len(found)} of {len(trials)}: {name}, RSUM {figures['RSUM']:.1f}")
+        except BrokenProcessPool:
+            raise TrainingError(
+                "A training was killed, perhaps for want of memory. What is finished is kept; run the command again."
+            ) from None
         except BaseException:
             # A training goes on from its last checkpoint; none need end before this does.
             for process in active_children():

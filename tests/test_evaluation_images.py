@@ -96,7 +96,7 @@ def test_all_four_layouts_are_measured_and_averaged(tmp_path: Path, colours: Mea
         make(tmp_path)
     result = measure_image_retrieval(colours, all_in(tmp_path))
     titles = [benchmark.title for benchmark in BENCHMARKS.values()]
-    assert list(result.figures) == [*titles, "average"]
+    assert list(result.figures) == [*titles, "average of these"], "sets of another size have no average of the paper's"
     assert set(result.figures.values()) == {100.0}
     assert result.counts["CUB-200-2011"] == {"images": 6, "classes": 2, "missing": 0, "broken": 0}
     in_shop_counts = {"images": 4, "classes": 2, "queries": 2, "gallery": 2, "missing": 0, "broken": 0}
@@ -117,6 +117,27 @@ def test_a_benchmark_is_found_in_its_own_folder_and_in_the_one_above(tmp_path: P
     base = root / {"cub": "images", "in-shop": "Img"}.get(key, "")
     for place, name in enumerate(itself.names):
         assert itself.read(place) == above.read(place) == (base / name).read_bytes()
+
+
+def test_in_shop_queries_search_the_gallery_alone(tmp_path: Path, colours: MeasuredModel) -> None:
+    rows = [(2, "query", RED), (2, "query", RED), (2, "gallery", BLUE), (3, "gallery", RED)]
+    lines = [str(len(rows)), "image_name item_id evaluation_status"]
+    for number, (item, status, colour) in enumerate(rows):
+        draw(tmp_path / f"img/{number}.jpg", shade(colour, number))
+        lines.append(f"img/{number}.jpg id_{item:08} {status}")
+    (tmp_path / "list_eval_partition.txt").write_text("\n".join(lines) + "\n\n")
+    figures = measure_image_retrieval(colours, {"in-shop": tmp_path}).figures
+    assert figures == {"In-Shop": 0.0}, "the other query is nearer, and is no candidate"
+
+
+def test_the_average_is_the_mean_of_the_four(tmp_path: Path, colours: MeasuredModel) -> None:
+    for make in MAKE.values():
+        make(tmp_path)
+    for name in ("Bird_6.jpg", "Bird_7.jpg"):
+        (tmp_path / "CUB_200_2011" / "images" / "101.Bird" / name).unlink()
+    *figures, average = measure_image_retrieval(colours, all_in(tmp_path)).figures.values()
+    assert len(set(figures)) > 1
+    assert average == pytest.approx(np.mean(figures))
 
 
 def test_in_shop_images_may_lie_beside_the_lists(tmp_path: Path) -> None:
@@ -190,7 +211,7 @@ def test_a_listed_path_never_leads_out_of_the_folder(tmp_path: Path, path: str, 
         ("in-shop", "Eval/list_eval_partition.txt", "", "is not the number of its rows, 0"),
         ("in-shop", "Eval/list_eval_partition.txt", "1\nh\na b val\n", "line 3: found 'val', expected train, query or"),
         ("inaturalist", "Inat_dataset_splits/Inaturalist_test_set1.txt", "a.jpg\n", "line 1: found 'a.jpg', expected"),
-        ("inaturalist", "Inat_dataset_splits/Inaturalist_test_set1.txt", "\n", "line 1"),
+        ("inaturalist", "Inat_dataset_splits/Inaturalist_test_set1.txt", "\na/b/c.jpg\n", "line 1"),
     ],
 )
 def test_broken_lists_are_refused_by_file_and_line(

@@ -78,10 +78,10 @@ def test_both_layouts_give_the_same_figures_and_the_average_of_seven(tmp_path: P
         plain(tmp_path / "plain", name)
     one, other = measure_sts(Letters(), tmp_path / "clone"), measure_sts(Letters(), tmp_path / "plain")
     assert one == other
-    assert list(one.figures) == [*PAIRS, "average"]
+    assert list(one.figures) == [*PAIRS, "average of these"]
     assert one.counts["STS12"] == {"pairs": 15}
     assert "STS12: 15 pairs found, 3,108 published. The figure is not comparable." in one.messages
-    assert one.figures["average"] == pytest.approx(np.mean([one.figures[name] for name in PAIRS]))
+    assert one.figures["average of these"] == pytest.approx(np.mean([one.figures[name] for name in PAIRS]))
     assert measure_sts(Letters(), tmp_path / "clone" / "data" / "downstream") == one
 
 
@@ -117,7 +117,7 @@ def test_lines_end_at_line_feeds_alone_and_quotes_stay(tmp_path: Path) -> None:
         ("high\ta\tb", "line 4: found the score 'high', expected a number"),
         ("nan\ta\tb", "line 4: found the score 'nan'"),
         ("1\ta", "line 4: found '1\\\\ta', expected <score> TAB <sentence> TAB <sentence>"),
-        ("", "line 4: found ''"),
+        ("\n1\ta\tb", "line 4: found ''"),
     ],
 )
 def test_a_broken_line_is_named_and_the_other_sets_are_measured(tmp_path: Path, line: str, words: str) -> None:
@@ -163,6 +163,17 @@ def test_a_folder_that_is_not_there_names_where_to_get_each_set(tmp_path: Path) 
     assert "https://github.com/facebookresearch/SentEval" in result.messages[0]
 
 
+def test_blank_lines_at_the_end_cost_nothing_and_an_empty_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "STS-B.tsv").write_text("1\ta\tb\n2\tc\td\n\n\r\n")
+    assert read_pairs("STS-B", tmp_path).gold == [1.0, 2.0]
+    (tmp_path / "STS-B.tsv").write_text("\n")
+    with pytest.raises(DataSetError, match=r"STS-B.tsv is empty, expected <score> TAB"):
+        read_pairs("STS-B", tmp_path)
+    (tmp_path / "SICK_test_annotated.txt").write_text("pair_ID\tsentence_A\tsentence_B\n1\ta\tb\n")
+    with pytest.raises(DataSetError, match="line 1: found the columns .* expected relatedness_score too"):
+        read_pairs("SICK-R", tmp_path)
+
+
 def test_no_differences_and_no_finite_embeddings_are_refused(tmp_path: Path) -> None:
     class Same(Letters):
         def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
@@ -173,11 +184,11 @@ def test_no_differences_and_no_finite_embeddings_are_refused(tmp_path: Path) -> 
             return np.full((len(texts), 2), np.nan, np.float32)
 
     plain(tmp_path, "STS-B")
-    assert any("finds all pairs equally similar" in message for message in measure_sts(Same(), tmp_path).messages)
+    assert any("pairs are all equally similar" in message for message in measure_sts(Same(), tmp_path).messages)
     with pytest.raises(CusaError, match="not finite"):
         measure_sts(Broken(), tmp_path)
     write(tmp_path / "STS-B.tsv", ["1\ta\tb", "1\tc\td"])
-    assert any("do not differ in their scores" in message for message in measure_sts(Letters(), tmp_path).messages)
+    assert any("do not differ in their gold scores" in message for message in measure_sts(Letters(), tmp_path).messages)
 
 
 def test_a_model_of_images_alone_is_refused() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 import torch
 from accelerate import Accelerator
@@ -247,11 +248,30 @@ def test_evaluation_follows_the_embeddings(scenes_store: Store) -> None:
     assert embeddings.text.shape == (100, 128)
     owner = torch.from_numpy(np.repeat(np.arange(20), 5))
     perfect = embeddings._replace(image=torch.eye(20), text=torch.eye(20)[owner])
-    assert evaluate(model, perfect, scenes_store, "test")["RSUM"] == 600.0
+    assert evaluate(model, perfect, scenes_store, "test").figures["RSUM"] == 600.0
     labels = scenes_store.samples["label"].slice(scenes_store.rows("test", "image")[0], 20).to_pylist()
     classes = torch.eye(20)[[sorted(set(labels)).index(label) for label in labels]]
-    found = evaluate(model, perfect._replace(uni_image=classes), scenes_store, "test")["image_class_R@1"]
+    found = evaluate(model, perfect._replace(uni_image=classes), scenes_store, "test").figures["image_class_R@1"]
     assert found == 100 * np.mean([labels.count(label) > 1 for label in labels])
+
+
+def test_a_figure_that_the_data_do_not_allow_costs_no_other(
+    scenes_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = AlignedModel(load_student(Student()))
+    embeddings = embed_split(model, scenes_store, "test", Accelerator(cpu=True), batch_size=32, workers=0)
+    whole = evaluate(model, embeddings, scenes_store, "test")
+    assert whole.faults == {}
+    # Without the pairs of the split's first caption, this has no image that it is true of.
+    first = scenes_store.rows("test", "text")[0]
+    left = scenes_store.relevance.filter(pc.not_equal(scenes_store.relevance["caption"], first))
+    monkeypatch.setattr(Store, "relevance", left)
+    same = embeddings._replace(uni_text=torch.ones_like(embeddings.uni_text))
+    figures, faults = evaluate(model, same, scenes_store, "test")
+    assert figures == {name: value for name, value in whole.figures.items() if name not in faults}
+    assert set(faults) == {"true_relevance", "caption_spearman"}
+    assert "1 queries have no relevant candidate" in faults["true_relevance"]
+    assert "pairs are all equally similar" in faults["caption_spearman"]
 
 
 def test_a_user_s_own_student_trains(scenes_store: Store, tmp_path: Path) -> None:

@@ -62,7 +62,10 @@ def read_record(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise TrainingError(f"{path} is not a checkpoint of cusa-train: {error}.") from None
     if record.get("format") != CHECKPOINT_FORMAT:
-        raise TrainingError(f"{path} has checkpoint format {record.get('format')}, expected {CHECKPOINT_FORMAT}.")
+        raise TrainingError(
+            f"{path} has checkpoint format {record.get('format')}, expected {CHECKPOINT_FORMAT}. Train again with this "
+            f"version."
+        )
     found: dict[str, Any] = record
     return found
 

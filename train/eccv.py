@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import warnings
@@ -106,7 +107,9 @@ def coco_ids(store: Store, split: str, annotations: Path) -> tuple[Ids, Ids]:
 def _captions(annotations: Path) -> Iterator[tuple[str, str, int]]:
     """Yield (image id, text, caption id) of a COCO or Karpathy file."""
     try:
-        content = json.loads(annotations.read_bytes())
+        opener = gzip.open if annotations.suffix == ".gz" else open
+        with opener(annotations, "rb") as stream:
+            content = json.load(stream)
         if "annotations" in content:
             yield from ((str(int(a["image_id"])), str(a["caption"]), int(a["id"])) for a in content["annotations"])
             return

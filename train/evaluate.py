@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,15 @@ from torch import Tensor
 from stores import Store
 from stores.errors import CusaError
 from train.embed import SplitEmbeddings
-from train.metrics import class_recall, many_to_many, median_rank, most_relevant, recalls, spearman
+from train.metrics import (
+    class_recall,
+    many_to_many,
+    median_rank,
+    most_relevant,
+    paired_cosine,
+    recalls,
+    spearman,
+)
 from train.model import AlignedModel
 from train.rankings import Ranks, Rows, Similarity, first_ranks, nearest_other, ranks_both_ways, top
 
@@ -26,31 +34,62 @@ def retrieval(model: AlignedModel, embeddings: SplitEmbeddings, store: Store, sp
     return cross_modal(*on_device(model, embeddings), ownership(store, split), model.similarity)
 
 
-def evaluate(model: AlignedModel, embeddings: SplitEmbeddings, store: Store, split: str) -> dict[str, Any]:
-    """Return everything that the store allows to measure on a split.
+class Evaluated(NamedTuple):
+    """What could be measured on a split, and by name of a figure why it could not be."""
+
+    figures: dict[str, Any]
+    faults: dict[str, str]
+
+
+def evaluate(model: AlignedModel, embeddings: SplitEmbeddings, store: Store, split: str) -> Evaluated:
+    """Measure everything that the store allows to measure on a split.
 
     R@K both ways, RSUM and median ranks; on the true relevance, where the source has it, mAP@R, R-Precision and R@1
-    both ways; image R@1 by class and the Spearman correlation of caption similarity.
+    both ways; image R@1 by class and the Spearman correlation of caption similarity. One that the data do not allow
+    costs none of the others.
     """
     images, texts = on_device(model, embeddings)
-    measured = cross_modal(images, texts, ownership(store, split), model.similarity)
-    if (relevant := _relevance(store, split)) is not None:
-        matrices = (relevant, sparse.csr_array(relevant.T))
-        both = zip(DIRECTIONS, both_ways(images, texts, model.similarity), matrices, strict=True)
-        measured["true_relevance"] = {
-            direction: many_to_many(top(rows, most_relevant(matrix)), matrix) for direction, rows, matrix in both
-        }
-    samples = store.rows(split, "image")
-    labels = store.samples["label"].slice(samples[0], len(samples))
-    if labels.null_count == 0:
-        names = np.array(labels.to_pylist())
-        found = nearest_other(embeddings.uni_image.to(_exact(images.device)))
-        measured["image_class_R@1"] = class_recall(names[found], names)
-    if (pairs := caption_pairs(store, split)) is not None:
-        first, second, gold = pairs
-        scores = torch.nn.functional.cosine_similarity(embeddings.uni_text[first], embeddings.uni_text[second])
-        measured["caption_spearman"] = spearman(scores.numpy(), gold)
-    return measured
+    figures = cross_modal(images, texts, ownership(store, split), model.similarity)
+    faults = {}
+    for name, measure in (
+        ("true_relevance", lambda: _true_relevance(images, texts, model.similarity, store, split)),
+        ("image_class_R@1", lambda: _class_recall(embeddings.uni_image.to(_exact(images.device)), store, split)),
+        ("caption_spearman", lambda: _caption_spearman(embeddings.uni_text, store, split)),
+    ):
+        try:
+            if (found := measure()) is not None:
+                figures[name] = found
+        except CusaError as error:
+            faults[name] = error.message
+    return Evaluated(figures, faults)
+
+
+def _true_relevance(
+    images: Tensor, texts: Tensor, similarity: Similarity | None, store: Store, split: str
+) -> dict[str, dict[str, float]] | None:
+    relevant = true_relevance(store, split)
+    if relevant is None:
+        return None
+    matrices = (relevant, sparse.csr_array(relevant.T))
+    both = zip(DIRECTIONS, both_ways(images, texts, similarity), matrices, strict=True)
+    return {direction: many_to_many(top(rows, most_relevant(matrix)), matrix) for direction, rows, matrix in both}
+
+
+def _class_recall(images: Tensor, store: Store, split: str) -> float | None:
+    rows = store.rows(split, "image")
+    labels = store.samples["label"].slice(rows[0], len(rows))
+    if labels.null_count:
+        return None
+    names = np.array(labels.to_pylist())
+    return class_recall(names[nearest_other(images)], names)
+
+
+def _caption_spearman(texts: Tensor, store: Store, split: str) -> float | None:
+    pairs = caption_pairs(store, split)
+    if pairs is None:
+        return None
+    first, second, gold = pairs
+    return spearman(paired_cosine(texts[first].numpy(), texts[second].numpy()), gold)
 
 
 def cross_modal(
@@ -134,7 +173,8 @@ def ownership(store: Store, split: str) -> sparse.csr_array:
     return _incidence(store, split, captions, store.captions["sample"].to_numpy()[captions])
 
 
-def _relevance(store: Store, split: str) -> sparse.csr_array | None:
+def true_relevance(store: Store, split: str) -> sparse.csr_array | None:
+    """Return which caption is true of which image: sparse (images, captions) of a split; None if it is not known."""
     table, rows = store.relevance, store.rows(split, "text")
     if table is None:
         return None

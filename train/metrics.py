@@ -82,6 +82,21 @@ def class_recall(nearest: Array, labels: Array) -> float:
     return float(100.0 * (nearest == labels).mean())
 
 
+def paired_cosine(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the cosine of each row of (n, D) `first` with that of `second`: (n,); zero where one has no length."""
+    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    products: NDArray[np.float32] = np.einsum("nd,nd->n", first, second)
+    cosines: NDArray[np.float32] = products / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return cosines
+
+
 def spearman(scores: Array, gold: Array) -> float:
-    """Return Spearman's rank correlation × 100."""
+    """Return Spearman's rank correlation × 100 of (n,) similarities with (n,) gold scores.
+
+    Raises:
+        CusaError: all similarities, or all gold scores, are one.
+    """
+    for values, found in ((gold, "do not differ in their gold scores"), (scores, "are all equally similar")):
+        if len(np.unique(values)) < 2:
+            raise CusaError(f"The {len(gold):,} pairs {found}; there is nothing to correlate.")
     return float(100.0 * spearmanr(scores, gold).statistic)

@@ -229,7 +229,10 @@ def _train_and_measure(
     def measure() -> dict[str, Any]:
         tau = model.temperatures.contrast().item()
         export_student(model.student, folder / "student.safetensors", tau)
-        return evaluate(model, embeddings, store, split)
+        figures, faults = evaluate(model, embeddings, store, split)
+        for name, fault in faults.items():
+            console.print(f"{name} is not measured on {split}: {fault}", style="yellow")
+        return figures
 
     model.zero_grad(set_to_none=True)
     measured = stop.processes.once(measure)

@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 
 from stores import Store
-from train.evaluate import caption_pairs
+from train.evaluate import caption_pairs, true_relevance
 from train.evaluation.image_folders import BENCHMARKS
 from train.evaluation.paper import COCO, FLICKR
 from train.evaluation.result import DataSetError
@@ -49,19 +49,24 @@ class DataSets:
         """What the split is called in results: as the paper does, where it is the paper's."""
         own = _captions_file(self.opened, self.split)
         count = len(self.opened.rows(self.split, "image"))
-        published = OWN.get((own.name, count)) if own and self.split == "test" else None
+        published = OWN.get((own.name.removesuffix(".gz"), count)) if own and self.split == "test" else None
         return published or f"{self.store.name}, {self.split}"
 
     @property
     def has_labels(self) -> bool:
-        """Whether every image of the split has a label."""
+        """Whether images of the split have labels."""
         rows = self.opened.rows(self.split, "image")
-        return bool(self.opened.samples["label"].slice(rows[0], len(rows)).null_count == 0)
+        return bool(self.opened.samples["label"].slice(rows[0], len(rows)).null_count < len(rows))
 
     @property
     def has_pairs(self) -> bool:
         """Whether captions of the split are paired and graded."""
         return caption_pairs(self.opened, self.split) is not None
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether it is known of the split what is true beside its own pairs: from COCO's ids, or by its relevance."""
+        return self.title == COCO or true_relevance(self.opened, self.split) is not None
 
     @property
     def annotations(self) -> Path:
@@ -76,7 +81,7 @@ class DataSets:
         if own is None or not own.is_file():
             raise DataSetError(
                 f"eccv: ECCV Caption and CxC need the ids of COCO's captions, and {self.store} was "
-                f"{f'made from {own}, which is not there any more' if own else 'not made from COCO'}. Expected a "
+                f"{f'made from {own}, which is not there now' if own else 'not made from COCO'}. Expected a "
                 f"store made from dataset_coco.json and --coco-annotations dataset_coco.json (Karpathy's, "
                 f"https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip)."
             )
@@ -92,6 +97,8 @@ def parse_images(places: Iterable[str]) -> dict[str, Path]:
     folders: dict[str, Path] = {}
     for place in places:
         name, equals, folder = place.partition("=")
+        if equals and not folder:
+            raise click.BadParameter(f"{place!r} names no folder.", param_hint="--images")
         if not equals or Path(place).is_dir():
             folders |= dict.fromkeys(BENCHMARKS, Path(place)) | folders
         elif name in BENCHMARKS:

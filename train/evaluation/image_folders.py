@@ -12,7 +12,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Final, NamedTuple
 
 from train.evaluation.labelled_images import LabelledImages, folder_images
-from train.evaluation.lines import read_lines, split_line
+from train.evaluation.lines import read_rows, split_line
 from train.evaluation.result import DataSetError
 
 CUB_TEST: Final = range(101, 201)
@@ -80,13 +80,13 @@ def _cub(root: Path, images: Path) -> tuple[Path, list[Listed]]:
     """images.txt: `<number> <path>`; image_class_labels.txt: `<number> <class>`."""
     classes: dict[str, int] = {}
     labels = root / "image_class_labels.txt"
-    for number, line in enumerate(read_lines(labels), start=1):
+    for number, line in enumerate(read_rows(labels), start=1):
         image, label, *_ = split_line(labels, number, line, 2, "<image number> <class number>")
         if not label.isdecimal():
             raise DataSetError(f"{labels}, line {number}: found the class {label[:80]!r}, expected its number.")
         classes[image] = int(label)
     listed = []
-    for number, line in enumerate(read_lines(images), start=1):
+    for number, line in enumerate(read_rows(images), start=1):
         image, path, *_ = split_line(images, number, line, 2, "<image number> <path>")
         if image not in classes:
             raise DataSetError(f"{images}, line {number}: the image {image[:80]} has no class in {labels}.")
@@ -98,7 +98,7 @@ def _cub(root: Path, images: Path) -> tuple[Path, list[Listed]]:
 def _sop(root: Path, test: Path) -> tuple[Path, list[Listed]]:
     """Ebay_test.txt: a header, then `<image> <class> <super-class> <path>`."""
     listed = []
-    for number, line in enumerate(read_lines(test)[1:], start=2):
+    for number, line in enumerate(read_rows(test)[1:], start=2):
         _, label, _, path, *_ = split_line(test, number, line, 4, "<image> <class> <super-class> <path>")
         listed.append(Listed(_inside(path, f"{test}, line {number}"), label))
     return root, listed
@@ -106,7 +106,7 @@ def _sop(root: Path, test: Path) -> tuple[Path, list[Listed]]:
 
 def _in_shop(root: Path, partition: Path) -> tuple[Path, list[Listed]]:
     """list_eval_partition.txt: the number of rows, a header, then `<path> <item> <train, query or gallery>`."""
-    lines = read_lines(partition)
+    lines = read_rows(partition)
     count, rows = lines[0].strip() if lines else "", lines[2:]
     if count != str(len(rows)):
         raise DataSetError(f"{partition}: its first line, {count[:80]!r}, is not the number of its rows, {len(rows)}.")
@@ -124,7 +124,7 @@ def _in_shop(root: Path, partition: Path) -> tuple[Path, list[Listed]]:
 def _inaturalist(root: Path, test: Path) -> tuple[Path, list[Listed]]:
     """Inaturalist_test_set1.txt: a path a line; its two last folders (kingdom or so, species) are the class."""
     listed = []
-    for number, line in enumerate(read_lines(test), start=1):
+    for number, line in enumerate(read_rows(test), start=1):
         path = _inside(line.strip(), f"{test}, line {number}")
         parts = path.split("/")
         if len(parts) < 3:

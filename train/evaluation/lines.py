@@ -22,6 +22,18 @@ def read_lines(path: Path) -> list[str]:
         raise DataSetError(f"{path} cannot be read as UTF-8 text: {error}.") from None
 
 
+def read_rows(path: Path) -> list[str]:
+    """Return the lines of a file in which each is a row of its own, without blank ones at its end.
+
+    Raises:
+        DataSetError: as `read_lines`.
+    """
+    lines = read_lines(path)
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines
+
+
 def split_line(path: Path, number: int, line: str, columns: int, expected: str, tabs: bool = False) -> list[str]:
     """Return the columns of a line, separated by tabs or by any blanks; there are at least `columns`.
 

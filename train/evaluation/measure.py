@@ -22,10 +22,10 @@ def tasks_of(data: DataSets) -> tuple[str, ...]:
     """Return the tasks that there are data for; retrieval in any case, so that a wrong store is said."""
     wanted = {"retrieval"}
     try:
-        labels, pairs = data.has_labels, data.has_pairs
+        truth, labels, pairs = data.has_truth, data.has_labels, data.has_pairs
     except StoreError:
-        labels = pairs = False
-    if data.coco_annotations:
+        truth = labels = pairs = False
+    if data.coco_annotations or truth:
         wanted.add("eccv")
     if data.images or labels:
         wanted.add(image_retrieval.TASK)

@@ -6,7 +6,6 @@ are those of its metrics.json. A teacher's features are taken from the store whe
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 from typing import Any, Final
 
@@ -23,7 +22,7 @@ from stores.errors import CusaError
 from stores.layout import teacher_slug
 from train.eccv import coco_ids, eccv_caption
 from train.embed import SplitEmbeddings, embed_split
-from train.evaluate import caption_pairs, cross_modal, evaluate, on_device, ownership
+from train.evaluate import Evaluated, caption_pairs, cross_modal, evaluate, on_device, ownership, true_relevance
 from train.evaluation.data import COCO_TEST, FOLDS, DataSets
 from train.evaluation.image_retrieval import measure_images, recall_at_1
 from train.evaluation.labelled_images import split_images
@@ -32,8 +31,8 @@ from train.evaluation.paper import COCO, ECCV
 from train.evaluation.result import DataSetError, Result
 from train.evaluation.sts import correlate, embed_texts
 
-UNI_MODAL: Final = {"image_class_R@1", "caption_spearman"}
-"""What `evaluate` measures besides retrieval across modalities."""
+ELSEWHERE: Final = {"true_relevance", "image_class_R@1", "caption_spearman"}
+"""What `evaluate` measures for other tasks than retrieval."""
 
 
 class StudentOnStore:
@@ -46,10 +45,11 @@ class StudentOnStore:
         self._name, self._batch_size, self._workers = model.name, batch_size, workers
 
     def retrieval(self, result: Result) -> None:
-        """Add R@K both ways, RSUM, median ranks, and what the true relevance gives; COCO 1K too, where it is COCO."""
+        """Add R@K both ways, RSUM and median ranks; COCO 1K too, where it is COCO."""
         title = self._data.title
-        result.figures[title] = {name: value for name, value in self._figures.items() if name not in UNI_MODAL}
-        result.counts[title] = {"images": len(self._embeddings.image), "captions": len(self._embeddings.text)}
+        figures = self._evaluated.figures
+        result.figures[title] = {name: value for name, value in figures.items() if name not in ELSEWHERE}
+        result.counts[title] = self._sizes
         if len(self._embeddings.image) == COCO_TEST:
             own = ownership(self._data.opened, self._data.split)
             with self._ranking():
@@ -58,7 +58,17 @@ class StudentOnStore:
             result.figures[f"{name} (mean of {FOLDS} folds)"] = folds
 
     def eccv(self, result: Result) -> None:
-        """Add ECCV Caption, CxC and COCO 5K, from COCO's ids."""
+        """Add mAP@R, R-Precision and R@1 by the store's relevance; of COCO ECCV Caption, CxC and COCO 5K, by its ids.
+
+        Raises:
+            DataSetError: the store carries no relevance, and its split is not COCO's test split.
+        """
+        carried = true_relevance(self._data.opened, self._data.split) is not None
+        if carried:
+            result.figures[self._data.title] = self._figure("true_relevance")
+            result.counts[self._data.title] = self._sizes
+        if carried and not self._data.coco_annotations:
+            return
         ids = coco_ids(self._data.opened, self._data.split, self._data.annotations)
         images, texts = self._cross_modal
         with self._ranking():
@@ -69,16 +79,13 @@ class StudentOnStore:
     def image_retrieval(self, result: Result) -> None:
         """Add the R@1 by the split's labels."""
         images = split_images(self._data.opened, self._data.split)
-        result.figures[self._data.title] = self._figures["image_class_R@1"]
+        result.figures[self._data.title] = self._figure("image_class_R@1")
         result.counts[self._data.title] = {"images": len(images.labels), "classes": len(np.unique(images.labels))}
 
     def sts(self, result: Result) -> None:
         """Add the correlation with the split's graded caption pairs."""
         first, _, _ = graded_pairs(self._data)
-        figure = self._figures["caption_spearman"]
-        if not math.isfinite(figure):
-            raise DataSetError(f"{self._data.title}: {self._name} finds all pairs equally similar; no correlation.")
-        result.figures[self._data.title] = figure
+        result.figures[self._data.title] = self._figure("caption_spearman")
         result.counts[self._data.title] = {"pairs": len(first)}
 
     @cached_property
@@ -97,10 +104,20 @@ class StudentOnStore:
                 ) from None
 
     @cached_property
-    def _figures(self) -> dict[str, Any]:
+    def _evaluated(self) -> Evaluated:
         embeddings = self._embeddings
         with self._ranking():
             return evaluate(self._model, embeddings, self._data.opened, self._data.split)
+
+    def _figure(self, name: str) -> Any:
+        figures, faults = self._evaluated
+        if name in faults:
+            raise DataSetError(f"{self._data.title}: {faults[name]}")
+        return figures[name]
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {"images": len(self._embeddings.image), "captions": len(self._embeddings.text)}
 
     def _ranking(self) -> Status:
         """Show that rankings, which are one piece of work, are being made."""
@@ -145,7 +162,7 @@ class TeacherOnStore:
         features, valid = found
         one, other = places.reshape(2, len(gold))
         kept = valid[one] & valid[other]
-        result.figures[title] = correlate(features[one[kept]], features[other[kept]], gold[kept], self._model, title)
+        result.figures[title] = correlate(features[one[kept]], features[other[kept]], gold[kept], title)
         result.counts[title] = {"pairs": int(kept.sum())}
 
     def _extracted(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]] | None:

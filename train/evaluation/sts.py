@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from rich.markup import escape
 
 from stores.console import progress_bar
+from stores.errors import CusaError
 from train.evaluation.models import MeasuredModel, check_embeddings, require
+from train.evaluation.paper import AVERAGE
 from train.evaluation.result import DataSetError, Result
 from train.evaluation.sts_files import PAIRS, Pairs, read_pairs
-from train.metrics import spearman
+from train.metrics import paired_cosine, spearman
 
 TASK: Final = "sts"
 AT_ONCE: Final = 512
@@ -43,7 +45,10 @@ def measure_sts(model: MeasuredModel, folder: Path) -> Result:
                 f"{name}: {len(pairs.gold):,} pairs found, {published:,} published. The figure is not comparable."
             )
     if len(result.figures) == len(PAIRS):
-        result.figures["average"] = float(np.mean(list(result.figures.values())))
+        # Without a word on any set, all are as published, and the average is the paper's.
+        result.figures[AVERAGE if not result.messages else "average of these"] = float(
+            np.mean(list(result.figures.values()))
+        )
     return result
 
 
@@ -54,13 +59,11 @@ def correlation(model: MeasuredModel, pairs: Pairs, name: str) -> float:
         DataSetError: there is nothing to rank: all scores, or all cosines, are one.
         CusaError: the model gives what is not finite.
     """
-    gold = np.array(pairs.gold)
-    _check_differ(gold, name)
     # A sentence often stands in several pairs: half of SICK's are repeated.
     rows = {text: row for row, text in enumerate(dict.fromkeys(pairs.first + pairs.second))}
     embeddings = embed_texts(model, list(rows), name)
     first, second = ([rows[text] for text in texts] for texts in (pairs.first, pairs.second))
-    return correlate(embeddings[first], embeddings[second], gold, model, name)
+    return correlate(embeddings[first], embeddings[second], np.array(pairs.gold), name)
 
 
 def embed_texts(model: MeasuredModel, texts: list[str], name: str) -> NDArray[np.float32]:
@@ -84,29 +87,13 @@ def embed_texts(model: MeasuredModel, texts: list[str], name: str) -> NDArray[np
     return ordered
 
 
-def correlate(
-    first: NDArray[np.float32], second: NDArray[np.float32], gold: NDArray[np.float64], model: MeasuredModel, name: str
-) -> float:
+def correlate(first: NDArray[np.float32], second: NDArray[np.float32], gold: NDArray[np.float64], name: str) -> float:
     """Return Spearman × 100 between the cosines of rows of (n, D) `first` and `second` and (n,) gold scores.
 
     Raises:
         DataSetError: all scores, or all cosines, are one.
     """
-    _check_differ(gold, name)
-    cosines = _cosines(first, second)
-    if len(np.unique(cosines)) < 2:
-        raise DataSetError(f"{name}: the model {model.name} finds all pairs equally similar; there is no correlation.")
-    return spearman(cosines, gold)
-
-
-def _check_differ(gold: NDArray[np.float64], name: str) -> None:
-    if len(np.unique(gold)) < 2:
-        raise DataSetError(f"{name}: its {len(gold):,} pairs do not differ in their scores; nothing to correlate with.")
-
-
-def _cosines(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the cosine of each row of (n, D) `first` with that of `second`: (n,); zero where one has no length."""
-    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    products: NDArray[np.float32] = np.einsum("nd,nd->n", first, second)
-    cosines: NDArray[np.float32] = products / np.maximum(lengths, np.finfo(np.float32).tiny)
-    return cosines
+    try:
+        return spearman(paired_cosine(first, second), gold)
+    except CusaError as error:
+        raise DataSetError(f"{name}: {error.message}") from None

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from train.evaluation.lines import read_lines, split_line
+from train.evaluation.lines import read_lines, read_rows, split_line
 from train.evaluation.result import DataSetError
 
 SUBSETS: Final = {
@@ -103,9 +103,13 @@ def _add_year(name: str, place: Path, pairs: Pairs) -> None:
 
 def _add_file(path: Path, pairs: Pairs) -> None:
     """Add the pairs of one file; which columns they stand in is seen from its first line."""
-    lines = read_lines(path)
-    header = lines[0].split("\t") if lines else []
-    if set(SICK) <= set(header):
+    lines = read_rows(path)
+    if not lines:
+        raise DataSetError(f"{path} is empty, expected {PLAIN}.")
+    header = lines[0].split("\t")
+    if (lacking := set(SICK) - set(header)) and len(lacking) < len(SICK):
+        raise DataSetError(f"{path}, line 1: found the columns {header}, expected {', '.join(sorted(lacking))} too.")
+    if not lacking:
         columns, expected, start = [header.index(name) for name in SICK], " TAB ".join(header), 2
     elif len(header) >= 7:
         columns, expected, start = [5, 6, 4], BENCHMARK, 1
