@@ -170,7 +170,7 @@ def test_blank_lines_at_the_end_cost_nothing_and_an_empty_file_is_said(tmp_path:
     with pytest.raises(DataSetError, match=r"STS-B.tsv is empty, expected <score> TAB"):
         read_pairs("STS-B", tmp_path)
     (tmp_path / "SICK_test_annotated.txt").write_text("pair_ID\tsentence_A\tsentence_B\n1\ta\tb\n")
-    with pytest.raises(DataSetError, match="line 1: found the columns .* expected relatedness_score too"):
+    with pytest.raises(DataSetError, match=r"line 1: found the columns .* expected relatedness_score too"):
         read_pairs("SICK-R", tmp_path)
 
 

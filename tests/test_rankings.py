@@ -51,13 +51,17 @@ def oracle_ranks(ranking: list[list[int]], relevant: sparse.csr_array) -> list[i
 
 
 KINDS = ("random", "tied", "close", "equal")
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (7, 23)])
-def test_every_ranking_is_the_oracles(kind: str, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_ranking_is_the_oracles(
+    kind: str, shape: tuple[int, int], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     random = np.random.default_rng([*shape, KINDS.index(kind)])
-    images, texts = embeddings(random, shape[0], kind), embeddings(random, shape[1], kind)
+    images, texts = (embeddings(random, rows, kind).to(device) for rows in shape)
     relevant = relevance(random, *shape)
     there, back = oracle(images, texts), oracle(texts, images)
     expected = oracle_ranks(there, relevant), oracle_ranks(back, sparse.csr_array(relevant.T))
