@@ -30,7 +30,6 @@ from train.evaluation.paper import PAPER
 from train.evaluation.result import Result as Measured
 from train.evaluation.tables import task_table
 from train.model import AlignedModel
-from train.run import run
 from train.student import load_student
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -38,22 +37,13 @@ PLAIN = ["--device", "cpu", "--precision", "fp32", "--workers", "0"]
 TITLE = "store, test"
 
 
-@pytest.fixture(scope="module")
-def trained(scenes_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of one epoch, with InfoNCE alone beside it."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    train = Train(epochs=1, batch_size=16, device="cpu", precision="fp32")
-    run(TrainParameters(train=train, student=Student(model="tiny_students:Weighing")), scenes_store, folder)
-    return folder
-
-
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenes_store: Store, trained: Path) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenes_store: Store, scenes_run: Path) -> Path:
     """A working folder with the store and the run at their usual places."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "artifacts").mkdir()
     (tmp_path / "artifacts" / "store").symlink_to(scenes_store.root)
-    (tmp_path / "artifacts" / "run").symlink_to(trained)
+    (tmp_path / "artifacts" / "run").symlink_to(scenes_run)
     return tmp_path
 
 
@@ -61,7 +51,7 @@ def evaluate(*arguments: str) -> Result:
     return CliRunner().invoke(main, [*PLAIN, *arguments])
 
 
-def written(path: str = "artifacts/eval.json") -> dict[tuple[str, str], dict[str, Any]]:
+def written(path: str = "artifacts/eval/figures.json") -> dict[tuple[str, str], dict[str, Any]]:
     """The results in a file, by model and task."""
     return {(result["model"], result["task"]): result for result in json.loads(Path(path).read_text())["results"]}
 
@@ -70,11 +60,11 @@ def words(text: str) -> str:
     return " ".join(text.split())
 
 
-def test_a_run_is_measured_as_its_training_measured_it(here: Path, trained: Path) -> None:
+def test_a_run_is_measured_as_its_training_measured_it(here: Path, scenes_run: Path) -> None:
     result = evaluate("--model", "artifacts/run", "--model", "artifacts/run/infonce")
     assert result.exit_code == 0, result.stderr
     by_task = written()
-    metrics = json.loads((trained / "metrics.json").read_text())
+    metrics = json.loads((scenes_run / "metrics.json").read_text())
     for model, title in (("artifacts/run", "soft_labels"), ("artifacts/run/infonce", "infonce")):
         expected = {name: value for name, value in metrics[title].items() if "best" not in name and "valid" not in name}
         uni_modal = expected.pop("image_class_R@1"), expected.pop("caption_spearman")
@@ -86,13 +76,13 @@ def test_a_run_is_measured_as_its_training_measured_it(here: Path, trained: Path
     rsum = [metrics[title]["RSUM"] for title in ("soft_labels", "infonce")]
     assert [f"{rsum[0]:.1f}", f"{rsum[1]:.1f}", f"{rsum[1] - rsum[0]:+.1f}"] == line.replace("│", " ").split()[1:]
     assert "paper" not in result.stdout, "scenes are none of the paper's data sets"
-    assert "Figures: artifacts/eval.json" in result.stdout
+    assert "Figures: artifacts/eval/figures.json" in result.stdout
 
 
 def test_without_a_model_the_usual_run_is_measured_on_the_split_named(here: Path) -> None:
-    result = evaluate("--split", "val", "--task", "retrieval", "--out", "deep/er/val.json")
+    result = evaluate("--split", "val", "--task", "retrieval", "--out", "deep/er/val")
     assert result.exit_code == 0, result.stderr
-    record = json.loads(Path("deep/er/val.json").read_text())
+    record = json.loads(Path("deep/er/val/figures.json").read_text())
     assert {name: value for name, value in record.items() if name != "results"} == {
         "format": 1,
         "store": "artifacts/store",
@@ -167,17 +157,19 @@ def test_what_is_missing_is_named_and_the_others_run(here: Path) -> None:
     assert by_task["artifacts/run", "eccv"]["figures"] == {}
 
 
-def test_without_any_data_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:
+def test_without_any_data_nothing_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenes_run: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     tasks = ("--task", "sts", "--task", "image-retrieval", "--task", "retrieval", "--task", "eccv")
-    result = evaluate("--model", str(trained), *tasks)
+    result = evaluate("--model", str(scenes_run), *tasks)
     assert result.exit_code == 2
     said = words(result.stderr)
     assert "sts: no sentence pairs are named, and the store has none. Say --sts FOLDER" in said
     assert "--images NAME=FOLDER (cub, sop, in-shop, inaturalist)" in said
     assert "artifacts/store is not a finished store" in said
     assert "Error: Nothing was measured" in said
-    assert not Path("artifacts/eval.json").exists()
+    assert not Path("artifacts/eval/figures.json").exists()
 
 
 def test_eccv_needs_coco(here: Path, shared_data: Path) -> None:
@@ -206,8 +198,8 @@ def test_eccv_needs_coco(here: Path, shared_data: Path) -> None:
         (["--split", "dev"], "no split 'dev'; it has train, val, test"),
         (["--store", "artifacts"], "artifacts is not a finished store"),
         (["--device", "gpu7"], "The device 'gpu7' cannot be used"),
-        (["--out", "artifacts"], "--out artifacts cannot be written"),
-        (["--out", "file/eval.json"], "--out file/eval.json cannot be written"),
+        (["--out", "file"], "--out file is a file; expected a folder"),
+        (["--out", "file/eval"], "--out file/eval cannot be written"),
     ],
 )
 def test_mistakes_are_one_message(here: Path, arguments: list[str], message: str) -> None:
@@ -225,11 +217,11 @@ def test_the_figures_until_an_interrupt_are_kept(here: Path, monkeypatch: pytest
     monkeypatch.setattr("train.evaluation.on_store.StudentOnStore.sts", interrupted)
     result = evaluate()
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1] == "Stopped. What was measured is in artifacts/eval.json."
+    assert result.stderr.splitlines()[-1] == "Stopped. What was measured is in artifacts/eval/figures.json."
     assert [task for _, task in written()] == ["retrieval", "image-retrieval"]
 
 
-def test_a_broken_model_does_not_stop_the_others(here: Path, trained: Path) -> None:
+def test_a_broken_model_does_not_stop_the_others(here: Path, scenes_run: Path) -> None:
     tiny_checkpoint(here / "nan.safetensors", lambda model: nn.init.constant_(model.image_head[1].bias, torch.nan))
     result = evaluate("--model", "nan.safetensors", "--model", "artifacts/run", "--task", "retrieval")
     assert result.exit_code == 0
@@ -238,9 +230,9 @@ def test_a_broken_model_does_not_stop_the_others(here: Path, trained: Path) -> N
     assert written()["artifacts/run", "retrieval"]["figures"][TITLE]["RSUM"] > 0
 
 
-def test_names_are_neither_markup_nor_what_steers_a_terminal(here: Path, scenes_store: Store, trained: Path) -> None:
+def test_names_are_neither_markup_nor_what_steers_a_terminal(here: Path, scenes_store: Store, scenes_run: Path) -> None:
     (here / "a[").mkdir()
-    (here / "a[" / "red]\x1b[2J").symlink_to(trained)
+    (here / "a[" / "red]\x1b[2J").symlink_to(scenes_run)
     (here / "[bold").symlink_to(scenes_store.root)
     result = evaluate("--model", "a[/red]\x1b[2J", "--store", "[bold")
     assert result.exit_code == 0, result.output

@@ -19,6 +19,7 @@ from train.evaluation.models import StudentModel
 from train.evaluation.result import Evaluation
 from train.page.cases import cases
 from train.page.curves import curves
+from train.page.names import short_names
 from train.page.projection import projections
 from train.page.report import PAGE_NAME
 from train.page.run_files import read_epochs
@@ -59,16 +60,18 @@ def write_evaluation(folder: Path, evaluation: Evaluation, store: Store | None, 
     What the store or a run's files do not allow to show is left out, and said on the page.
     """
     messages = list(dict.fromkeys(message for result in evaluation.results for message in result.messages))
+    names = short_names(evaluation.models)
     pictures: dict[str, Any] = dict.fromkeys(("curves", "dashed", "projections", "soft", "cases", "suspects"))
     if store is not None and embedded.pictured:
-        pictures |= _pictures(store, evaluation.split, embedded, messages)
+        pictures |= _pictures(store, evaluation.split, embedded, names, messages)
     write_html(
         folder / PAGE_NAME,
         Path(__file__).with_name("evaluation.html"),
         evaluation=evaluation,
         store=store,
         split=evaluation.split,
-        tables=task_tables(evaluation.results),
+        names=names,
+        tables=task_tables(evaluation.results, names),
         embedded=embedded,
         messages=messages,
         **pictures,
@@ -76,7 +79,9 @@ def write_evaluation(folder: Path, evaluation: Evaluation, store: Store | None, 
     return folder / PAGE_NAME
 
 
-def _pictures(store: Store, split: str, embedded: Embedded, messages: list[str]) -> dict[str, Any]:
+def _pictures(
+    store: Store, split: str, embedded: Embedded, names: dict[str, str], messages: list[str]
+) -> dict[str, Any]:
     """Return the page's pictures by name, None where there are none; what goes wrong is added to the `messages`."""
 
     def made(make: Callable[[], T]) -> T | None:
@@ -88,7 +93,7 @@ def _pictures(store: Store, split: str, embedded: Embedded, messages: list[str])
 
     models = [
         Shown(
-            name=model.name,
+            name=names[model.name],
             tested=tested(model, embeddings),
             loss=None if model.parameters is None else model.parameters.loss,
             epochs=made(lambda folder=Path(model.name): _epochs(folder)) or [],  # type: ignore[misc]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from train.evaluation.result import TASKS, Result
@@ -63,13 +63,14 @@ def own_table(trainings: tuple[Trained, ...]) -> Figures:
     return Figures("This run", [trained.spoken for trained in trainings], [], rows)
 
 
-def task_tables(results: Sequence[Result]) -> list[Figures]:
-    """Return a table of every task that was measured."""
+def task_tables(results: Sequence[Result], names: Mapping[str, str]) -> list[Figures]:
+    """Return a table of every task that was measured; `names` are the page's, by model."""
     tables = []
     for task in TASKS:
         found = task_figures(task, [result for result in results if result.task == task])
         if found is not None:
-            tables.append(Figures(found.heading, found.models, found.papers, [_line(line) for line in found.lines]))
+            models = [names[model] for model in found.models]
+            tables.append(Figures(found.heading, models, found.papers, [_line(line) for line in found.lines]))
     return tables
 
 
