@@ -21,7 +21,7 @@ from torch import nn
 
 from pipeline.extract import extract
 from stores import ExtractParameters, Store, TrainParameters
-from stores.parameters import Data, Extract, Student, Teachers, Train, as_dict
+from stores.parameters import Data, Extract, Student, Teachers, as_dict
 from train.checkpoint import save_checkpoint
 from train.eccv import _package
 from train.evaluate import caption_pairs

@@ -19,7 +19,7 @@ from train.evaluation.cli import main
 from train.evaluation.result import Evaluation
 from train.evaluation.result import Result as Measured
 from train.model import AlignedModel
-from train.page import Embedded, Tested, write_evaluation
+from train.page import Embedded, shown, write_evaluation
 from train.page.curves import curves
 from train.page.names import short_names
 from train.page.shown import Shown, dashed
@@ -192,15 +192,15 @@ def test_curves_of_more_than_two_have_a_chart_each() -> None:
     embeddings = SplitEmbeddings(*(4 * [np.zeros((0, 2))]))
     epochs = [{"epoch": 1.0, "validation/RSUM": 1.0, "loss/InfoNCE": 2.0, "temperature/contrast": 0.05}]
 
-    def shown(name: str, loss: Loss) -> Shown:
-        return Shown(name=name, tested=Tested(embeddings), loss=loss, epochs=epochs)
+    def model(name: str, loss: Loss | None, epochs: list[dict[str, float]] = epochs) -> Shown:
+        return Shown(name=name, tested=shown.Tested(embeddings), loss=loss, epochs=epochs)
 
-    soft, plain = shown("soft", Loss()), shown("plain", Loss(alpha=0, beta=0))
+    soft, plain = model("soft", Loss()), model("plain", Loss(alpha=0, beta=0))
     assert dashed([soft, plain]) is dashed([plain, soft]) is plain
-    assert dashed([soft, shown("other", Loss())]) is soft
+    assert dashed([soft, model("other", Loss())]) is soft
     assert dashed([soft]) is None
     assert [chart.title for chart in curves([soft, plain])] == ["Validation RSUM", "Parts of the loss", "Temperatures"]
-    charts = curves([soft, plain, shown("third", Loss()), Shown(name="unknown", tested=Tested(embeddings))])
+    charts = curves([soft, plain, model("third", Loss()), model("unknown", None, [])])
     assert [chart.title for chart in charts[:3]] == ["Validation RSUM", "Parts of the loss, soft", "Temperatures, soft"]
     assert len(charts) == 7
     assert [mark.colour for mark in charts[0].marks] == [0, 1, 2]
