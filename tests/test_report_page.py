@@ -26,8 +26,7 @@ QUICK = TrainParameters(train=Train(epochs=2, batch_size=16, device="cpu", preci
 def finished(scenes_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     AcceleratorState._reset_state(reset_partial_state=True)
     folder = tmp_path_factory.mktemp("report") / "run"
-    run(QUICK, scenes_store, folder)
-    write_report(folder, scenes_store)
+    run(QUICK, scenes_store, folder, report=True)
     return folder
 
 
@@ -53,8 +52,18 @@ def test_the_page_has_all_its_parts_and_loads_nothing(page: str) -> None:
     assert "nan" not in re.sub(r'"data:[^"]*"', "", page)
 
 
-def test_the_same_run_has_the_same_page(finished: Path, page: str, scenes_store: Store) -> None:
-    assert write_report(finished, scenes_store).read_text() == page
+def test_the_page_made_again_from_the_checkpoints_is_the_same(
+    finished: Path, page: str, scenes_store: Store, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / finished.name)
+    again = write_report(tmp_path / finished.name, scenes_store).read_text()
+    assert write_report(tmp_path / finished.name, scenes_store).read_text() == again
+
+    def without_points(text: str) -> str:
+        # Other batches round otherwise, which a t-SNE makes much of.
+        return re.sub(r' d="[^"]*"', "", text).replace(str(tmp_path), str(finished.parent))
+
+    assert without_points(again) == without_points(page)
 
 
 def test_what_the_data_says_is_escaped(finished: Path, page: str, scenes_store: Store, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Final
 
 from stores.atomic import write_json
 from stores.errors import ParameterError
+from stores.layout import Layout
 from train.evaluation.result import Evaluation
 
 FORMAT: Final = 1
@@ -31,7 +32,7 @@ def claim_folder(out: Path, store: Path) -> None:
     above = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise ParameterError(f"--out {out} cannot be written: expected a folder that may be written to.")
-    if out.resolve().is_relative_to(store.resolve()):
+    if Layout(store).mark.exists() and out.resolve().is_relative_to(store.resolve()):
         raise ParameterError(f"--out {out} lies in the store {store}, which is never written to. Name another folder.")
     if found := [name for name in _OF_A_TRAINING if (out / name).exists()]:
         raise ParameterError(f"--out {out} holds a training of cusa-train ({found[0]}). Name another folder.")
