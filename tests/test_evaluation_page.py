@@ -11,7 +11,7 @@ import pytest
 from browsers import fits, needs_browser
 from click.testing import CliRunner, Result
 
-from stores import Store, TrainParameters
+from stores import Store, TrainingError, TrainParameters
 from stores.parameters import Loss, Student, Teachers, as_dict
 from train.checkpoint import save_checkpoint
 from train.embed import SplitEmbeddings
@@ -22,6 +22,7 @@ from train.model import AlignedModel
 from train.page import Embedded, shown, write_evaluation
 from train.page.curves import curves
 from train.page.names import short_names
+from train.page.run_files import read_epochs
 from train.page.shown import Shown, dashed
 from train.page.tables import task_tables
 from train.student import load_student
@@ -186,6 +187,13 @@ def test_models_are_told_apart_by_names_that_are_short(tmp_path: Path) -> None:
     assert list(short_names(whole).values()) == ["a/run", "a/run/infonce", "b/run"]
     assert short_names([whole[0], "run"]) == {whole[0]: whole[0], "run": "run"}
     assert short_names(["minilm"]) == {"minilm": "minilm"}
+
+
+@pytest.mark.parametrize("text", ["epoch\nfirst\n", "RSUM\n1.0\n", "epoch\n1,2\n", "epoch\n\xff\n"])
+def test_an_epochs_csv_of_others_is_one_message(tmp_path: Path, text: str) -> None:
+    (tmp_path / "epochs.csv").write_text(text, encoding="latin-1")
+    with pytest.raises(TrainingError, match=r"epochs\.csv cannot be read as the epochs of a training"):
+        read_epochs(tmp_path / "epochs.csv")
 
 
 def test_curves_of_more_than_two_have_a_chart_each() -> None:

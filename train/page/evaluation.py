@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -96,7 +97,7 @@ def _pictures(
             name=names[model.name],
             tested=tested(model, embeddings),
             loss=None if model.parameters is None else model.parameters.loss,
-            epochs=made(lambda folder=Path(model.name): _epochs(folder)) or [],  # type: ignore[misc]
+            epochs=made(partial(_epochs, Path(model.name))) or [],
         )
         for model, embeddings in embedded.pictured
     ]

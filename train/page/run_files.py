@@ -88,6 +88,9 @@ def read_epochs(path: Path) -> list[dict[str, float]]:
     """
     try:
         with path.open(encoding="utf-8", newline="") as stream:
-            return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
+            rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
+        if any("epoch" not in row for row in rows):
+            raise ValueError(path)
     except (OSError, ValueError, TypeError, csv.Error):
         raise TrainingError(f"{path} cannot be read as the epochs of a training. Run cusa-train again.") from None
+    return rows
