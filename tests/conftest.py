@@ -43,6 +43,20 @@ def scenes_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return Store.open(path)
 
 
+@pytest.fixture(scope="session")
+def scenes_run(scenes_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one epoch, with InfoNCE alone beside it; tests must not change it."""
+    from stores import TrainParameters
+    from stores.parameters import Student, Train
+    from train.run import run
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    train = Train(epochs=1, batch_size=16, device="cpu", precision="fp32")
+    run(TrainParameters(train=train, student=Student(model="tiny_students:Weighing")), scenes_store, folder)
+    return folder
+
+
 @pytest.fixture
 def shared_data() -> Path:
     """The folder of real pictures and sentence pairs; the test is skipped where it is absent."""

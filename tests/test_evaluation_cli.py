@@ -21,7 +21,7 @@ from torch import nn
 
 from pipeline.extract import extract
 from stores import ExtractParameters, Store, TrainParameters
-from stores.parameters import Data, Extract, Student, Teachers, Train, as_dict
+from stores.parameters import Data, Extract, Student, Teachers, as_dict
 from train.checkpoint import save_checkpoint
 from train.eccv import _package
 from train.evaluate import caption_pairs
@@ -30,30 +30,22 @@ from train.evaluation.paper import PAPER
 from train.evaluation.result import Result as Measured
 from train.evaluation.tables import task_table
 from train.model import AlignedModel
-from train.run import run
 from train.student import load_student
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PLAIN = ["--device", "cpu", "--precision", "fp32", "--workers", "0"]
 TITLE = "store, test"
-
-
-@pytest.fixture(scope="module")
-def trained(scenes_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of one epoch, with InfoNCE alone beside it."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    train = Train(epochs=1, batch_size=16, device="cpu", precision="fp32")
-    run(TrainParameters(train=train, student=Student(model="tiny_students:Weighing")), scenes_store, folder)
-    return folder
+TINY = Teachers(image="tiny_teachers:mean_colour", text="tiny_teachers:length")
+LOCAL = Extract(workers=0, device="cpu")
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenes_store: Store, trained: Path) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenes_store: Store, scenes_run: Path) -> Path:
     """A working folder with the store and the run at their usual places."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "artifacts").mkdir()
     (tmp_path / "artifacts" / "store").symlink_to(scenes_store.root)
-    (tmp_path / "artifacts" / "run").symlink_to(trained)
+    (tmp_path / "artifacts" / "run").symlink_to(scenes_run)
     return tmp_path
 
 
@@ -61,7 +53,7 @@ def evaluate(*arguments: str) -> Result:
     return CliRunner().invoke(main, [*PLAIN, *arguments])
 
 
-def written(path: str = "artifacts/eval.json") -> dict[tuple[str, str], dict[str, Any]]:
+def written(path: str = "artifacts/eval/figures.json") -> dict[tuple[str, str], dict[str, Any]]:
     """The results in a file, by model and task."""
     return {(result["model"], result["task"]): result for result in json.loads(Path(path).read_text())["results"]}
 
@@ -70,14 +62,15 @@ def words(text: str) -> str:
     return " ".join(text.split())
 
 
-def test_a_run_is_measured_as_its_training_measured_it(here: Path, trained: Path) -> None:
+def test_a_run_is_measured_as_its_training_measured_it(here: Path, scenes_run: Path) -> None:
     result = evaluate("--model", "artifacts/run", "--model", "artifacts/run/infonce")
     assert result.exit_code == 0, result.stderr
     by_task = written()
-    metrics = json.loads((trained / "metrics.json").read_text())
+    metrics = json.loads((scenes_run / "metrics.json").read_text())
     for model, title in (("artifacts/run", "soft_labels"), ("artifacts/run/infonce", "infonce")):
         expected = {name: value for name, value in metrics[title].items() if "best" not in name and "valid" not in name}
         uni_modal = expected.pop("image_class_R@1"), expected.pop("caption_spearman")
+        assert by_task[model, "eccv"]["figures"] == {TITLE: expected.pop("true_relevance")}
         assert by_task[model, "retrieval"]["figures"] == {TITLE: expected}
         found = by_task[model, "image-retrieval"]["figures"][TITLE], by_task[model, "sts"]["figures"][TITLE]
         assert found == pytest.approx(uni_modal)
@@ -86,13 +79,13 @@ def test_a_run_is_measured_as_its_training_measured_it(here: Path, trained: Path
     rsum = [metrics[title]["RSUM"] for title in ("soft_labels", "infonce")]
     assert [f"{rsum[0]:.1f}", f"{rsum[1]:.1f}", f"{rsum[1] - rsum[0]:+.1f}"] == line.replace("│", " ").split()[1:]
     assert "paper" not in result.stdout, "scenes are none of the paper's data sets"
-    assert "Figures: artifacts/eval.json" in result.stdout
+    assert "Figures: artifacts/eval/figures.json" in result.stdout
 
 
 def test_without_a_model_the_usual_run_is_measured_on_the_split_named(here: Path) -> None:
-    result = evaluate("--split", "val", "--task", "retrieval", "--out", "deep/er/val.json")
+    result = evaluate("--split", "val", "--task", "retrieval", "--out", "deep/er/val")
     assert result.exit_code == 0, result.stderr
-    record = json.loads(Path("deep/er/val.json").read_text())
+    record = json.loads(Path("deep/er/val/figures.json").read_text())
     assert {name: value for name, value in record.items() if name != "results"} == {
         "format": 1,
         "store": "artifacts/store",
@@ -167,28 +160,64 @@ def test_what_is_missing_is_named_and_the_others_run(here: Path) -> None:
     assert by_task["artifacts/run", "eccv"]["figures"] == {}
 
 
-def test_without_any_data_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:
+def test_without_any_data_nothing_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenes_run: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     tasks = ("--task", "sts", "--task", "image-retrieval", "--task", "retrieval", "--task", "eccv")
-    result = evaluate("--model", str(trained), *tasks)
+    result = evaluate("--model", str(scenes_run), *tasks)
     assert result.exit_code == 2
     said = words(result.stderr)
     assert "sts: no sentence pairs are named, and the store has none. Say --sts FOLDER" in said
     assert "--images NAME=FOLDER (cub, sop, in-shop, inaturalist)" in said
     assert "artifacts/store is not a finished store" in said
     assert "Error: Nothing was measured" in said
-    assert not Path("artifacts/eval.json").exists()
+    assert not Path("artifacts/eval/figures.json").exists()
 
 
-def test_eccv_needs_coco(here: Path, shared_data: Path) -> None:
-    result = evaluate("--task", "eccv")
+def labelled_store(labels: list[str]) -> None:
+    """Make a store of pictures with these labels, and no other truth, in the working folder."""
+    random = np.random.default_rng(0)
+    rows = ["image,caption,split,label"]
+    for number, label in enumerate(labels):
+        Image.fromarray(random.integers(256, size=(8, 8, 3), dtype=np.uint8)).save(f"{number}.png")
+        rows.append(f"{number}.png,caption {number},test,{label}")
+    Path("pictures.csv").write_text("\n".join(rows))
+    extract(ExtractParameters(data=Data(source="pictures.csv"), teachers=TINY, extract=LOCAL), Path("store"))
+    tiny_checkpoint(Path("tiny.safetensors"))
+
+
+def test_eccv_needs_coco_or_a_store_s_relevance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_data: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    labelled_store(["a", "b"])
+    arguments = ("--model", "tiny.safetensors", "--store", "store", "--task", "eccv")
+    result = evaluate(*arguments)
     assert result.exit_code == 2
-    assert "artifacts/store was not made from COCO. Expected a store made from dataset_coco.json" in words(
-        result.stderr
-    )
-    result = evaluate("--task", "eccv", "--coco-annotations", str(shared_data / "coco-mini" / "dataset_karpathy.json"))
+    assert "store was not made from COCO. Expected a store made from dataset_coco.json" in words(result.stderr)
+    result = evaluate(*arguments, "--coco-annotations", str(shared_data / "coco-mini" / "dataset_karpathy.json"))
     assert result.exit_code == 2
     assert "ECCV Caption needs COCO's own captions" in words(result.stderr)
+
+
+def test_one_labelled_image_costs_no_other_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    labelled_store(["alone"])
+    result = evaluate("--model", "tiny.safetensors", "--store", "store")
+    assert result.exit_code == 0, result.stderr
+    assert written()["tiny.safetensors", "retrieval"]["figures"][TITLE]["RSUM"] == 600.0
+    assert "The nearest other row was asked for among 1" in words(result.stderr)
+
+
+def test_a_partly_labelled_split_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    labelled_store(["a", "", "a"])
+    arguments = ("--model", "tiny.safetensors", "--store", "store", "--task", "image-retrieval")
+    for more in ((), ("--images", "nowhere")):
+        result = evaluate(*arguments, *more)
+        assert result.exit_code == 2
+        assert "1 of the 3 images of the split 'test' have no label" in words(result.stderr)
 
 
 @pytest.mark.parametrize(
@@ -202,12 +231,13 @@ def test_eccv_needs_coco(here: Path, shared_data: Path) -> None:
         (["--weights", "x.pt"], "--weights 'x.pt' is for no model that is measured"),
         (["--weights", "artifacts/run=x.pt"], "takes no separate weights"),
         (["--task", "retreival"], "is not one of 'retrieval'"),
+        (["--images", "cub="], "'cub=' names no folder"),
         (["--images", "birds=there"], "'birds' is not one of cub, sop, in-shop, inaturalist"),
         (["--split", "dev"], "no split 'dev'; it has train, val, test"),
         (["--store", "artifacts"], "artifacts is not a finished store"),
         (["--device", "gpu7"], "The device 'gpu7' cannot be used"),
-        (["--out", "artifacts"], "--out artifacts cannot be written"),
-        (["--out", "file/eval.json"], "--out file/eval.json cannot be written"),
+        (["--out", "file"], "--out file is a file; expected a folder"),
+        (["--out", "file/eval"], "--out file/eval cannot be written"),
     ],
 )
 def test_mistakes_are_one_message(here: Path, arguments: list[str], message: str) -> None:
@@ -225,11 +255,11 @@ def test_the_figures_until_an_interrupt_are_kept(here: Path, monkeypatch: pytest
     monkeypatch.setattr("train.evaluation.on_store.StudentOnStore.sts", interrupted)
     result = evaluate()
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1] == "Stopped. What was measured is in artifacts/eval.json."
+    assert result.stderr.splitlines()[-1] == "Stopped. What was measured is in artifacts/eval/figures.json."
     assert [task for _, task in written()] == ["retrieval", "image-retrieval"]
 
 
-def test_a_broken_model_does_not_stop_the_others(here: Path, trained: Path) -> None:
+def test_a_broken_model_does_not_stop_the_others(here: Path, scenes_run: Path) -> None:
     tiny_checkpoint(here / "nan.safetensors", lambda model: nn.init.constant_(model.image_head[1].bias, torch.nan))
     result = evaluate("--model", "nan.safetensors", "--model", "artifacts/run", "--task", "retrieval")
     assert result.exit_code == 0
@@ -238,9 +268,9 @@ def test_a_broken_model_does_not_stop_the_others(here: Path, trained: Path) -> N
     assert written()["artifacts/run", "retrieval"]["figures"][TITLE]["RSUM"] > 0
 
 
-def test_names_are_neither_markup_nor_what_steers_a_terminal(here: Path, scenes_store: Store, trained: Path) -> None:
+def test_names_are_neither_markup_nor_what_steers_a_terminal(here: Path, scenes_store: Store, scenes_run: Path) -> None:
     (here / "a[").mkdir()
-    (here / "a[" / "red]\x1b[2J").symlink_to(trained)
+    (here / "a[" / "red]\x1b[2J").symlink_to(scenes_run)
     (here / "[bold").symlink_to(scenes_store.root)
     result = evaluate("--model", "a[/red]\x1b[2J", "--store", "[bold")
     assert result.exit_code == 0, result.output
@@ -282,9 +312,7 @@ def coco_store(images: dict[int, list[int]]) -> None:
         for number, (image, captions) in enumerate(images.items())
     ]
     Path("dataset_coco.json").write_text(json.dumps({"images": entries}))
-    teachers = Teachers(image="tiny_teachers:mean_colour", text="tiny_teachers:length")
-    data, settings = Data(source="dataset_coco.json"), Extract(workers=0, device="cpu")
-    extract(ExtractParameters(data=data, teachers=teachers, extract=settings), Path("store"))
+    extract(ExtractParameters(data=Data(source="dataset_coco.json"), teachers=TINY, extract=LOCAL), Path("store"))
 
 
 def tiny_checkpoint(path: Path, change: Callable[[AlignedModel], object] = lambda _: None) -> None:
@@ -307,7 +335,7 @@ def test_a_part_of_coco_is_not_taken_for_its_test_split(tmp_path: Path, monkeypa
     assert "defined on the whole test split of COCO (Karpathy's), 5,000 images: 4,99" in words(result.stderr)
     Path("dataset_coco.json").unlink()
     result = evaluate(*arguments)
-    assert "store was made from dataset_coco.json, which is not there any more" in words(result.stderr)
+    assert "store was made from dataset_coco.json, which is not there now" in words(result.stderr)
 
 
 @pytest.mark.soak
@@ -315,7 +343,7 @@ def test_coco_s_whole_test_split_with_eccv_and_five_folds(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     coco_store(_package().coco_gts["i2t"])
     tiny_checkpoint(Path("tiny.safetensors"))
-    result = evaluate("--model", "tiny.safetensors", "--store", "store", "--task", "retrieval", "--task", "eccv")
+    result = evaluate("--model", "tiny.safetensors", "--store", "store")
     assert result.exit_code == 0, result.stderr
     retrieval = written()["tiny.safetensors", "retrieval"]["figures"]
     eccv = written()["tiny.safetensors", "eccv"]["figures"]

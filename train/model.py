@@ -69,6 +69,10 @@ class Temperatures(nn.Module):
     def forward(self) -> Taus:
         return Taus(self.contrast(), self.cross(), self.image(), self.text())
 
+    def values(self) -> dict[str, float]:
+        """Return the temperatures by name."""
+        return {name: tau.item() for name, tau in self()._asdict().items()}
+
     def clamp_(self) -> None:
         """Bring all temperatures back within their bounds."""
         for temperature in self.children():

@@ -98,6 +98,8 @@ class _Finished(NamedTuple):
     embeddings: SplitEmbeddings
     similarity: Similarity | None
     """The student's own, if it has one."""
+    temperatures: dict[str, float]
+    """Of the best epoch."""
 
 
 def _write_figures(folder: Path, finished: dict[str, _Finished]) -> None:
@@ -110,7 +112,10 @@ def _write_report(folder: Path, store: Store, finished: dict[str, _Finished], ac
     from train.page import Tested, write_report
 
     console.print("writing report.html …")
-    tested = {title: Tested(one.embeddings, one.similarity, accelerator.device) for title, one in finished.items()}
+    tested = {
+        title: Tested(one.embeddings, one.similarity, accelerator.device, one.temperatures)
+        for title, one in finished.items()
+    }
     write_report(folder, store, tested)
 
 
@@ -238,4 +243,5 @@ def _train_and_measure(
     measured = stop.processes.once(measure)
     measured |= {"best_epoch": record["epoch"] + 1, "validation_RSUM": record["validation_rsum"]}
     console.print(f"{title}: best epoch {record['epoch'] + 1}, checkpoint {training.best}")
-    return _Finished(measured, history, training.facts(), folder, embeddings, model.similarity)
+    temperatures = model.temperatures.values()
+    return _Finished(measured, history, training.facts(), folder, embeddings, model.similarity, temperatures)

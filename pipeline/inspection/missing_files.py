@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.inspection.truth import Truth
 from stores import Store, StoreError
-from stores.atomic import atomic_path, write_text
+from stores.atomic import atomic_path
 from stores.columns import Column
 from stores.missing import LISTED
+from stores.pages import write_html
 from stores.thumbnails import thumbnail
 
 LIST_NAME: Final = "missing.parquet"
@@ -67,13 +67,8 @@ def write_list(folder: Path, listed: pa.Table, truth: Truth | None) -> None:
 def write_page(folder: Path, store: Store, split: str, listed: pa.Table, shown: int) -> int:
     """Write the page of the first `shown` pairs; return how many there are."""
     pairs = [_pair(store, row) for row in listed.slice(0, shown).to_pylist()]
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
-        PAGE_NAME
-    )
-    page = template.render(split=split, pairs=pairs, total=len(listed), thumbnail=THUMBNAIL)
-    # Half of a surrogate pair or a NUL is nothing that a page can hold.
-    write_text(folder / PAGE_NAME, page.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}"))
+    template = Path(__file__).with_name(PAGE_NAME)
+    write_html(folder / PAGE_NAME, template, split=split, pairs=pairs, total=len(listed))
     return len(pairs)
 
 

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Final, get_args
 
 import click
 from rich.console import Console
 
-from stores.atomic import write_json
 from stores.commands import resumable
 from stores.console import console
 from stores.errors import CusaError, ParameterError
 from stores.parameters import Precision
-from train.evaluation.result import TASKS, Result
+from train.evaluation.folder import FIGURES, claim_folder, write_figures
+from train.evaluation.result import TASKS, Evaluation, Result
 
 if TYPE_CHECKING:
     from train.evaluation.data import DataSets
     from train.evaluation.models import StudentModel, TeacherModel
+    from train.page import Embedded
 
 FILE: Final = click.Path(path_type=Path)
-FORMAT: Final = 1
 WIDTH: Final = 160
 """Columns where there is no terminal to ask."""
 
@@ -49,7 +48,7 @@ WIDTH: Final = 160
 @click.option("--sts", type=FILE, metavar="FOLDER", help="STS12 to 16, STS-B and SICK-R, from SentEval or as tables.")
 @click.option("--coco-annotations", type=FILE, help="dataset_coco.json or captions_val2014.json, for eccv.")
 @click.option("--weights", "weights", multiple=True, metavar="MODEL=FILE", help="A teacher's weights.")
-@click.option("--out", type=FILE, default=Path("artifacts/eval.json"), help="Where the figures are written.")
+@click.option("--out", type=FILE, default=Path("artifacts/eval"), help="The folder for figures.json and report.html.")
 @click.option("--device", default="auto", help="auto, cpu, cuda, …")
 @click.option(
     "--precision", type=click.Choice(get_args(Precision)), default="auto", help="auto: bf16 on hardware for it."
@@ -71,7 +70,7 @@ def main(
     batch_size: int,
     workers: int,
 ) -> None:
-    """Measure models on retrieval tasks, and set them beside each other and the paper's.
+    """Measure models on retrieval tasks, and set them beside each other and the paper's: in tables and on a page.
 
     A data set that is missing is named, with where to get it and the layout expected; the other tasks run. The exit
     code is 0 where anything was measured, else 2.
@@ -82,18 +81,29 @@ def main(
         from stores.parameters import Train, TrainParameters
         from train.evaluation.data import DataSets, parse_images
         from train.evaluation.measure import measure, tasks_of
+        from train.page import Embedded
         from train.processes import make_accelerator
 
         places = parse_images(images)
         data = DataSets(store=store, split=split, images=places, sts=sts, coco_annotations=coco_annotations)
-        _check_writable(out)
+        claim_folder(out, store)
         loaded = _load(models, weights, device, precision)
         accelerator = make_accelerator(TrainParameters(train=Train(device=device, precision=precision)))
-        for result in measure(loaded, tasks or tasks_of(data), data, accelerator, batch_size, workers):
+        evaluation = Evaluation(
+            models=models,
+            store=store,
+            split=split,
+            device=accelerator.device.type,
+            precision="bf16" if accelerator.mixed_precision == "bf16" else "fp32",
+            results=results,
+        )
+        embedded, wanted = Embedded(), tasks or tasks_of(data)
+        for result in measure(loaded, wanted, data, accelerator, batch_size, workers, embedded.add):
             results.append(result)
             if result.figures:
-                write_json(out, _record(results, data, accelerator.device.type, accelerator.mixed_precision))
-        _show(results, out)
+                write_figures(out, evaluation)
+        _show(results)
+        _write_page(out, evaluation, data, embedded)
 
 
 def _load(
@@ -116,13 +126,6 @@ def _load(
     return [load_model(model, files.get(model), device, precision) for model in models]
 
 
-def _check_writable(out: Path) -> None:
-    """See that the file can be made before hours of measuring; make nothing yet."""
-    above = next(folder for folder in out.absolute().parents if folder.exists())
-    if out.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
-        raise ParameterError(f"--out {out} cannot be written: expected a file in a folder that may be written to.")
-
-
 @contextmanager
 def _figures_kept(out: Path, results: list[Result]) -> Iterator[None]:
     """Say on Ctrl-C (exit code 130, as shells expect) what is kept."""
@@ -130,25 +133,12 @@ def _figures_kept(out: Path, results: list[Result]) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         kept = any(result.figures for result in results)
-        click.echo(f"Stopped. {f'What was measured is in {out}.' if kept else 'Nothing was measured yet.'}", err=True)
+        what = f"What was measured is in {out / FIGURES}." if kept else "Nothing was measured yet."
+        click.echo(f"Stopped. {what}", err=True)
         sys.exit(130)
 
 
-def _record(results: Sequence[Result], data: DataSets, device: str, precision: str) -> dict[str, Any]:
-    """Return what is written: all figures at full precision, and what they were measured with."""
-    from dataclasses import asdict
-
-    return {
-        "format": FORMAT,
-        "store": str(data.store),
-        "split": data.split,
-        "device": device,
-        "precision": "bf16" if precision == "bf16" else "fp32",
-        "results": [asdict(result) for result in results],
-    }
-
-
-def _show(results: Sequence[Result], out: Path) -> None:
+def _show(results: Sequence[Result]) -> None:
     from train.evaluation.tables import printable, task_table
 
     for message in dict.fromkeys(message for result in results for message in result.messages):
@@ -159,7 +149,15 @@ def _show(results: Sequence[Result], out: Path) -> None:
             output.print(table)
     if not any(result.figures for result in results):
         raise CusaError("Nothing was measured; what is missing is said above.")
-    click.echo(f"Figures: {out}")
+
+
+def _write_page(out: Path, evaluation: Evaluation, data: DataSets, embedded: Embedded) -> None:
+    from train.page import write_evaluation
+
+    with console.status("writing report.html"):
+        page = write_evaluation(out, evaluation, data.found, embedded)
+    click.echo(f"Report: {page}")
+    click.echo(f"Figures: {out / FIGURES}")
 
 
 if __name__ == "__main__":

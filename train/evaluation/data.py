@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from stores import Store
+from stores import Store, StoreError
 from train.evaluate import caption_pairs, true_relevance
 from train.evaluation.image_folders import BENCHMARKS
 from train.evaluation.paper import COCO, FLICKR
@@ -43,6 +43,14 @@ class DataSets:
         store = Store.open(self.store)
         store.shards(self.split)
         return store
+
+    @property
+    def found(self) -> Store | None:
+        """The store, if there is one that has the split."""
+        try:
+            return self.opened
+        except StoreError:
+            return None
 
     @property
     def title(self) -> str:

@@ -9,6 +9,7 @@ from typing import Final
 from accelerate import Accelerator
 
 from stores.errors import CusaError, StoreError
+from train.embed import SplitEmbeddings
 from train.evaluation import image_retrieval, sts
 from train.evaluation.data import DataSets
 from train.evaluation.image_folders import BENCHMARKS
@@ -41,11 +42,13 @@ def measure(
     accelerator: Accelerator,
     batch_size: int,
     workers: int,
+    embedded: Callable[[StudentModel, SplitEmbeddings], None],
 ) -> Iterator[Result]:
     """Yield a result for each model and task, as each is measured.
 
-    What cannot be measured stands in a result's messages: a data set that is absent, a task that is not for a model,
-    embeddings that are not finite. A result without figures measured nothing.
+    `embedded` is given each student that has embedded the store's split for its tasks. What cannot be measured stands
+    in a result's messages: a data set that is absent, a task that is not for a model, embeddings that are not finite.
+    A result without figures measured nothing.
     """
     for model in models:
         on_store = (
@@ -55,6 +58,8 @@ def measure(
         )
         for task in tasks:
             yield _measure(model, task, data, on_store, max(1, workers))
+        if isinstance(on_store, StudentOnStore) and on_store.embeddings is not None:
+            embedded(on_store.model, on_store.embeddings)
 
 
 def _measure(

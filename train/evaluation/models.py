@@ -66,14 +66,22 @@ class Teacher(Protocol):
 
 
 class StudentModel:
-    """A student with its heads, where it was trained here; uni-modal tasks see its uni-modal heads."""
+    """A student with its heads, where it was trained here; uni-modal tasks see its uni-modal heads.
+
+    `parameters` are those of that training, as its checkpoint recorded them; None of a model from elsewhere.
+    """
 
     modalities: tuple[Modality, ...] = ("image", "text")
 
     def __init__(
-        self, name: str, aligned: AlignedModel, device: torch.device, precision: Literal["fp32", "bf16"]
+        self,
+        name: str,
+        aligned: AlignedModel,
+        device: torch.device,
+        precision: Literal["fp32", "bf16"],
+        parameters: TrainParameters | None = None,
     ) -> None:
-        self.name, self.device, self.precision = name, device, precision
+        self.name, self.device, self.precision, self.parameters = name, device, precision, parameters
         self.aligned = aligned.eval().to(device)
 
     def prepare_image(self, image: Image.Image) -> Tensor:
@@ -150,7 +158,8 @@ def load_model(
     if weights is not None and (is_checkpoint or is_open_clip):
         raise StudentError(f"The model {spec} takes no separate weights, but {weights} was given. Leave them out.")
     if is_checkpoint:
-        return StudentModel(spec, _trained(path), where, how)
+        aligned, parameters = _trained(path)
+        return StudentModel(spec, aligned, where, how, parameters)
     if is_open_clip:
         return StudentModel(spec, _pretrained(spec), where, how)
     if os.sep in spec and ":" not in spec:
@@ -187,8 +196,11 @@ def check_embeddings(embeddings: NDArray[np.float32], count: int, name: str) -> 
     return embeddings
 
 
-def _trained(path: Path) -> AlignedModel:
-    """Load the model of a run's folder (its best checkpoint) or of a checkpoint file."""
+def _trained(path: Path) -> tuple[AlignedModel, TrainParameters | None]:
+    """Load the model of a run's folder (its best checkpoint) or of a checkpoint file, and its training's parameters.
+
+    These are None where the checkpoint does not tell how it was trained.
+    """
     file = path / BEST if path.is_dir() else path
     if path.is_dir() and not file.is_file():
         raise TrainingError(f"{path} holds no {BEST}: it is not the run of a cusa-train that finished an epoch.")
@@ -197,7 +209,7 @@ def _trained(path: Path) -> AlignedModel:
     student = load_student(Student(model=parameters.student.model))
     aligned = AlignedModel(student, uni_modal=bool(parameters.loss.beta))
     load_checkpoint(file, aligned)
-    return aligned
+    return aligned, parameters if {"loss", "teachers"} <= recorded.keys() else None
 
 
 def _pretrained(spec: str) -> AlignedModel:

@@ -41,8 +41,15 @@ class StudentOnStore:
     def __init__(
         self, model: StudentModel, data: DataSets, accelerator: Accelerator, batch_size: int, workers: int
     ) -> None:
+        self.model = model
         self._model, self._data, self._accelerator = model.aligned, data, accelerator
         self._name, self._batch_size, self._workers = model.name, batch_size, workers
+
+    @property
+    def embeddings(self) -> SplitEmbeddings | None:
+        """The embeddings of the split, where a task has needed them."""
+        found: SplitEmbeddings | None = vars(self).get("_embeddings")
+        return found
 
     def retrieval(self, result: Result) -> None:
         """Add R@K both ways, RSUM and median ranks; COCO 1K too, where it is COCO."""

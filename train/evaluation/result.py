@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from stores.errors import CusaError
@@ -27,3 +29,17 @@ class Result:
     """By data set: how many images, classes, pairs … the figure rests on."""
     messages: list[str] = field(default_factory=list)
     """What is missing, broken, or other than published; each names its data set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What was measured, and with what."""
+
+    models: Sequence[str]
+    """As they were named, in that order."""
+    store: Path
+    split: str
+    device: str
+    precision: str
+    results: Sequence[Result]
+    """One for each model and task."""

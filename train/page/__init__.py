@@ -1,6 +1,7 @@
-"""A run as one page that opens by a double click: figures, curves, embeddings, cases, suspects, soft labels."""
+"""A run, or an evaluation, as one page: figures, curves, embeddings, cases, suspects, soft labels."""
 
+from train.page.evaluation import Embedded, write_evaluation
 from train.page.report import PAGE_NAME, write_report
-from train.page.sample import Tested
+from train.page.shown import Tested
 
-__all__ = ["PAGE_NAME", "Tested", "write_report"]
+__all__ = ["PAGE_NAME", "Embedded", "Tested", "write_evaluation", "write_report"]

@@ -1,12 +1,12 @@
-"""Cases (CUSA, figure 5): queries with their first answers, by every training of the run side by side.
+"""Cases (CUSA, figure 5): queries with their first answers, by every model of the page side by side.
 
-Most are the queries on which two trainings differ most, as many in favour of the one as of the other; the rest are
-drawn at random. A training alone has random ones.
+Most are the queries on which the models differ most, of two as many in favour of the one as of the other; the rest are
+drawn at random. A model alone has random ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -19,8 +19,8 @@ from stores.columns import Column
 from stores.thumbnails import thumbnail
 from train.evaluate import both_ways, ownership
 from train.page.relevance import Truth
-from train.page.run_files import Trained
-from train.page.sample import SEED, Tested
+from train.page.sample import SEED
+from train.page.shown import Shown
 from train.rankings import Ranks, Rows, first_ranks, ranks_both_ways, top
 
 SHOWN: Final = 5
@@ -46,9 +46,9 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What one training answers."""
+    """What one model answers."""
 
-    training: str
+    model: str
     rank: int
     """Of the first answer that the data set pairs with the query, from 1."""
     items: list[Item]
@@ -56,7 +56,7 @@ class Answers:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A query, why it is shown, and its answers by every training."""
+    """A query, why it is shown, and its answers by every model."""
 
     chosen: str
     query: Item
@@ -75,36 +75,40 @@ class Cases:
 
 @dataclass(frozen=True)
 class _Ranked:
-    """One direction: rows of similarities and ranks (Q,) by training, and the chosen queries."""
+    """One direction: rows of similarities and ranks (Q,) by model, and the chosen queries."""
 
     rows: dict[str, Rows]
     ranks: dict[str, Ranks]
 
     def chosen(self) -> list[tuple[int, str]]:
         """Return places of queries, and why they are shown."""
-        ranks = list(self.ranks.values())
+        ranks = np.log1p(np.stack(list(self.ranks.values())))
         found: dict[int, str] = {}
         if len(ranks) == 2:
-            gain = np.log1p(ranks[0]) - np.log1p(ranks[1])
+            gain = ranks[0] - ranks[1]
             order = np.argsort(-gain, kind="stable")
             names = list(self.ranks)
             found |= {int(place): f"most in favour of {names[1]}" for place in order[:EACH] if gain[place] > 0}
             found |= {int(place): f"most in favour of {names[0]}" for place in order[-EACH:] if gain[place] < 0}
-        wanted = EACH if len(ranks) == 2 else 3 * EACH
-        drawn = [int(place) for place in np.random.default_rng(SEED).permutation(len(ranks[0])) if place not in found]
+        elif len(ranks) > 2:
+            spread = np.ptp(ranks, axis=0)
+            order = np.argsort(-spread, kind="stable")[: 2 * EACH]
+            found |= {int(place): "the models differ most" for place in order if spread[place] > 0}
+        wanted = EACH if len(ranks) > 1 else 3 * EACH
+        drawn = [int(place) for place in np.random.default_rng(SEED).permutation(ranks.shape[1]) if place not in found]
         return [*found.items(), *((place, "drawn at random") for place in drawn[:wanted])]
 
     def answers(self, places: Sequence[int]) -> dict[str, NDArray[np.int64]]:
-        """Return the first answers to the queries at `places`, by training: (n, up to `SHOWN`)."""
+        """Return the first answers to the queries at `places`, by model: (n, up to `SHOWN`)."""
         return {
             name: np.concatenate(list(top(replace(rows, queries=rows.queries[list(places)]), SHOWN)))
             for name, rows in self.rows.items()
         }
 
 
-def cases(store: Store, split: str, trainings: tuple[Trained, ...], tested: Mapping[str, Tested]) -> Cases:
+def cases(store: Store, split: str, models: Sequence[Shown]) -> Cases:
     """Choose the queries among images and texts of the `split`, and find their answers."""
-    to_texts, to_images = _ranked(store, split, trainings, tested)
+    to_texts, to_images = _ranked(store, split, models)
     first_image, first_text = int(store.rows(split, "image")[0]), int(store.rows(split, "text")[0])
     images, texts = to_texts.chosen(), to_images.chosen()
     truth = Truth(store, (first_text + place for place, _ in texts), (first_image + place for place, _ in images))
@@ -134,7 +138,7 @@ def _cases(ranked: _Ranked, chosen: list[tuple[int, str]], query: _Query, answer
             query=query(place),
             answers=[
                 Answers(
-                    training=name,
+                    model=name,
                     rank=int(ranked.ranks[name][place]) + 1,
                     items=[answer(place, int(item)) for item in rows[number]],
                 )
@@ -145,20 +149,18 @@ def _cases(ranked: _Ranked, chosen: list[tuple[int, str]], query: _Query, answer
     ]
 
 
-def _ranked(
-    store: Store, split: str, trainings: tuple[Trained, ...], tested: Mapping[str, Tested]
-) -> tuple[_Ranked, _Ranked]:
+def _ranked(store: Store, split: str, models: Sequence[Shown]) -> tuple[_Ranked, _Ranked]:
     """Return both directions, from images and from texts."""
     own = ownership(store, split)
     to_texts, to_images = _Ranked({}, {}), _Ranked({}, {})
-    for trained in trainings:
-        images, texts = tested[trained.title].cross_modal()
-        similarity = tested[trained.title].similarity
+    for model in models:
+        images, texts = model.tested.cross_modal()
+        similarity = model.tested.similarity
         rows = both_ways(images, texts, similarity)
         if similarity is None:
             ranks = ranks_both_ways(images, texts, own)
         else:
             ranks = first_ranks(rows[0], own), first_ranks(rows[1], sparse.csr_array(own.T))
         for direction, its_rows, its_ranks in zip((to_texts, to_images), rows, ranks, strict=True):
-            direction.rows[trained.spoken], direction.ranks[trained.spoken] = its_rows, its_ranks
+            direction.rows[model.name], direction.ranks[model.name] = its_rows, its_ranks
     return to_texts, to_images

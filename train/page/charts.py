@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -45,6 +45,9 @@ class Mark:
 @dataclass(frozen=True, kw_only=True)
 class Chart:
     """A titled chart."""
+
+    width: ClassVar[int] = WIDTH
+    height: ClassVar[int] = HEIGHT
 
     title: str
     told: str

@@ -1,14 +1,14 @@
-"""The curves of a run: validation RSUM, the parts of the loss, the temperatures."""
+"""The curves of trainings: validation RSUM, the parts of the loss, the temperatures."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
 from train.page.charts import Chart, Series, line_chart
-from train.page.run_files import Trained
-from train.run_folder import PLAIN
+from train.page.shown import Shown, dashed
 
 COLOURS: Final = {
     "validation/RSUM": 0,
@@ -24,39 +24,45 @@ _LEARNED: Final = {"temperature/cross": "alpha", "temperature/image": "beta", "t
 """By temperature the weight without which it stays where it began."""
 
 
-def curves(trainings: tuple[Trained, ...]) -> list[Chart]:
-    """Return the charts of all trainings together; beside another, InfoNCE alone is dashed."""
-    charts = [
-        line_chart("Validation RSUM", _series(trainings, "validation/"), _told(trainings, "validation/RSUM")),
-        line_chart("Parts of the loss", _series(trainings, "loss/"), _told(trainings, "loss/InfoNCE"), log=True),
-        line_chart("Temperatures", _series(trainings, "temperature/"), _told(trainings, "temperature/contrast")),
-    ]
+def curves(models: Sequence[Shown]) -> list[Chart]:
+    """Return the charts of all models that have epochs: of two together, of more a chart each, but for their RSUM."""
+    models = [model for model in models if model.epochs]
+    together = [models] if len(models) <= 2 else [[model] for model in models]
+    charts = [line_chart("Validation RSUM", _series(models, "validation/"), _told(models, "validation/RSUM"))]
+    for some in together:
+        whose = "" if len(together) == 1 else f", {some[0].name}"
+        losses, temperatures = _series(some, "loss/"), _series(some, "temperature/")
+        charts += [
+            line_chart(f"Parts of the loss{whose}", losses, _told(some, "loss/InfoNCE"), log=True),
+            line_chart(f"Temperatures{whose}", temperatures, _told(some, "temperature/contrast")),
+        ]
     return [chart for chart in charts if chart is not None]
 
 
-def _series(trainings: tuple[Trained, ...], prefix: str) -> list[Series]:
+def _series(models: Sequence[Shown], prefix: str) -> list[Series]:
     series = []
-    for trained in trainings:
-        dashed = trained.title == PLAIN and len(trainings) > 1
-        epochs = np.array([epoch["epoch"] for epoch in trained.epochs])
+    for number, model in enumerate(models):
+        kind = "dashed" if model is dashed(models) else "line"
+        epochs = np.array([epoch["epoch"] for epoch in model.epochs])
         for name, colour in COLOURS.items():
-            if not name.startswith(prefix) or not _moves(trained, name):
+            if not name.startswith(prefix) or not _moves(model, name):
                 continue
-            values = np.array([epoch.get(name, np.nan) for epoch in trained.epochs])
-            label = f"{name.removeprefix(prefix)} ({trained.spoken})" if len(trainings) > 1 else name.partition("/")[2]
-            series.append(Series(name=label, x=epochs, y=values, colour=colour, kind="dashed" if dashed else "line"))
+            values = np.array([epoch.get(name, np.nan) for epoch in model.epochs])
+            label = f"{name.removeprefix(prefix)} ({model.name})" if len(models) > 1 else name.partition("/")[2]
+            colour = colour if len(models) <= 2 else number
+            series.append(Series(name=label, x=epochs, y=values, colour=colour, kind=kind))
     return series
 
 
-def _moves(trained: Trained, name: str) -> bool:
+def _moves(model: Shown, name: str) -> bool:
     weight = _LEARNED.get(name)
-    return weight is None or bool(getattr(trained.loss, weight))
+    return weight is None or model.loss is None or bool(getattr(model.loss, weight))
 
 
-def _told(trainings: tuple[Trained, ...], name: str) -> str:
+def _told(models: Sequence[Shown], name: str) -> str:
     spans = [
-        f"{trained.spoken}: {trained.epochs[0].get(name, np.nan):.3g} after epoch 1, "
-        f"{trained.epochs[-1].get(name, np.nan):.3g} after epoch {len(trained.epochs)}"
-        for trained in trainings
+        f"{model.name}: {model.epochs[0].get(name, np.nan):.3g} after epoch 1, "
+        f"{model.epochs[-1].get(name, np.nan):.3g} after epoch {len(model.epochs)}"
+        for model in models
     ]
     return f"{name.replace('/', ' ')}. {'; '.join(spans)}."

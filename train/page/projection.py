@@ -1,13 +1,13 @@
-"""The t-SNE of uni-modal embeddings (CUSA, figure 4): what a training puts together.
+"""The t-SNE of uni-modal embeddings (CUSA, figure 4): what a model puts together.
 
-Images and texts live in spaces of their own, where USA works; each has a picture, for every training of the run. The
+Images and texts live in spaces of their own, where USA works; each has a picture, for every model of the page. The
 points are the same in all.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -18,8 +18,8 @@ from torch import Tensor
 from stores import Store
 from stores.columns import Column
 from train.page.charts import Chart, scatter
-from train.page.run_files import Trained
-from train.page.sample import SEED, Pairs, Tested, draw_pairs
+from train.page.sample import SEED, Pairs, draw_pairs
+from train.page.shown import Shown
 
 POINTS: Final = 300
 DRAWN: Final = 10_000
@@ -30,23 +30,27 @@ CLASSES: Final = 5
 """So many of the commonest classes have a colour of their own; the others share one."""
 
 
-def projections(store: Store, split: str, trainings: tuple[Trained, ...], tested: Mapping[str, Tested]) -> list[Chart]:
-    """Return a chart for every modality and training; none where the split is too small."""
+def projections(store: Store, split: str, models: Sequence[Shown]) -> list[Chart]:
+    """Return a chart for every modality and model; none where the split is too small."""
     pairs, groups, names = _points(store, split)
     if len(pairs.images) < FEWEST:
         return []
     charts = []
     for modality in ("images", "texts"):
-        for trained in trainings:
-            embeddings = tested[trained.title].embeddings
+        for model in models:
+            embeddings = model.tested.embeddings
             rows = embeddings.uni_image[pairs.images] if modality == "images" else embeddings.uni_text[pairs.captions]
-            usa = "with USA" if trained.loss.beta else "without USA"
-            title = f"{modality.capitalize()}, {trained.spoken} ({usa})"
             told = (
                 f"{len(rows)} points in the plane, one for each of the {modality}, near where the model finds it like."
             )
-            charts.append(scatter(title, _project(rows), groups, names, told))
+            charts.append(scatter(f"{modality.capitalize()}, {_named(model)}", _project(rows), groups, names, told))
     return charts
+
+
+def _named(model: Shown) -> str:
+    if model.loss is None:
+        return model.name
+    return f"{model.name} ({'with' if model.loss.beta else 'without'} USA)"
 
 
 def _points(store: Store, split: str) -> tuple[Pairs, NDArray[np.int64], dict[int, str]]:

@@ -34,11 +34,6 @@ class Trained:
         """How a page calls it."""
         return SPOKEN[self.title]
 
-    @property
-    def best(self) -> dict[str, float]:
-        """The figures of the epoch whose weights were measured."""
-        return self.epochs[int(self.figures["best_epoch"]) - 1]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -75,7 +70,7 @@ def read_run(folder: Path) -> Run:
 def _trained(folder: Path, title: str, figures: dict[str, Any], loss: Loss, alone: bool) -> Trained:
     place = folder / PLAIN if title == PLAIN and not alone else folder
     loss = replace(loss, alpha=0.0, beta=0.0) if title == PLAIN else loss
-    epochs = _read_epochs(place / "epochs.csv")
+    epochs = read_epochs(place / "epochs.csv")
     best = figures.get("best_epoch")
     if not isinstance(best, int) or not 1 <= best <= len(epochs):
         raise TrainingError(
@@ -85,9 +80,17 @@ def _trained(folder: Path, title: str, figures: dict[str, Any], loss: Loss, alon
     return Trained(title=title, folder=place, loss=loss, figures=figures, epochs=epochs)
 
 
-def _read_epochs(path: Path) -> list[dict[str, float]]:
+def read_epochs(path: Path) -> list[dict[str, float]]:
+    """Read an epochs.csv: every epoch's figures by name; what the file leaves empty is absent.
+
+    Raises:
+        TrainingError: it is none.
+    """
     try:
         with path.open(encoding="utf-8", newline="") as stream:
-            return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
+            rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
+        if any("epoch" not in row for row in rows):
+            raise ValueError(path)
     except (OSError, ValueError, TypeError, csv.Error):
         raise TrainingError(f"{path} cannot be read as the epochs of a training. Run cusa-train again.") from None
+    return rows

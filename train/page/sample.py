@@ -1,37 +1,18 @@
-"""Which rows of the test split a page shows: drawn with a fixed seed, so that a run has one page."""
+"""Which rows of a split a page shows: drawn with a fixed seed, so that the same models have one page."""
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from stores import Store
 from stores.columns import Column
-from train.embed import SplitEmbeddings
-from train.rankings import Similarity
 
 SEED: Final = 0
 Places = NDArray[np.int64]
 """Positions within a split, which are the rows of its embeddings."""
-
-
-class Tested(NamedTuple):
-    """What a page needs of a trained model."""
-
-    embeddings: SplitEmbeddings
-    """Of the test split, by the weights of the best epoch."""
-    similarity: Similarity | None = None
-    """The model's own, `AlignedModel.similarity`; None: the cosine."""
-    device: torch.device = torch.device("cpu")
-    """Where the model's own similarity computes."""
-
-    def cross_modal(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the cross-modal embeddings of images and texts where they can be compared."""
-        device = torch.device("cpu") if self.similarity is None else self.device
-        return self.embeddings.image.to(device), self.embeddings.text.to(device)
 
 
 class Pairs(NamedTuple):

@@ -16,7 +16,7 @@ from stores.candidates import Evidence
 from stores.errors import CusaError
 from stores.layout import teacher_slug
 from stores.missing import missing_matches
-from stores.parameters import TrainParameters
+from stores.parameters import Teachers
 from stores.thumbnails import thumbnail
 from train.page.relevance import Truth
 from train.page.sample import SEED
@@ -54,15 +54,14 @@ class Suspects:
     message: str = ""
 
 
-def suspects(store: Store, parameters: TrainParameters) -> Suspects:
-    """Search the split "train" of a store with the two teachers of a training."""
+def suspects(store: Store, teachers: Teachers) -> Suspects:
+    """Search the split "train" of a store with the features of two teachers."""
     samples = store.rows("train", "image")
     size = min(SEARCHED, len(samples))
     start = int(np.random.default_rng(SEED).integers(len(samples) - size + 1))
     none = Suspects(searched=size, total=len(samples), pairs=[], known=False)
     if len(samples) < 2:
         return none
-    teachers = parameters.teachers
     try:
         evidence = Evidence(store, teacher_slug(teachers.image, "image"), teacher_slug(teachers.text, "text"))
         run = samples[start : start + size]

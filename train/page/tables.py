@@ -1,9 +1,12 @@
-"""The page's tables of figures: a run's own, and beside the paper's."""
+"""The pages' tables of figures: a run's own, an evaluation's, and beside the paper's."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
+from train.evaluation.result import TASKS, Result
+from train.evaluation.tables import Line, task_figures
 from train.page.paper import reported
 from train.page.run_files import Run, Trained
 from train.report import flat_figures
@@ -14,7 +17,7 @@ NO_QUALITY: Final = ("best epoch", "validation RSUM")
 
 
 class Change(NamedTuple):
-    """What soft labels change in a figure."""
+    """What soft labels change in a figure, or the second of two models."""
 
     text: str
     effect: str
@@ -22,11 +25,23 @@ class Change(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One figure of every training."""
+    """One figure of every model; or, without `values`, a heading of the rows that follow."""
 
     name: str
     values: list[str]
     change: Change | None
+    papers: Sequence[tuple[str, str] | None] = ()
+    """By model of the paper: alone, and with CUSA; None where that has none that is comparable."""
+
+
+class Figures(NamedTuple):
+    """A table of figures."""
+
+    caption: str
+    models: list[str]
+    papers: list[str]
+    """The paper's models."""
+    rows: list[Row]
 
 
 class Beside(NamedTuple):
@@ -40,11 +55,23 @@ class Beside(NamedTuple):
     paper_change: Change
 
 
-def own_table(trainings: tuple[Trained, ...]) -> list[Row]:
+def own_table(trainings: tuple[Trained, ...]) -> Figures:
     """Return the figures on the test split, a row each."""
     flat = [flat_figures(trained.figures) for trained in trainings]
     names = [name for name in flat[-1] if name not in NO_QUALITY and all(name in figures for figures in flat)]
-    return [_row(name, [figures[name] for figures in flat]) for name in names]
+    rows = [_row(name, [figures[name] for figures in flat]) for name in names]
+    return Figures("This run", [trained.spoken for trained in trainings], [], rows)
+
+
+def task_tables(results: Sequence[Result], names: Mapping[str, str]) -> list[Figures]:
+    """Return a table of every task that was measured; `names` are the page's, by model."""
+    tables = []
+    for task in TASKS:
+        found = task_figures(task, [result for result in results if result.task == task])
+        if found is not None:
+            models = [names[model] for model in found.models]
+            tables.append(Figures(found.heading, models, found.papers, [_line(line) for line in found.lines]))
+    return tables
 
 
 def beside_the_paper(run: Run) -> tuple[str, list[Beside]]:
@@ -74,6 +101,16 @@ def difference(before: float, after: float, *, lower_is_better: bool = False) ->
     if not rounded:
         return Change("±0.0", "same")
     return Change(f"{rounded:+.1f}".replace("-", "−"), "better" if better else "worse")
+
+
+def _line(line: Line) -> Row:
+    measured = [value for value in line.values if value is not None]
+    return Row(
+        line.name,
+        ["–" if value is None else f"{value:.1f}" for value in line.values],
+        _change(line.name, measured) if len(line.values) == 2 else None,
+        [pair and (f"{pair[0]:.1f}", f"{pair[1]:.1f}") for pair in line.papers],
+    )
 
 
 def _row(name: str, values: list[float]) -> Row:

@@ -1,0 +1,29 @@
+"""Pages that open by a double click: each one file, which loads nothing from elsewhere and runs no script.
+
+All extend `page.html`, whose head forbids the rest and has the colours of day and night. What data says is escaped.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jinja2
+
+from stores.atomic import write_text
+
+
+def write_html(path: Path, template: Path, **values: object) -> None:
+    """Write the page that `template`, with `values` for its names, makes to `path`, atomically.
+
+    A template may extend, import and include its neighbours, and `page.html`.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template(template.name).render(**values)
+    # Half of a surrogate pair or a NUL is nothing that a page can hold.
+    write_text(path, page.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}"))
