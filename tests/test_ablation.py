@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.ablation import ablate, settings
 from benchmarks.comparison import Outcome, differences, spread, write_comparison
-from stores import Store, TrainingError, TrainParameters
+from stores import ExtractParameters, Store, TrainingError, TrainParameters, load_parameters
 from stores.parameters import Loss, Train
 
 QUICK = TrainParameters(train=Train(epochs=1, batch_size=16, device="cpu", precision="fp32"))
@@ -48,6 +48,11 @@ def test_the_paper_s_settings_keep_what_else_ours_say() -> None:
     assert losses["paper", "+ CUSA"] == Loss(alpha=0.1, beta=0.5, teacher_temperature=1.0, mix="add")
     assert losses["ours", "+ USA"] == Loss(alpha=0.0, beta=0.25, teacher_temperature=0.07, mix="add")
     assert losses["", "InfoNCE"].alpha == losses["", "InfoNCE"].beta == 0.0
+
+
+def test_coco_mini_s_parameters_serve_both_stages() -> None:
+    path = Path(__file__).parents[1] / "benchmarks" / "coco-mini.yaml"
+    assert load_parameters(ExtractParameters, path).teachers == load_parameters(TrainParameters, path).teachers
 
 
 def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
