@@ -8,6 +8,7 @@ parameters, such as benchmarks/coco-mini.yaml.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,6 +26,8 @@ from stores import ExtractParameters, TrainParameters, load_parameters
 from stores.commands import resumable
 from stores.parameters import Loss
 
+WIDTH: Final = 160
+"""Columns where there is no terminal to ask."""
 SEEDS: Final = (0, 1, 2)
 PAPER: Final = Loss(alpha=0.1, beta=0.5, teacher_temperature=1.0)
 """CUSA's settings for CLIP (arXiv 2403.05261)."""
@@ -41,7 +44,7 @@ def main(params: Path | None, store: Path, out: Path) -> None:
     with resumable():
         extract(load_parameters(ExtractParameters, params), store)
         tables = ablate(parameters, store, out)
-    Console().print(Markdown(tables.read_text()))
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(Markdown(tables.read_text()))
     click.echo(
         f"{(time.monotonic() - began) / 60:.1f} minutes. Tables, figures and plot: {out}/ablation.{{md,csv,png}}"
     )
