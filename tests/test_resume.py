@@ -85,14 +85,18 @@ def stop_and_go_on(
     run(changed(workers=workers), store, folder)
 
 
-MOMENTS = random.SystemRandom()
-"""Other steps every time; a failing test's name says which."""
+def at_random(first: int, beyond: int) -> int:
+    """Return a number that is another in every run, and printed where the test fails."""
+    drawn = random.SystemRandom().randrange(first, beyond)
+    print(f"drawn: {drawn}")
+    return drawn
 
 
-@pytest.mark.parametrize(("step", "workers"), [(MOMENTS.randrange(2 * STEPS), workers) for workers in range(3)])
+@pytest.mark.parametrize("workers", range(3))
 def test_a_run_stopped_at_a_random_step_resumes_bitwise(
-    scenes_store: Store, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, workers: int
+    scenes_store: Store, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
+    step = at_random(0, 2 * STEPS)
     stop_and_go_on(scenes_store, tmp_path / "run", step, monkeypatch, workers=workers)
     assert_same(tmp_path / "run", whole)
 
@@ -160,10 +164,10 @@ def kill_at(step: int, store: Path, folder: Path, workers: int) -> None:
     assert killed.returncode == -signal.SIGKILL, killed.stderr
 
 
-@pytest.mark.parametrize("step", [MOMENTS.randrange(STEPS + 5, 2 * STEPS)])
 def test_a_killed_run_goes_on_from_its_last_periodic_checkpoint(
-    scenes_store: Store, whole: Path, tmp_path: Path, step: int
+    scenes_store: Store, whole: Path, tmp_path: Path
 ) -> None:
+    step = at_random(STEPS + 5, 2 * STEPS)
     kill_at(step, scenes_store.root, tmp_path / "run", workers=1)
     record = read_record(tmp_path / "run" / "last.safetensors")
     assert len(record["history"]) == 1
@@ -173,20 +177,16 @@ def test_a_killed_run_goes_on_from_its_last_periodic_checkpoint(
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize(
-    ("kill", "step", "workers"),
-    [(bool(n % 2), MOMENTS.randrange(2 * STEPS), MOMENTS.randrange(3)) for n in range(20)],
-)
+@pytest.mark.parametrize("number", range(20))
 def test_twenty_random_stops(
     scenes_store: Store,
     whole: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    kill: bool,
-    step: int,
-    workers: int,
+    number: int,
 ) -> None:
-    if kill:
+    step, workers = at_random(0, 2 * STEPS), at_random(0, 3)
+    if number % 2:
         kill_at(step, scenes_store.root, tmp_path / "run", workers)
         run(PARAMETERS, scenes_store, tmp_path / "run")
     else:

@@ -73,3 +73,54 @@ def test_a_million_records_take_ten_times_the_time_of_a_hundred_thousand_and_no_
     assert large["peak"] - large["imported"] <= 1.15 * (small["peak"] - small["imported"]) + 32
     # Not a bound on speed: on whatever machine, ten times the records take ten times as long.
     assert 0.8 <= large["seconds"] / (10 * small["seconds"]) <= 1.2
+
+
+RANK = """
+import json, time
+import numpy as np
+import torch
+from scipy import sparse
+from train.exact_cosine import unit_rows
+from train.rankings import ranks_both_ways
+
+def mebibytes(name):
+    line = next(line for line in open("/proc/self/status") if line.startswith(name))
+    return int(line.split()[1]) / 1024
+
+def ahead(queries, candidates, own):
+    # By brute force, a part of the candidates at a time: every product of unit rows is exact in float64.
+    best = torch.stack([(queries[row] * candidates[mine].double()).sum(dim=1).max() for row, mine in enumerate(own)])
+    parts = (queries @ part.double().T for part in candidates.split(20_000))
+    return sum((scores > best[:, None]).sum(dim=1) for scores in parts).tolist()
+
+images_count, each, dim, checked = 100_000, 5, 512, 50
+images = torch.randn(images_count, dim, generator=torch.Generator().manual_seed(0))
+texts = torch.randn(images_count * each, dim, generator=torch.Generator().manual_seed(1))
+texts.view(images_count, each, dim).add_(images[:, None], alpha=0.2)
+pairs = np.arange(images_count * each)
+own = sparse.csr_array((np.ones(len(pairs), bool), pairs, np.arange(0, len(pairs) + 1, each)))
+before, started = mebibytes("VmHWM"), time.monotonic()
+of_images, of_texts = ranks_both_ways(images, texts, own)
+seconds, extra = time.monotonic() - started, mebibytes("VmHWM") - before
+images, texts = unit_rows(images), unit_rows(texts)
+expected = (
+    ahead(images[:checked].double(), texts, [range(row * each, row * each + each) for row in range(checked)]),
+    ahead(texts[:checked].double(), images, [[row // each] for row in range(checked)]),
+)
+exact = (of_images[:checked].tolist(), of_texts[:checked].tolist()) == expected
+print(json.dumps({"seconds": seconds, "extra": extra, "exact": exact, "different": len(set(sum(expected, [])))}))
+"""
+
+
+@pytest.mark.soak
+def test_a_hundred_thousand_images_and_half_a_million_captions_rank_in_bounded_memory(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    done = subprocess.run([sys.executable, "-c", RANK], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    measured = json.loads(done.stdout)
+    with capsys.disabled():
+        sys.stdout.write(f"\n{measured}\n")
+    assert measured["exact"]
+    assert measured["different"] > 10, "the ranks checked are not all the first"
+    unit_rows = 600_000 * 512 * 4 / 2**20
+    assert measured["extra"] <= unit_rows + 300
