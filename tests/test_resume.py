@@ -88,7 +88,7 @@ def stop_and_go_on(
 def at_random(first: int, beyond: int) -> int:
     """Return a number that is another in every run, and printed where the test fails."""
     drawn = random.SystemRandom().randrange(first, beyond)
-    print(f"drawn: {drawn}")
+    sys.stdout.write(f"drawn: {drawn}\n")
     return drawn
 
 
