@@ -16,7 +16,7 @@ ablation: .venv/ready-$(FAISS)
 	python -m benchmarks.ablation
 
 test: .venv/ready-test
-	HF_HUB_OFFLINE=1 python -m pytest -n 2 --dist loadfile -m "not soak"
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal -m "not soak"
 
 soak: .venv/ready-test
 	HF_HUB_OFFLINE=1 python -m pytest -m soak
