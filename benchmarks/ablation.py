@@ -2,7 +2,7 @@
 
 `make ablation` extracts the data set of params.yaml, trains its student with InfoNCE, + CSA, + USA and + CUSA by the
 paper's settings and by those of params.yaml, three seeds each, and writes figures (CSV), tables (Markdown) and a plot.
-On scenes it takes about a quarter of an hour on 2 cores; a stopped run goes on where it was. Other data sets by their
+On scenes it takes about twenty minutes on 2 cores; a stopped run goes on where it was. Other data sets by their
 parameters, such as benchmarks/coco-mini.yaml.
 """
 

@@ -21,7 +21,8 @@ from stores.atomic import write_text
 from stores.commands import resumable
 from stores.parameters import Loss
 
-STORE, WORK = Path("artifacts/store"), Path("artifacts/choose-loss")
+STORE: Final = Path("artifacts/store")
+WORK: Final = Path("artifacts/choose-loss")
 TABLE: Final = Path("docs/loss-settings.csv")
 SEEDS: Final = (100, 101)
 START: Final = Loss(alpha=1.0, beta=0.5, teacher_temperature=0.1)
@@ -32,7 +33,7 @@ GRID: Final[dict[str, tuple[float, ...]]] = {
 }
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Try the values of each setting, keep the best, and write down what each reached."""
     with resumable():
@@ -52,9 +53,9 @@ def _choose() -> None:
             )
         best = max(range(len(values)), key=lambda place: statistics.mean(reached[place]))
         chosen = tried[best]
-        print(f"{setting}: {values[best]:g} of {', '.join(f'{v:g}' for v in values)}")
+        click.echo(f"{setting}: {values[best]:g} of {', '.join(f'{v:g}' for v in values)}")
     write_text(TABLE, "\n".join(dict.fromkeys(lines)) + "\n")
-    print(f"τ_P {chosen.teacher_temperature:g}, α {chosen.alpha:g}, β {chosen.beta:g}. Written to {TABLE}.")
+    click.echo(f"τ_P {chosen.teacher_temperature:g}, α {chosen.alpha:g}, β {chosen.beta:g}. Written to {TABLE}.")
 
 
 def _reached(tried: list[Loss]) -> list[list[float]]:

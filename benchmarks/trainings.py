@@ -22,6 +22,8 @@ from train.run import run
 def train_all(trials: Mapping[str, TrainParameters], store: Path, work: Path) -> dict[str, dict[str, Any]]:
     """Run every trial in `work`/<its name>, going on where an earlier call was stopped.
 
+    Like a stage of DVC it makes again what other parameters, data or code had made.
+
     Returns:
         By name, what metrics.json says of the trial's one training.
 
@@ -43,7 +45,9 @@ def train_all(trials: Mapping[str, TrainParameters], store: Path, work: Path) ->
                 name, figures = names[future], future.result()
                 found[name] = figures
                 bar.update(task, advance=1)
-                console.print(f"{len(found)} of {len(trials)}: {name}, RSUM {figures['RSUM']:.1f}")
+                console.print(
+                    f"{len(found)} of {len(trials)}: {name}, validation RSUM {figures['validation_RSUM']:.1f}"
+                )
         except BrokenProcessPool:
             raise TrainingError(
                 "A training was killed, perhaps for want of memory. What is finished is kept; run the command again."
@@ -71,6 +75,6 @@ def _end_with_the_parent() -> None:
 
 
 def _trial(parameters: TrainParameters, store: Path, folder: Path) -> dict[str, Any]:
-    (measured,) = run(parameters, Store.open(store), folder).values()
+    (measured,) = run(parameters, Store.open(store), folder, overwrite=True).values()
     found: dict[str, Any] = measured
     return found

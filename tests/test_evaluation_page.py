@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from browsers import fits, needs_browser
 from click.testing import CliRunner, Result
 
@@ -16,14 +17,17 @@ from stores.parameters import Loss, Student, Teachers, as_dict
 from train.checkpoint import save_checkpoint
 from train.embed import SplitEmbeddings
 from train.evaluation.cli import main
+from train.evaluation.names import short_names
 from train.evaluation.result import Evaluation
 from train.evaluation.result import Result as Measured
 from train.model import AlignedModel
+from train.objective import Taus
 from train.page import Embedded, shown, write_evaluation
+from train.page.charts import Series, line_chart
 from train.page.curves import curves
-from train.page.names import short_names
 from train.page.run_files import read_epochs
 from train.page.shown import Shown, dashed
+from train.page.soft_labels import soft_labels
 from train.page.tables import task_tables
 from train.student import load_student
 
@@ -212,6 +216,37 @@ def test_curves_of_more_than_two_have_a_chart_each() -> None:
     assert [chart.title for chart in charts[:3]] == ["Validation RSUM", "Parts of the loss, soft", "Temperatures, soft"]
     assert len(charts) == 7
     assert [mark.colour for mark in charts[0].marks] == [0, 1, 2]
+
+
+def test_models_of_other_soft_labels_are_not_measured_by_these(scenes_store: Store) -> None:
+    random = torch.Generator().manual_seed(0)
+    sizes = {"image": 20, "uni_image": 20, "text": 100, "uni_text": 100}
+    embeddings = SplitEmbeddings(**{name: torch.randn(size, 8, generator=random) for name, size in sizes.items()})
+    tested = shown.Tested(embeddings, temperatures=Taus(0.05, 0.2, 0.2, 0.2)._asdict())
+    losses = {
+        "plain": Loss(alpha=0, beta=0),
+        "csa": Loss(beta=0),
+        "both": Loss(alpha=0.3),
+        "paper": Loss(teacher_temperature=1.0),
+        "nearest": Loss(soft_top_k=4),
+        "unknown": None,
+    }
+    models = [Shown(name=name, tested=tested, loss=loss) for name, loss in losses.items()]
+    models[-1] = Shown(name="unknown", tested=shown.Tested(embeddings))
+    found = soft_labels(scenes_store, "test", TrainParameters(), models)
+    assert found is not None
+    assert [model.name for model in found.models] == ["plain", "csa", "both"]
+    assert [model.name for model in found.others] == ["paper", "nearest"]
+    assert found.at_start == [("plain", "CSA and USA"), ("csa", "USA")]
+
+
+@pytest.mark.parametrize("ends", [(3.4, 4.85), (2.1, 4.9), (0.009, 0.8), (1.0, 1.0)])
+def test_a_logarithmic_axis_has_ticks_whatever_its_range(ends: tuple[float, float]) -> None:
+    values = np.linspace(*ends, 5)
+    chart = line_chart("loss", [Series(name="loss", x=np.arange(5), y=values, colour=0)], "", log=True)
+    assert chart is not None
+    assert len(chart.y) >= 3
+    assert len({tick.text for tick in chart.y}) == len(chart.y)
 
 
 @needs_browser

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from train.page import Embedded
 
 FILE: Final = click.Path(path_type=Path)
-WIDTH: Final = 160
+WIDTH: Final = 1000
 """Columns where there is no terminal to ask."""
 
 
@@ -139,13 +139,15 @@ def _figures_kept(out: Path, results: list[Result]) -> Iterator[None]:
 
 
 def _show(results: Sequence[Result]) -> None:
+    from train.evaluation.names import short_names
     from train.evaluation.tables import printable, task_table
 
     for message in dict.fromkeys(message for result in results for message in result.messages):
         console.print(printable(message), style="yellow", soft_wrap=True)
+    names = short_names([*dict.fromkeys(result.model for result in results)])
     output = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     for task in TASKS:
-        if table := task_table(task, [result for result in results if result.task == task]):
+        if table := task_table(task, [result for result in results if result.task == task], names):
             output.print(table)
     if not any(result.figures for result in results):
         raise CusaError("Nothing was measured; what is missing is said above.")

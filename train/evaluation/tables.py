@@ -5,7 +5,7 @@ The terminal's table and the page's are made of the same `TaskFigures`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from rich.table import Table
@@ -17,7 +17,7 @@ from train.evaluation.result import Result
 
 HEADINGS: Final = {
     "retrieval": "retrieval",
-    "eccv": "eccv",
+    "eccv": "eccv: many-to-many relevance",
     "image-retrieval": "image retrieval: R@1 by class",
     "sts": "sts: Spearman × 100",
 }
@@ -64,17 +64,18 @@ def task_figures(task: str, results: Sequence[Result]) -> TaskFigures | None:
     return TaskFigures(HEADINGS[task], list(figures), list(published), lines)
 
 
-def task_table(task: str, results: Sequence[Result]) -> Table | None:
+def task_table(task: str, results: Sequence[Result], names: Mapping[str, str]) -> Table | None:
     """Return the table of a task for a terminal, from one result a model; None where nothing was measured.
 
-    With two models there is a column of the second less the first.
+    `names` are those that headings have room for, by model. With two models there is a column of the second less the
+    first.
     """
     figures = task_figures(task, results)
     if figures is None:
         return None
     table = Table(title=figures.heading, title_justify="left")
-    table.add_column("")
-    for heading in (*figures.models, *(["difference"] if len(figures.models) == 2 else [])):
+    table.add_column("", no_wrap=True)
+    for heading in (*(names[model] for model in figures.models), *(["difference"] if len(figures.models) == 2 else [])):
         table.add_column(printable(heading), justify="right", overflow="fold")
     for paper in figures.papers:
         table.add_column(Text(f"paper: {paper}\nalone  + CUSA"), justify="right", style="dim")

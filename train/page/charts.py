@@ -19,6 +19,7 @@ WIDTH: Final = 360
 HEIGHT: Final = 220
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 24
 """Margins around the plotted area."""
+FEWEST_TICKS: Final = 3
 
 Array = NDArray[Any]
 
@@ -90,11 +91,17 @@ class _Axis:
             values: Array = np.array([digit * 10.0**power for power in powers for digit in (1, 2, 5)])
             logs = np.log10(values)
             values = values[(logs >= self._low - 1e-9) & (logs <= self._high + 1e-9)]
+            if len(values) < FEWEST_TICKS:  # a range within one power of ten
+                values = _round_values(10.0**self._low, 10.0**self._high, whole)
         else:
-            values = np.asarray(MaxNLocator(5, integer=whole, min_n_ticks=1).tick_values(self._low, self._high))
-            slack = 1e-9 * (self._high - self._low)
-            values = values[(values >= self._low - slack) & (values <= self._high + slack)]
+            values = _round_values(self._low, self._high, whole)
         return [Tick(round(float(place), 1), f"{value:.6g}") for place, value in zip(self(values), values, strict=True)]
+
+
+def _round_values(low: float, high: float, whole: bool) -> Array:
+    values: Array = np.asarray(MaxNLocator(5, integer=whole, min_n_ticks=1).tick_values(low, high))
+    slack = 1e-9 * (high - low)
+    return values[(values >= low - slack) & (values <= high + slack)]
 
 
 def line_chart(title: str, series: Sequence[Series], told: str, *, log: bool = False) -> Chart | None:

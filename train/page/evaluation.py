@@ -17,10 +17,10 @@ from stores.pages import write_html
 from stores.parameters import Teachers
 from train.embed import SplitEmbeddings
 from train.evaluation.models import StudentModel
+from train.evaluation.names import short_names
 from train.evaluation.result import Evaluation
 from train.page.cases import cases
 from train.page.curves import curves
-from train.page.names import short_names
 from train.page.projection import projections
 from train.page.report import PAGE_NAME
 from train.page.run_files import read_epochs

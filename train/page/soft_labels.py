@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stores import Store
 from stores.layout import teacher_slug
-from stores.parameters import Teachers, TrainParameters
+from stores.parameters import Loss, Teachers, TrainParameters
 from train.losses import cosine_similarity, mixed_targets, soft_alignment
 from train.page.charts import Chart, Series, histogram
 from train.page.sample import Pairs, draw_pairs
@@ -41,8 +41,19 @@ class SoftLabels:
     """Whose soft labels P are."""
     charts: list[Chart]
     models: list[Shown]
+    others: list[Shown]
+    """Models that were trained with other soft labels than P, which would not do them justice."""
     divergences: list[tuple[str, list[str]]]
     """By panel: KL(P ‖ Q) of every model, mean over the batch."""
+
+    @property
+    def at_start(self) -> list[tuple[str, str]]:
+        """The models that have not learned all temperatures, and of which parts of the loss."""
+        weights = [
+            (model.name, {"CSA": model.loss.alpha, "USA": model.loss.beta}) for model in self.models if model.loss
+        ]
+        idle = [(name, " and ".join(part for part, weight in parts.items() if not weight)) for name, parts in weights]
+        return [(name, parts) for name, parts in idle if parts]
 
 
 def soft_labels(store: Store, split: str, parameters: TrainParameters, models: Sequence[Shown]) -> SoftLabels | None:
@@ -52,7 +63,7 @@ def soft_labels(store: Store, split: str, parameters: TrainParameters, models: S
         store: has the features of both teachers.
         split: where the batch is drawn.
         parameters: whose soft labels are P.
-        models: whose are Q, those of which the temperatures are known.
+        models: whose are Q, those of which the temperatures are known, and no other soft labels than P.
 
     Returns:
         None where fewer than two pairs can be had.
@@ -66,14 +77,23 @@ def soft_labels(store: Store, split: str, parameters: TrainParameters, models: S
     similarities = cosine_similarity(images, images), cosine_similarity(texts, texts)
     of_images, of_texts = mixed_targets(*similarities, loss.teacher_temperature, loss.mix, loss.soft_top_k)
     targets = dict(zip(PANELS, (of_images, of_texts, of_images, of_texts), strict=True))
-    known = [model for model in models if model.tested.temperatures is not None]
+    trained = [model for model in models if model.tested.temperatures is not None]
+    known = [model for model in trained if model.plain or (model.loss and _labels(model.loss) == _labels(loss))]
+    others = [model for model in trained if model not in known]
     of_models = [_scaled(model, pairs) for model in known]
     charts, divergences = [], []
     for panel, target in targets.items():
         scores = [panels[panel] for panels in of_models]
         charts.append(_chart(panel, target, known, scores))
         divergences.append((panel, [f"{float(soft_alignment(one, target, 1.0)):.3f}" for one in scores]))
-    return SoftLabels(size=size, parameters=parameters, charts=charts, models=known, divergences=divergences)
+    return SoftLabels(
+        size=size, parameters=parameters, charts=charts, models=known, others=others, divergences=divergences
+    )
+
+
+def _labels(loss: Loss) -> tuple[float, str, int | None]:
+    """Return what soft labels follow from, beside the teachers."""
+    return loss.teacher_temperature, loss.mix, loss.soft_top_k
 
 
 def _features(store: Store, split: str, teachers: Teachers, pairs: Pairs) -> tuple[Pairs, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What a page calls models: headings and legends have no room for the whole path of a run."""
+"""What tables call models: headings and legends have no room for the whole path of a run."""
 
 from __future__ import annotations
 
