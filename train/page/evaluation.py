@@ -58,7 +58,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation, store: Store | None, 
         store: the store on which models were measured; None where there is none.
         embedded: the students that have embedded the split of the store; without any, the page has no pictures.
 
-    What is not known, such as the teachers of an open_clip model, leaves its section out; what is broken is said besides.
+    What is not known, such as an open_clip model's teachers, leaves its section out; what is broken is said besides.
     """
     messages = list(dict.fromkeys(message for result in evaluation.results for message in result.messages))
     names = short_names(evaluation.models)
