@@ -49,6 +49,8 @@ class Chart:
 
     width: ClassVar[int] = WIDTH
     height: ClassVar[int] = HEIGHT
+    left: ClassVar[int] = LEFT
+    right: ClassVar[int] = WIDTH - RIGHT
 
     title: str
     told: str
