@@ -214,6 +214,9 @@ def _count(rough: Tensor, marks: Tensor, side: _Side, first: int, candidates: Te
     above = torch.gt(rough, high, out=marks).sum(dim=1)
     unsure = torch.gt(rough, low, out=marks).sum(dim=1) - above
     side.ahead[queries] += above.long()
+    # The best relevant candidate, where it lies in this block, is near itself, and not ahead of itself.
+    places = side.place[queries] - left
+    unsure -= ((places >= 0) & (places < rough.shape[1])).float()
     some = unsure.nonzero()[:, 0]
     rough = rough[some]
     near = (rough > low[some]) & (rough <= high[some])
