@@ -7,18 +7,19 @@ stopped run goes on where it was.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import matplotlib
 
+from benchmarks.trainings import train_all
 from pipeline.extract import extract
-from stores import ExtractParameters, Store, TrainParameters
+from stores import ExtractParameters, TrainParameters
 from stores.atomic import atomic_path, write_text
 from stores.parameters import Loss, Train
-from train.run import run
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -35,20 +36,25 @@ def main() -> None:
     """Train every combination, and write what each reaches."""
     store = WORK / "store"
     extract(ExtractParameters(), store)
-    rows = []
-    for batch in EPOCHS:
-        rows.append((batch, "InfoNCE", "", *_measured(store, batch, Loss(alpha=0.0, beta=0.0), "infonce")))
+    trials = dict(_trials())
+    found = train_all({name: parameters for name, (_, parameters) in trials.items()}, store, WORK)
+    _write([(*place, *_reached(found[name])) for name, (place, _) in trials.items()])
+
+
+def _trials() -> Iterator[tuple[str, tuple[tuple[object, ...], TrainParameters]]]:
+    """Yield by name of each training the place of its row in the table, and its parameters."""
+    for batch, epochs in EPOCHS.items():
+        train = Train(epochs=epochs, batch_size=batch, compare=False)
+        plain = TrainParameters(train=train, loss=Loss(alpha=0.0, beta=0.0))
+        yield f"{batch}-infonce", ((batch, "InfoNCE", ""), plain)
         for tau, top_k in product(TEMPERATURES, TOP_KS):
             loss = Loss(alpha=1.0, beta=0.5, teacher_temperature=tau, soft_top_k=top_k)
-            rows.append((batch, tau, top_k or "all", *_measured(store, batch, loss, f"{tau}-{top_k or 'all'}")))
-            _write(rows)
+            place = (batch, tau, top_k or "all")
+            yield f"{batch}-{tau}-{place[-1]}", (place, replace(plain, loss=loss))
 
 
-def _measured(store: Path, batch: int, loss: Loss, name: str) -> tuple[float, float, float]:
+def _reached(figures: dict[str, Any]) -> tuple[float, float, float]:
     """Return mAP@R image→text, text→image, and RSUM of one training on the test split."""
-    train = Train(epochs=EPOCHS[batch], batch_size=batch, compare=False)
-    parameters = replace(TrainParameters(), loss=loss, train=train)
-    (figures,) = run(parameters, Store.open(store), WORK / f"{batch}-{name}").values()
     true = figures["true_relevance"]
     return true["image_to_text"]["mAP@R"], true["text_to_image"]["mAP@R"], figures["RSUM"]
 

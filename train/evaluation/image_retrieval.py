@@ -22,7 +22,6 @@ from stores.images import decode_rgb
 from train.evaluation.image_folders import BENCHMARKS, Benchmark, open_benchmark
 from train.evaluation.labelled_images import LabelledImages
 from train.evaluation.models import MeasuredModel, check_embeddings, require
-from train.evaluation.paper import AVERAGE
 from train.evaluation.result import DataSetError, Result
 from train.metrics import class_recall
 from train.rankings import Rows, nearest, nearest_other
@@ -66,10 +65,7 @@ def measure_image_retrieval(model: MeasuredModel, folders: Mapping[str, Path], t
         except DataSetError as error:
             result.messages.append(error.message)
     if all(benchmark.title in result.figures for benchmark in BENCHMARKS.values()):
-        # Without a word on any set, all are as published, and the average is the paper's.
-        result.figures[AVERAGE if not result.messages else "average of these"] = float(
-            np.mean(list(result.figures.values()))
-        )
+        result.add_average()
     return result
 
 

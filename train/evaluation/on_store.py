@@ -74,7 +74,7 @@ class StudentOnStore:
         if carried:
             result.figures[self._data.title] = self._figure("true_relevance")
             result.counts[self._data.title] = self._sizes
-        if carried and not self._data.coco_annotations:
+        if carried and self._data.title != COCO and not self._data.coco_annotations:
             return
         ids = coco_ids(self._data.opened, self._data.split, self._data.annotations)
         images, texts = self._cross_modal

@@ -12,7 +12,6 @@ from rich.markup import escape
 from stores.console import progress_bar
 from stores.errors import CusaError
 from train.evaluation.models import MeasuredModel, check_embeddings, require
-from train.evaluation.paper import AVERAGE
 from train.evaluation.result import DataSetError, Result
 from train.evaluation.sts_files import PAIRS, Pairs, read_pairs
 from train.metrics import paired_cosine, spearman
@@ -45,10 +44,7 @@ def measure_sts(model: MeasuredModel, folder: Path) -> Result:
                 f"{name}: {len(pairs.gold):,} pairs found, {published:,} published. The figure is not comparable."
             )
     if len(result.figures) == len(PAIRS):
-        # Without a word on any set, all are as published, and the average is the paper's.
-        result.figures[AVERAGE if not result.messages else "average of these"] = float(
-            np.mean(list(result.figures.values()))
-        )
+        result.add_average()
     return result
 
 

@@ -16,13 +16,13 @@ from stores.manifest import Modality
 from stores.pages import write_html
 from stores.parameters import Teachers
 from train.embed import SplitEmbeddings
+from train.evaluation.folder import REPORT
 from train.evaluation.models import StudentModel
 from train.evaluation.names import short_names
 from train.evaluation.result import Evaluation
 from train.page.cases import cases
 from train.page.curves import curves
 from train.page.projection import projections
-from train.page.report import PAGE_NAME
 from train.page.run_files import read_epochs
 from train.page.shown import Shown, dashed, tested
 from train.page.soft_labels import soft_labels
@@ -66,7 +66,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation, store: Store | None, 
     if store is not None and embedded.pictured:
         pictures |= _pictures(store, evaluation.split, embedded, names, messages)
     write_html(
-        folder / PAGE_NAME,
+        folder / REPORT,
         Path(__file__).with_name("evaluation.html"),
         evaluation=evaluation,
         store=store,
@@ -77,7 +77,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation, store: Store | None, 
         messages=messages,
         **pictures,
     )
-    return folder / PAGE_NAME
+    return folder / REPORT
 
 
 def _pictures(

@@ -78,8 +78,8 @@ def soft_labels(store: Store, split: str, parameters: TrainParameters, models: S
     of_images, of_texts = mixed_targets(*similarities, loss.teacher_temperature, loss.mix, loss.soft_top_k)
     targets = dict(zip(PANELS, (of_images, of_texts, of_images, of_texts), strict=True))
     trained = [model for model in models if model.tested.temperatures is not None]
-    known = [model for model in trained if model.plain or (model.loss and _labels(model.loss) == _labels(loss))]
-    others = [model for model in trained if model not in known]
+    known = [model for model in trained if _taught_by(model, loss)]
+    others = [model for model in trained if not _taught_by(model, loss)]
     of_models = [_scaled(model, pairs) for model in known]
     charts, divergences = [], []
     for panel, target in targets.items():
@@ -91,9 +91,10 @@ def soft_labels(store: Store, split: str, parameters: TrainParameters, models: S
     )
 
 
-def _labels(loss: Loss) -> tuple[float, str, int | None]:
-    """Return what soft labels follow from, beside the teachers."""
-    return loss.teacher_temperature, loss.mix, loss.soft_top_k
+def _taught_by(model: Shown, loss: Loss) -> bool:
+    """Return whether a model learned from the soft labels of `loss`, or from none."""
+    settings = ("teacher_temperature", "mix", "soft_top_k")
+    return model.plain or all(getattr(model.loss, name, None) == getattr(loss, name) for name in settings)
 
 
 def _features(store: Store, split: str, teachers: Teachers, pairs: Pairs) -> tuple[Pairs, Tensor, Tensor]:
