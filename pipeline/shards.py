@@ -58,7 +58,7 @@ class PlannedShard:
 
 def _identities(records: Sequence[Record | BadRecord]) -> list[list[Any]]:
     return [
-        [record.source_id, record.image.identity(), record.captions, record.label]
+        [record.source_id, record.image.identity(), list(map(str, record.captions)), record.label]
         if isinstance(record, Record)
         else [record.source_id, str(record.rejected)]
         for record in records
@@ -232,6 +232,8 @@ def _keep(
     captions = []
     for position, caption in enumerate(record.captions):
         try:
+            if isinstance(caption, Rejected):
+                raise caption
             captions.append(check_caption(caption, position))
         except Rejected as rejected:
             reject(rejected, position)

@@ -26,9 +26,21 @@ _STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Precision = Literal["auto", "fp32", "bf16"]
 BatchSize = PositiveInt | Literal["auto"]
+Column = str | PositiveInt
 SourceFormat = Literal[
     "auto", "karpathy", "coco", "csv", "tsv", "jsonl", "parquet", "folder", "webdataset", "huggingface"
 ]
+
+
+def _known_encoding(name: str) -> str:
+    try:
+        "".encode(name)
+    except LookupError:
+        raise ValueError("expected a text encoding that Python knows, such as utf-8, utf-16, cp1252, latin-1") from None
+    return name
+
+
+Encoding = Annotated[str, pydantic.AfterValidator(_known_encoding)]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -44,14 +56,15 @@ class Scenes:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Columns:
-    """Which columns of a table (CSV, TSV, JSONL, Parquet, Hugging Face) mean what; null: recognised by usual names."""
+    """Which columns of a table mean what: names, or numbers from 1 where no line names them; null: by usual names."""
 
-    image: str | None = None
-    caption: str | None = None
+    # two columns are the image's folder and its file name
+    image: Column | Annotated[list[Column], Field(min_length=2, max_length=2)] | None = None
+    caption: Column | None = None
     # tells samples apart; without one, the row's number does
-    id: str | None = None
-    split: str | None = None
-    label: str | None = None
+    id: Column | None = None
+    split: Column | None = None
+    label: Column | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -65,6 +78,13 @@ class Data:
     # folder of the images; without it, the folder of the captions file
     images: str | None = None
     columns: Columns = Field(default_factory=Columns)
+    # between the columns of a CSV or TSV; null: seen by the content
+    delimiter: Annotated[str, Field(min_length=1, max_length=8)] | None = None
+    # of text files, such as cp1252; null: UTF-8, or UTF-16 where the content shows it
+    encoding: Encoding | None = None
+    # what makes several records one sample: that they name one picture by its path (by its bytes where it has none);
+    # that its bytes are equal, wherever it lies; none: nothing does
+    merge: Literal["path", "bytes", "none"] = "path"
     # images with more pixels than this are quarantined
     max_pixels: Annotated[int, Field(gt=0, le=2**27)] = 50_000_000
     # the run stops when a larger share of the samples, or of the captions, is bad

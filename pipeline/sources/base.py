@@ -23,11 +23,18 @@ class Rejected(Exception):
         return type(self), (self.reason, self.detail)
 
 
+Caption = str | Rejected
+"""A caption of a record: its text, or why its source has none to give. The others of its record are kept."""
+
+
 class EncodedImage(Protocol):
     """The bytes of an image file, wherever they lie. Both methods are called on threads, and it can be pickled."""
 
     def identity(self) -> str:
         """Name the content well enough that a change shows, without reading it where that is possible."""
+
+    def place(self) -> str | None:
+        """Return what tells this picture from every other of the data set; None where only its bytes can."""
 
     def read(self) -> bytes:
         """Return the bytes; raises `Rejected` where they cannot be had."""
@@ -38,7 +45,7 @@ class Record:
     """One image with its captions, as the source has it; the image is read on demand."""
 
     source_id: str
-    captions: tuple[str, ...]
+    captions: tuple[Caption, ...]
     image: EncodedImage
     label: str | None = None
 
@@ -49,6 +56,8 @@ class BadRecord:
 
     source_id: str
     rejected: Rejected
+    captions: int = 0
+    """How many captions are lost with it, as far as that is known."""
 
 
 @dataclass(frozen=True, kw_only=True)

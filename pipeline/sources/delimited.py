@@ -45,7 +45,7 @@ class DelimitedTable:
         return self._csv_fields() if self._delimiter == "," else self._plain_fields()
 
     def _plain_fields(self) -> Iterator[tuple[int, list[str]]]:
-        for number, line in enumerate(lines(self.file.open_plain(), self.file, "\n"), start=1):
+        for number, line in enumerate(lines(self.file, "\n"), start=1):
             if text := line.rstrip("\r\n"):
                 values = text.split(self._delimiter)
                 yield number, [_unwrapped(value) for value in values] if '"' in text else values
@@ -53,7 +53,7 @@ class DelimitedTable:
     def _csv_fields(self) -> Iterator[tuple[int, list[str]]]:
         # The limit is the process's; it is only ever raised.
         csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
-        reader = csv.reader(lines(self.file.open_plain(), self.file, ""), strict=True)
+        reader = csv.reader(lines(self.file, ""), strict=True)
         while True:
             first = reader.line_num + 1
             try:

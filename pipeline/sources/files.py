@@ -6,6 +6,7 @@ open file to all who open it. Whatever a driver raises becomes an `OSError` here
 
 from __future__ import annotations
 
+import codecs
 import functools
 import hashlib
 import io
@@ -32,6 +33,7 @@ BLOCK: Final = 1 << 20
 LONGEST_LINE: Final = 64 << 20
 _DIGEST_WHOLE: Final = 64 << 20
 _DEEPEST: Final = 64
+_LOOKED_AT: Final = 4096
 # What file systems tell versions of a file apart by, the best first: a checksum, else the time of change.
 _VERSIONS: Final = (
     *("ETag", "etag", "md5Hash", "content_md5", "blob_id"),
@@ -250,13 +252,49 @@ def walk(folder: Folder, below: str = "", depth: int = 0) -> Iterator[tuple[str,
         yield from walk(folder, f"{below}{name}/", depth + 1)
 
 
-def lines(stream: Any, file: SourceFile, newline: str) -> Iterator[str]:
-    """Yield the lines of a text file in UTF-8, with their ends; bytes that are none become lone surrogates.
+def decoded(data: bytes, encoding: str | None) -> str:
+    """Return the text in `data`; bytes that are none become lone surrogates.
+
+    Args:
+        data: a whole text, or the beginning of one.
+        encoding: what data.encoding says; None: UTF-8, or UTF-16 where the content shows it.
+    """
+    try:
+        return data.decode(encoding or text_encoding(data), "surrogateescape").removeprefix("\ufeff")
+    except UnicodeDecodeError:
+        # UTF-16 that breaks off has no escape; as UTF-8 it is all NULs, and rejected for them.
+        return data.decode("utf-8", "surrogateescape")
+
+
+def text_encoding(head: bytes) -> str:
+    """Tell the encoding of a text by how it begins: by its mark, or by the zeros of UTF-16 in every second byte."""
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    even, odd = head[:_LOOKED_AT:2], head[1:_LOOKED_AT:2]
+    if len(odd) > 1 and 2 * odd.count(0) > len(odd) and not even.count(0):
+        return "utf-16-le"
+    if len(odd) > 1 and 2 * even.count(0) > len(even) and not odd.count(0):
+        return "utf-16-be"
+    return "utf-8-sig"
+
+
+def lines(file: SourceFile, newline: str, encoding: str | None = None) -> Iterator[str]:
+    """Yield the lines of a text file, with their ends, decompressed; bytes that are no text become lone surrogates.
+
+    Args:
+        file: the file.
+        newline: where a line ends, as `open` takes it.
+        encoding: what data.encoding says; None: UTF-8, or UTF-16 where the content shows it.
 
     Raises:
         SourceError: a line is so long that the file cannot be of lines.
     """
-    with io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=newline) as text:
+    if encoding is None:
+        with file.open_plain() as stream:
+            encoding = text_encoding(stream.read(_LOOKED_AT))
+    with io.TextIOWrapper(file.open_plain(), encoding=encoding, errors="surrogateescape", newline=newline) as text:
         for number, line in enumerate(iter(functools.partial(text.readline, LONGEST_LINE), ""), start=1):
             if len(line) == LONGEST_LINE:
                 raise SourceError(

@@ -7,7 +7,8 @@ from itertools import groupby, islice
 from typing import Any, Final
 
 from pipeline.sources.base import BadRecord, Record, Rejected
-from pipeline.sources.files import Folder, asked, entries, in_usual_order, readable, stem_and_ending, walk
+from pipeline.sources.captions import captions_of_lines
+from pipeline.sources.files import Folder, asked, decoded, entries, in_usual_order, readable, stem_and_ending, walk
 from pipeline.sources.images import ImageFile
 from pipeline.sources.places import common_split
 from pipeline.sources.tars import IMAGE_ENDINGS
@@ -87,8 +88,7 @@ def _records(folder: Folder, below: str, files: list[tuple[str, str | None]]) ->
                 detail = str(content) if isinstance(content, Exception) else f"{text} has more than 16 MiB"
                 yield BadRecord(source_id=f"{below}{name}", rejected=Rejected("unreadable-file", detail))
             else:
-                lines = content.decode("utf-8-sig", "surrogateescape").split("\n")
-                captions = tuple(line for line in (line.rstrip("\r") for line in lines) if line)
+                captions = captions_of_lines(decoded(content, None))
                 image = ImageFile(folder, f"{below}{name}", listed)
                 yield Record(source_id=f"{below}{name}", captions=captions, image=image)
 

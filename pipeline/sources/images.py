@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -28,6 +29,10 @@ class ImageFile:
             return f"{self.name}:{version(asked(self.folder.system.info, self._path()))}"
         except (OSError, Rejected):
             return f"{self.name}:absent"
+
+    def place(self) -> str:
+        """Return the file's path, however the data set spells it."""
+        return posixpath.normpath(absolute(self.name, self.folder) or self.folder.path(self.name))
 
     def read(self) -> bytes:
         """Return the file's bytes."""
@@ -68,6 +73,9 @@ class StoredImage:
     def identity(self) -> str:
         """Name the place in that version of the file."""
         return f"{self.file.label}:{self.file.version}:{self.offset}+{self.size}"
+
+    def place(self) -> None:
+        """Return nothing: equal pictures may lie in a file several times."""
 
     def read(self) -> bytes:
         """Return the bytes."""

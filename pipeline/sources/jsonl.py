@@ -37,7 +37,7 @@ class JsonLinesTable:
                 yield Row(number, f"line {line}", (), "it is no JSON object")
 
     def _values(self) -> Iterator[tuple[int, Any]]:
-        for number, line in enumerate(lines(self.file.open_plain(), self.file, "\n"), start=1):
+        for number, line in enumerate(lines(self.file, "\n"), start=1):
             if not line.isspace():
                 yield number, parsed(line)
 

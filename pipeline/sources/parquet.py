@@ -70,6 +70,9 @@ class CellImage:
         """Name the row in that version of the file."""
         return f"{self.file.label}:{self.file.version}:{self.row}"
 
+    def place(self) -> None:
+        """Return nothing: equal pictures may lie in a file several times."""
+
     def read(self) -> bytes:
         """Return the bytes."""
         check_version(self.file)

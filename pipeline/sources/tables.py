@@ -6,12 +6,12 @@ A row is kept no longer than its sample, so memory does not grow with the table.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, Protocol
 
-from pipeline.sources.base import BadRecord, EncodedImage, Record, Rejected
+from pipeline.sources.base import BadRecord, Caption, EncodedImage, Record, Rejected
+from pipeline.sources.captions import captions_in
 from pipeline.sources.files import Folder, SourceFile, readable
 from pipeline.sources.images import ImageFile
 from pipeline.sources.places import common_split
@@ -181,7 +181,7 @@ def _split(value: object) -> str | None:
 def _joined(rows: Iterator[Row], reader: _RowReader) -> Iterator[Record | BadRecord]:
     """Yield the records of rows; consecutive rows of one image are one record."""
     held: Record | None = None
-    more: list[str] = []
+    more: list[Caption] = []
     for row in rows:
         record = reader.record(row)
         if held is not None and isinstance(record, Record) and reader.continues(held, record):
@@ -199,7 +199,7 @@ def _joined(rows: Iterator[Row], reader: _RowReader) -> Iterator[Record | BadRec
         yield _with(held, more)
 
 
-def _with(record: Record, more: list[str]) -> Record:
+def _with(record: Record, more: list[Caption]) -> Record:
     return replace(record, captions=(*record.captions, *more)) if more else record
 
 
@@ -222,9 +222,7 @@ class _RowReader:
             return _bad(
                 numbered, f"{row.place}: its id is {str(row.values[2])[:40]!r}, expected text or a whole number"
             )
-        captions = _captions(row.values[1])
-        if captions is None:
-            return _bad(source_id, f"{row.place}: its caption is not text or a list of texts")
+        captions = captions_in(row.values[1])
         image = self._image(row.values[0])
         if image is None:
             return _bad(source_id, f"{row.place}: its image is neither a path nor the bytes of one")
@@ -255,23 +253,6 @@ class _RowReader:
         if isinstance(value, str):
             return ImageFile(self._images, value) if value else None
         return value if hasattr(value, "identity") else None
-
-
-def _captions(value: Any) -> tuple[str, ...] | None:
-    """Return the captions in a cell: one text, a list of them, or such a list as JSON (as Flickr30k's table has)."""
-    if value is None:
-        return ()
-    if isinstance(value, str):
-        if value.startswith('["') and value.endswith('"]'):
-            try:
-                value = json.loads(value)
-            except (ValueError, RecursionError):
-                return (value,)
-        else:
-            return (value,)
-    if isinstance(value, list) and all(isinstance(text, str) for text in value):
-        return tuple(value)
-    return None
 
 
 def _text_id(value: Any) -> str | None:
