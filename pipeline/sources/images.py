@@ -31,8 +31,9 @@ class ImageFile:
             return f"{self.name}:absent"
 
     def place(self) -> str:
-        """Return the file's path, however the data set spells it."""
-        return posixpath.normpath(absolute(self.name, self.folder) or self.folder.path(self.name))
+        """Return the file's path, however the data set spells it; one with `..`, never read, as it is spelt."""
+        path = absolute(self.name, self.folder) or self.folder.path(self.name)
+        return path if ".." in path.split("/") else posixpath.normpath(path)
 
     def read(self) -> bytes:
         """Return the file's bytes."""
