@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.extract import extract
-from stores import Store, StoreError, TrainingError
+from stores import ExtractParameters, Store, StoreError, TrainingError
 from stores.images import decode_rgb
-from stores.parameters import Student, Teachers, Train
+from stores.parameters import Data, Extract, Student, Teachers, Train
 from train.data import Batch, TrainingData
 from train.student import load_student
 
@@ -146,7 +146,7 @@ def test_the_number_of_processes_changes_nothing(two_stores: tuple[Store, Store]
     for processes in (2, 3):
         ranks = [loaded(data(two_stores[0], settings, rank=r, processes=processes)) for r in range(processes)]
         together = [
-            Batch(*(torch.cat(parts) for parts in zip(*(batch[:4] for batch in step), strict=True)))
+            Batch(*(torch.cat(parts) for parts in zip(*(batch[:5] for batch in step), strict=True)))
             for step in zip(*ranks, strict=True)
         ]
         assert_same(whole, together)
@@ -189,6 +189,35 @@ def test_what_an_epoch_is_stands_in_a_sentence(two_stores: tuple[Store, Store]) 
     assert f"0.25 of every batch from {other.root}, {len(stream) * 3} of its " in words
     assert words.endswith("teacher features on the device")
     assert "processes" not in data(main).announce()
+
+
+def test_pairs_of_one_picture_are_one_group_over_all_stores(two_stores: tuple[Store, Store], tmp_path: Path) -> None:
+    """The third store draws the main one's first pictures again, and its own; the fourth one has a picture twice."""
+    main, _ = two_stores
+    teachers = Teachers(image="tiny_teachers:mean_colour", text="tiny_teachers:no_e")
+    extract(replace(small_scenes(train=8, val=4, test=2), teachers=teachers), tmp_path / "same")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name, row in (("a", 0), ("b", 50), ("c", 0), ("d", 50)):
+        (pictures / f"{name}.png").write_bytes(main.images[row])
+        (pictures / f"{name}.txt").write_text("one\ntwo\n")
+    twice = ExtractParameters(data=Data(source=str(pictures)), teachers=teachers, extract=Extract(workers=0))
+    extract(twice, tmp_path / "twice")
+    assert Store.open(tmp_path / "twice").manifest.shared == {"train": {"train": 2}}
+
+    alone = data(Store.open(tmp_path / "twice"), replace(SETTINGS, batch_size=6))
+    for batch in loaded(alone):
+        assert batch.groups.tolist() == (batch.samples % 2).tolist()
+    mixed = data(main, replace(SETTINGS, mix_in={str(tmp_path / name): 0.25 for name in ("same", "twice")}))
+    stores = [main, Store.open(tmp_path / "same"), Store.open(tmp_path / "twice")]
+    numbers = {"same": range(48, 56), "twice": range(56, 60)}
+    seen = set()
+    for batch in (batch for epoch in range(4) for batch in loaded(mixed, epoch)):
+        for number, group in zip(batch.samples.tolist(), batch.groups.tolist(), strict=True):
+            assert group == {**{48 + n: n for n in range(8)}, 56: 0, 57: 57, 58: 0, 59: 57}.get(number, number)
+            seen.add(number)
+    assert seen >= set(numbers["same"]) | set(numbers["twice"])
+    assert stores[1].images[0] == main.images[0]
 
 
 def test_stores_that_do_not_go_together_are_refused(two_stores: tuple[Store, Store], tmp_path: Path) -> None:

@@ -54,4 +54,5 @@ def manifest(shards: Sequence[Shard]) -> Manifest:
         teachers={},
         indices={},
         parameters={},
+        shared={},
     )

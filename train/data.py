@@ -39,6 +39,8 @@ class Batch(NamedTuple):
     """(N,) sample rows, each with its store's offset: unique over all mixed stores, on end within the split."""
     captions: Tensor
     """(N,) caption rows, likewise."""
+    groups: Tensor
+    """(N,) samples' rows; of samples that show one picture, the same."""
     teacher_image: Tensor | None = None
     """(N, Di) float16."""
     teacher_text: Tensor | None = None
@@ -96,6 +98,7 @@ class PairBatches(Dataset[Batch]):
             torch.stack([self._tokens[int(number)] for number in draw.captions]),
             torch.from_numpy(draw.samples),
             torch.from_numpy(draw.captions),
+            torch.from_numpy(self._mixture.repeats.groups(draw.samples)),
             *(torch.from_numpy(teacher.gather(numbers)) for teacher, numbers in features),
         )
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from stores import Features, Modality, Store, TrainingError
 from train.captions import Captions
+from train.repeats import Repeats
 
 
 class Numbers:
@@ -69,6 +70,7 @@ class Mixture:
         self._texts = [Captions(store) for store in stores]
         image, text = ([store.features(slug) for store in stores] for slug in slugs)
         self.features = (MixedFeatures(image, self.samples), MixedFeatures(text, self.captions))
+        self.repeats = Repeats(stores, split, self.samples.first)
 
     def image(self, number: int) -> bytes:
         """Return the encoded image file of a sample."""

@@ -265,7 +265,7 @@ class Training:
         """Compare this process's pairs with the pairs of all processes."""
         softly = self._loss.alpha or self._loss.beta
         image, text = self.data.teachers(batch) if softly else (None, None)
-        rows = Compared(**embeddings._asdict(), teacher_image=image, teacher_text=text, groups=batch.samples)
+        rows = Compared(**embeddings._asdict(), teacher_image=image, teacher_text=text, groups=batch.groups)
         return objective(rows, self._processes.columns(rows), taus, self._loss, self.model.similarity)
 
     def _look(self, waiting: list[dict[str, Tensor]], epoch: int, last_step: int) -> dict[str, float]:
