@@ -1,0 +1,56 @@
+"""Captions in the files beside an image: the same for the members of a tar and the files of a folder.
+
+They are looked for in this order: `.txt`, one caption per line; `.json`, under the usual names of a caption; and what
+other tools call a caption's file. Other texts (`x.url.txt`, `x.syn.json`) are none of ours.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from pipeline.sources.base import Caption, Rejected
+from pipeline.sources.captions import captions_in, captions_of_lines
+from pipeline.sources.tables import USUAL_NAMES
+
+IMAGE_ENDINGS: Final = (
+    *("jpg", "jpeg", "jfif", "png", "webp", "gif"),
+    *("bmp", "tif", "tiff", "avif", "heic", "heif", "jp2", "jxl"),
+)
+"""Of the last no picture is read; they are listed, so that each is quarantined by its name and another never taken."""
+OTHER_TEXTS: Final = ("caption", "caption.txt", "text")
+"""Looked at where neither `.txt` nor `.json` holds a caption; one caption per line."""
+LARGEST_TEXT: Final = 16 << 20
+EXPECTED: Final = "expected beside an image a .txt of its name, one caption per line, or a .json with `caption`"
+
+
+def captions_beside(text: str | None, document: str | None) -> tuple[tuple[Caption, ...], Any]:
+    """Return the captions in an image's `.txt` and `.json`, and the value of the `.json`.
+
+    A text that the `.json` holds as its one caption is one caption, line breaks and all, as img2dataset writes it.
+
+    Raises:
+        Rejected: the `.txt` holds no caption, and the `.json` is none.
+    """
+    lines = captions_of_lines(text or "")
+    try:
+        value = json.loads(document) if document is not None else None
+    except (ValueError, RecursionError) as error:
+        if lines:
+            return lines, None
+        raise Rejected("malformed-record", f"has a .json that is none ({error})") from None
+    said = _captions_of(value)
+    if len(said) == 1 and isinstance(said[0], str) and captions_of_lines(said[0]) == lines:
+        return said, value
+    return lines or said, value
+
+
+def _captions_of(value: Any) -> tuple[Caption, ...]:
+    """Return the captions of a `.json`: an object's under the first usual name that holds any, a text's, a list's."""
+    if isinstance(value, dict):
+        named = {str(name).lower(): held for name, held in value.items()}
+        found = (captions_in(named[name]) for name in USUAL_NAMES["caption"] if named.get(name))
+        return next(filter(None, found), ())
+    # A list of numbers alone is a box or an embedding.
+    texts = value if isinstance(value, list) else [value]
+    return captions_in(value) if any(isinstance(item, str | dict) for item in texts) else ()
