@@ -96,6 +96,8 @@ def extract(parameters: ExtractParameters, store: Path, *, retry: bool = False) 
             teachers=dict(sorted(teachers.items())),
             indices=dict(sorted(indices.items())),
             parameters=_recorded(parameters),
+            merged=ingested.merged,
+            shared=ingested.shared,
         )
         if before is None or manifest != before:
             made["manifest.json"] = "missing" if before is None else "other content"

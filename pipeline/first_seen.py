@@ -1,4 +1,4 @@
-"""Which row first had a content: a map on disk, since a hundred million digests are more than memory should hold."""
+"""The first row of each distinct content: a map on disk, since memory should not hold a hundred million digests."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ class FirstSeen:
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
+        with system_errors():
+            database.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY, row INTEGER NOT NULL) WITHOUT ROWID")
 
     def rows(self, contents: Iterable[str | bytes], first: int) -> NDArray[np.int64]:
         """Take contents (n,) at the rows `first`, `first` + 1, …; return for each the row at which it first came."""
         digests = [hashlib.blake2b(_as_bytes(content), digest_size=_DIGEST_BYTES).digest() for content in contents]
         rows = range(first, first + len(digests))
-        with _system_errors():
+        with system_errors():
             added = self._database.executemany(
                 "INSERT OR IGNORE INTO seen VALUES (?, ?)", zip(digests, rows, strict=True)
             )
@@ -40,26 +42,32 @@ class FirstSeen:
 
 @contextmanager
 def first_seen(folder: Path) -> Iterator[FirstSeen]:
-    """Yield an empty map whose file lies in `folder`, under a temporary name, and is removed afterwards."""
-    path = folder / f"first-seen.tmp-{os.getpid()}"
+    """Yield an empty map whose file lies in `folder` and is removed afterwards."""
+    with temporary_database(folder / "first-seen") as database:
+        yield FirstSeen(database)
+
+
+@contextmanager
+def temporary_database(path: Path) -> Iterator[sqlite3.Connection]:
+    """Yield an empty database whose file lies at `path`, under a temporary name, and is removed afterwards."""
+    path = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     path.unlink(missing_ok=True)
     try:
-        with _system_errors():
+        with system_errors():
             database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         with closing(database):
-            with _system_errors():
+            with system_errors():
                 # It lives no longer than this process, so nothing of it needs to survive a crash.
                 for setting in ("journal_mode = OFF", "synchronous = OFF", f"cache_size = -{_CACHE_KIB}"):
                     database.execute(f"PRAGMA {setting}")
-                database.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY, row INTEGER NOT NULL) WITHOUT ROWID")
                 database.execute("BEGIN")
-            yield FirstSeen(database)
+            yield database
     finally:
         path.unlink(missing_ok=True)
 
 
 @contextmanager
-def _system_errors() -> Iterator[None]:
+def system_errors() -> Iterator[None]:
     """Turn what SQLite says of the file system into what the system would have said."""
     try:
         yield

@@ -5,34 +5,30 @@ One pass over the source, shard by shard: what is held in memory is one shard's 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import chain, islice
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
-import pydantic
 from rich.progress import Progress
 
 from pipeline.first_seen import FirstSeen, first_seen
-from pipeline.shards import PlannedShard, Quarantined, Receipt, make_shard, read_receipt, shard_fault
+from pipeline.merge import MergedSource, merged
+from pipeline.pictures import shared_pictures
+from pipeline.shards import PlannedShard, make_shard, read_receipt, shard_fault
 from pipeline.sources import BadRecord, Record, Rejected, Source
 from pipeline.tabulate import write_tables, write_truth
+from pipeline.tally import Tally, write_quarantine
 from stores import Manifest, Shard, SourceError
-from stores.atomic import atomic_path
 from stores.digests import file_digest
 from stores.layout import SAFE_NAME, Layout, shard_name
 from stores.manifest import withdraw_manifest
 from stores.parameters import Data
-
-_ENOUGH_TO_JUDGE: Final = 10_000
-"""How many samples (or captions) are taken for the least where a source does not know how many it has."""
-
 
 _PASSING: Final = {"missing-file", "unreadable-file", "changed-file"}
 """Reasons for which the disk or the network may be to blame, rather than the data set."""
@@ -46,6 +42,16 @@ class Ingested:
     files: dict[str, str]
     rejected: Counter[str]
     """How many samples and captions were rejected, by reason."""
+    examples: dict[str, str]
+    """The first that was rejected for each reason."""
+    lost_captions: int
+    """Captions of rejected samples."""
+    merged: dict[str, int]
+    """How many records of each split joined the sample of an earlier one."""
+    relabelled: int
+    """Samples whose records have several labels; the first is kept."""
+    shared: dict[str, dict[str, int]]
+    """How many samples of each split show a picture that stands in an earlier split, or earlier in their own."""
     made: dict[str, str]
     """The files made in this run, and why each was."""
 
@@ -74,16 +80,15 @@ def ingest(
     Raises:
         SourceError: a larger share than `data.max_bad_fraction` of the samples or captions is bad.
     """
-    tally = _Tally(source, data.max_bad_fraction, layout)
     unfinished = not layout.manifest.exists()
-    counts = [source.count(split) for split in source.splits]
-    total = sum(count for count in counts if count is not None) if None not in counts else None
-    task = progress.add_task("shards", total=total, note="")
     with (
         first_seen(layout.root) as seen,
         ThreadPoolExecutor(max_workers=min(32, 2 * (os.cpu_count() or 1)), thread_name_prefix="read") as readers,
+        merged(source, data.merge, layout.root, readers, progress) as once,
     ):
-        for plan in plan_shards(source, shard_size, data.max_pixels, seen):
+        tally = Tally(once, data.max_bad_fraction, layout)
+        task = progress.add_task("shards", total=tally.expected, note="")
+        for plan in plan_shards(once, shard_size, data.max_pixels, seen):
             fingerprint = plan.fingerprint(readers)
             fault = shard_fault(plan.name, fingerprint, layout)
             if fault is None and _worth_another_try(plan.name, layout, every=retry, unfinished=unfinished):
@@ -98,8 +103,8 @@ def ingest(
             tally.add(plan, read_receipt(layout.shard_receipt(plan.name)))
             if tally.rejected:
                 progress.update(task, note=f"{tally.rejected.total():,} rejected")
-    progress.update(task, total=tally.samples)
-    return _finish(source, tally, layout, before)
+        progress.update(task, total=tally.samples)
+        return _finish(source, once, tally, layout, before)
 
 
 def _worth_another_try(name: str, layout: Layout, *, every: bool, unfinished: bool) -> bool:
@@ -111,26 +116,41 @@ def _worth_another_try(name: str, layout: Layout, *, every: bool, unfinished: bo
     return any(every or entry.reason in _PASSING for entry in rejected)
 
 
-def _finish(source: Source, tally: _Tally, layout: Layout, before: Manifest | None) -> Ingested:
+def _finish(source: Source, once: Source, tally: Tally, layout: Layout, before: Manifest | None) -> Ingested:
+    """Write the tables, unless `before` shows that they are whole; return what there is."""
     if not tally.names:
         raise SourceError("The source holds no records: there is nothing to extract.")
     tables = (layout.samples, layout.captions, layout.relevance, layout.caption_pairs)
     found = _digests(*tables, layout.quarantine)
     _remove_unplanned(set(tally.names), layout)
-    _write_quarantine(tally.names, layout)
+    write_quarantine(tally.names, layout)
     tally.check(final=True)
     shards = tuple(tally.shards)
     if not shards:
         raise SourceError(f"No sample is left: all {tally.samples:,} were rejected. Reasons: {layout.quarantine}.")
+    shared = before.shared if before else None
     if before is None or before.shards != shards or before.files != found:
         withdraw_manifest(layout)
         write_tables(shards, layout)
         write_truth(source, tally.first_keys, shards, layout)
+        shared = None
+    if shared is None:
+        shared = shared_pictures(layout, shards)
     files = _digests(*tables, layout.quarantine)
     for name in (name for name, digest in files.items() if digest != found.get(name)):
         whole = before is None or before.files.get(name) == found.get(name)
         tally.made[name] = "missing" if name not in found else "stale: other shards" if whole else "damaged: checksum"
-    return Ingested(shards=shards, files=files, rejected=tally.rejected, made=tally.made)
+    return Ingested(
+        shards=shards,
+        files=files,
+        rejected=tally.rejected,
+        examples=tally.examples,
+        lost_captions=tally.lost_captions,
+        merged=once.merged if isinstance(once, MergedSource) else {},
+        relabelled=once.relabelled.total() if isinstance(once, MergedSource) else 0,
+        shared=shared,
+        made=tally.made,
+    )
 
 
 def _digests(*paths: Path) -> dict[str, str]:
@@ -173,86 +193,6 @@ def _once(
 def _duplicate(source_id: str) -> BadRecord:
     rejected = Rejected("duplicate-id", f"{source_id} came before; the first is kept")
     return BadRecord(source_id=source_id, rejected=rejected)
-
-
-@dataclass
-class _Tally:
-    """Counts what was taken and what was rejected, numbers the shards, and stops a run in which too much is bad."""
-
-    source: Source
-    fraction: float
-    layout: Layout
-    names: list[str] = field(default_factory=list)
-    shards: list[Shard] = field(default_factory=list)
-    first_keys: dict[str, int] = field(default_factory=dict)
-    made: dict[str, str] = field(default_factory=dict)
-    rejected: Counter[str] = field(default_factory=Counter)
-    samples: int = 0
-    captions: int = 0
-    _bad_samples: Counter[str] = field(default_factory=Counter)
-    _bad_captions: Counter[str] = field(default_factory=Counter)
-    _first_bad: dict[bool, Quarantined] = field(default_factory=dict)
-
-    def add(self, plan: PlannedShard, receipt: Receipt) -> None:
-        """Take a finished shard, giving it its global rows.
-
-        Raises:
-            SourceError: too much is bad.
-        """
-        self.names.append(plan.name)
-        self.first_keys.setdefault(plan.split, plan.first_key)
-        if receipt.samples:
-            last = self.shards[-1] if self.shards else None
-            self.shards.append(
-                Shard(
-                    name=plan.name,
-                    split=plan.split,
-                    samples=receipt.samples,
-                    captions=receipt.captions,
-                    first_sample=last.first_sample + last.samples if last else 0,
-                    first_caption=last.first_caption + last.captions if last else 0,
-                    bytes=receipt.bytes,
-                    sha256=receipt.sha256,
-                )
-            )
-        self.samples += len(plan.records)
-        self.captions += sum(len(record.captions) for record in plan.records if isinstance(record, Record))
-        for entry in receipt.quarantined:
-            self._first_bad.setdefault(entry.caption is None, entry)
-            (self._bad_samples if entry.caption is None else self._bad_captions)[entry.reason] += 1
-            self.rejected[entry.reason] += 1
-        if receipt.quarantined:
-            self.check()
-
-    def check(self, *, final: bool = False) -> None:
-        """Raise a `SourceError` if more are bad than the source, as far as its size is known, may hold."""
-        counts = [self.source.count(split) for split in self.source.splits]
-        known = 0 if final or None in counts else sum(count or 0 for count in counts)
-        least = 0 if final else _ENOUGH_TO_JUDGE
-        for bad, total, what in (
-            (self._bad_samples, known or max(self.samples, least), "samples"),
-            (self._bad_captions, max(self.captions, least), "captions"),
-        ):
-            if bad.total() <= self.fraction * total:
-                continue
-            _write_quarantine(self.names, self.layout)
-            first = self._first_bad[what == "samples"]
-            listed = ", ".join(f"{reason} {count:,}" for reason, count in bad.most_common())
-            raise SourceError(
-                f"{bad.total():,} of {total:,} {what} are bad so far ({listed}); "
-                f"data.max_bad_fraction allows {self.fraction:.0%}.\n"
-                f"First: {first.source_id[:200]!r}: {first.detail[:500]}.\n"
-                f"All are listed in {self.layout.quarantine}. Mend the source, or raise data.max_bad_fraction; "
-                f"--retry tries all of them again."
-            )
-
-
-def _write_quarantine(names: Sequence[str], layout: Layout) -> None:
-    """List what the shards' receipts say was rejected."""
-    dump = pydantic.TypeAdapter(Quarantined).dump_python
-    with atomic_path(layout.quarantine) as temporary, temporary.open("w", encoding="utf-8") as stream:
-        entries = chain.from_iterable(read_receipt(layout.shard_receipt(name)).quarantined for name in names)
-        stream.writelines(json.dumps(dump(entry, exclude_none=True), sort_keys=True) + "\n" for entry in entries)
 
 
 def _remove_unplanned(names: set[str], layout: Layout) -> None:

@@ -47,6 +47,10 @@ class PlannedShard:
     records: Sequence[Record | BadRecord]
     max_pixels: int
 
+    def caption_counts(self) -> list[int]:
+        """Return how many captions each record has, good and bad ones, as far as its source knows."""
+        return [len(r.captions) if isinstance(r, Record) else r.captions for r in self.records]
+
     def fingerprint(self, readers: ThreadPoolExecutor) -> str:
         """Return what changes with everything that the shard's bytes depend on, but the images' bytes themselves.
 

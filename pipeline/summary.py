@@ -7,11 +7,13 @@ from pathlib import Path
 from rich.table import Table
 
 from pipeline.extract import Extracted
+from pipeline.ingest import Ingested
+from pipeline.pictures import shared_lines
 
 
 def summary(extracted: Extracted, store: Path) -> Table:
     """Return the closing table: what is in the store, what was left out and why, what was made, how fast."""
-    manifest, rejected = extracted.manifest, extracted.ingested.rejected
+    manifest, rejected, examples = extracted.manifest, extracted.ingested.rejected, extracted.ingested.examples
     table = Table(title=f"store {store}", show_header=False, title_justify="left")
     for split in manifest.splits:
         of_split = [shard for shard in manifest.shards if shard.split == split]
@@ -22,8 +24,12 @@ def summary(extracted: Extracted, store: Path) -> Table:
     for slug, teacher in manifest.teachers.items():
         left_out = f", {teacher.invalid:,} rows failed" if teacher.invalid else ""
         table.add_row(f"{teacher.modality} features", f"{slug}: {teacher.dim}-d, {teacher.precision}{left_out}")
-    listed = ", ".join(f"{reason} {count:,}" for reason, count in rejected.most_common())
-    table.add_row("left out", f"{listed} (see quarantine.jsonl)" if listed else "none")
+    for said in (*_merged(extracted.ingested), *shared_lines(manifest)):
+        table.add_row("pictures", said)
+    reasons = [f"{reason} {count:,}, first {examples[reason]}" for reason, count in rejected.most_common()]
+    if lost := extracted.ingested.lost_captions:
+        reasons.append(f"{lost:,} captions went with these samples")
+    table.add_row("left out", "\n".join([*reasons, "all are listed in quarantine.jsonl"]) if reasons else "none")
     repaired = [
         f"{name} ({why})"
         for name, why in extracted.made.items()
@@ -43,3 +49,11 @@ def summary(extracted: Extracted, store: Path) -> Table:
             "time", f"{extracted.seconds:.1f} s; nothing to do: the store was complete, and every checksum holds"
         )
     return table
+
+
+def _merged(ingested: Ingested) -> list[str]:
+    joined = ", ".join(f"{split} {count:,}" for split, count in ingested.merged.items())
+    lines = [f"records that joined another one of the same picture (data.merge): {joined}"] if joined else []
+    if ingested.relabelled:
+        lines.append(f"{ingested.relabelled:,} samples had several labels; the first is kept")
+    return lines

@@ -64,11 +64,19 @@ class Manifest:
     teachers: dict[Name, TeacherFeatures]
     indices: dict[Name, dict[Name, Sha256]]
     parameters: dict[str, Any]
+    merged: dict[Name, NonNegativeInt] = Field(default_factory=dict)
+    """How many records of each split joined the sample of an earlier one of the same picture."""
+    shared: dict[Name, dict[Name, NonNegativeInt]] | None = None
+    """How many samples of each split show a picture that came before: in an earlier split, or in their own."""
 
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits in the order of their rows."""
         return tuple(dict.fromkeys(shard.split for shard in self.shards))
+
+    def rows(self, split: str, modality: Modality) -> int:
+        """Return how many rows of a modality a split has."""
+        return sum(shard.rows(modality) for shard in self.shards if shard.split == split)
 
 
 _ADAPTER: Final = pydantic.TypeAdapter(Manifest)

@@ -66,6 +66,12 @@ class Columns:
     split: Column | None = None
     label: Column | None = None
 
+    def numbers(self) -> list[tuple[str, int]]:
+        """Return the roles whose columns are given by number, with these."""
+        given = [(role, getattr(self, role)) for role in ("image", "caption", "id", "split", "label")]
+        listed = [(role, one) for role, value in given for one in (value if isinstance(value, list) else [value])]
+        return [(role, value) for role, value in listed if isinstance(value, int)]
+
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Data:

@@ -18,6 +18,7 @@ from pipeline.inspection.deep import deep_checks
 from pipeline.inspection.files import file_checks, strays
 from pipeline.inspection.output import cell
 from pipeline.inspection.rows import row_check
+from pipeline.pictures import shared_lines
 from stores import Store, StoreError
 from stores.console import progress_bar
 from stores.layout import Layout
@@ -69,6 +70,7 @@ def verify(path: Path, sample: int | None = None, weights: Mapping[str, str | No
                 progress.advance(task)
                 if faults:
                     progress.update(task, note=f"{len(check.faults)} damaged")
+    remarks += shared_lines(store.manifest)
     return Report(store=path, checks=tuple(checks), remarks=(*remarks, *strays(store)))
 
 

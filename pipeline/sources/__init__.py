@@ -1,7 +1,6 @@
 """Data sets: the embedded scenes, captions files, tables, folders, tars; on any file system that fsspec reads."""
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 
 from pipeline.sources.annotations import open_annotations
 from pipeline.sources.arrow import ArrowTable, saved_files
@@ -15,18 +14,19 @@ from pipeline.sources.places import Files, by_split, files_below, find
 from pipeline.sources.recognise import ENDINGS, file_format, folder_format
 from pipeline.sources.scenes.source import ScenesSource
 from pipeline.sources.streamed import StreamedSource
-from pipeline.sources.tables import OpenTable, TableReader, column_splits
+from pipeline.sources.tables import Table, TableReader, column_splits
 from pipeline.sources.tars import tar_records
 from stores.errors import SourceError
 from stores.parameters import Data
 
 __all__ = ["BadRecord", "KnowsTruth", "Record", "Rejected", "Source", "Truth", "open_source"]
 
-_TABLES: dict[str, OpenTable] = {
-    "csv": partial(DelimitedTable, delimiter=","),
-    "tsv": partial(DelimitedTable, delimiter="\t"),
-    "jsonl": JsonLinesTable,
-    "huggingface": ArrowTable,
+_TABLES: dict[str, Callable[[SourceFile, Data, Folder | None], Table]] = {
+    "csv": lambda file, data, _: DelimitedTable(file, data, "csv"),
+    "tsv": lambda file, data, _: DelimitedTable(file, data, "tsv"),
+    "jsonl": lambda file, data, _: JsonLinesTable(file, data.encoding),
+    "huggingface": lambda file, *_: ArrowTable(file),
+    "parquet": lambda file, _, images: ParquetTable(file, images),
 }
 
 
@@ -44,7 +44,7 @@ def open_source(data: Data) -> Source:
         raise SourceError("data.source names no split. Expected a path, or one a split: {train: …, val: …}.")
     images = folder_at(data.images, "data.images (--images)") if data.images else None
     places = {split: find(url) for split, url in urls.items()}
-    kinds = {split: _format(place, data.format) for split, place in places.items()}
+    kinds = {split: _format(place, data) for split, place in places.items()}
     if len(set(kinds.values())) > 1:
         found = ", ".join(f"{split} is {kind}" for split, kind in kinds.items())
         raise SourceError(f"The splits are of different formats: {found}. Bring them into one.")
@@ -64,8 +64,8 @@ def _read_tar(file: SourceFile, prefix: str, split: str, *, encoding: str | None
     return tar_records(file, prefix, encoding)
 
 
-def _format(place: Folder | Files, wanted: str) -> str:
-    return folder_format(place, wanted) if isinstance(place, Folder) else file_format(place[0], wanted)
+def _format(place: Folder | Files, data: Data) -> str:
+    return folder_format(place, data.format) if isinstance(place, Folder) else file_format(place[0], data)
 
 
 def _as_folder(place: Folder | Files) -> Folder:
@@ -95,8 +95,7 @@ def _splits_of(place: Folder | Files, kind: str) -> dict[str, Files]:
 
 
 def _open_tables(kind: str, splits: dict[str, Files], named: bool, images: Folder | None, data: Data) -> Source:
-    open_table = partial(ParquetTable, images=images) if kind == "parquet" else _TABLES[kind]
-    reader = TableReader(open_table, data.columns, images)
+    reader = TableReader(lambda file: _TABLES[kind](file, data, images), data.columns, images)
     if named or (len(splits) > 1 and data.columns.split is None):
         return StreamedSource(kind, splits, reader.read)
     files: tuple[SourceFile, ...] = tuple(file for split in splits.values() for file in split)

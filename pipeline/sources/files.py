@@ -91,10 +91,10 @@ class SourceFile:
         """Open the file as it lies, reading `block` bytes at a time."""
         return io.BufferedReader(_Ranges(self), buffer_size=block)
 
-    def open_plain(self) -> Any:
+    def open_plain(self, block: int = BLOCK) -> Any:
         """Open the file as a stream of bytes, decompressed where its name ends in .gz, .bz2, .xz or .zst."""
         kind = infer_compression(self.path)
-        return compr[kind](self.open(), mode="rb") if kind else self.open()
+        return compr[kind](self.open(block), mode="rb") if kind else self.open(block)
 
     def read(self, start: int, end: int) -> bytes:
         """Return the bytes from `start` up to `end`, fewer at the file's end; raises `OSError`."""
@@ -292,9 +292,7 @@ def lines(file: SourceFile, newline: str, encoding: str | None = None) -> Iterat
     Raises:
         SourceError: a line is so long that the file cannot be of lines.
     """
-    if encoding is None:
-        with file.open_plain() as stream:
-            encoding = text_encoding(stream.read(_LOOKED_AT))
+    encoding = encoding or text_encoding(_head(file))
     with io.TextIOWrapper(file.open_plain(), encoding=encoding, errors="surrogateescape", newline=newline) as text:
         for number, line in enumerate(iter(functools.partial(text.readline, LONGEST_LINE), ""), start=1):
             if len(line) == LONGEST_LINE:
@@ -303,6 +301,12 @@ def lines(file: SourceFile, newline: str, encoding: str | None = None) -> Iterat
                     f"Is the file of lines? Set data.format if it was taken for another format."
                 )
             yield line
+
+
+def _head(file: SourceFile) -> bytes:
+    with file.open_plain(_LOOKED_AT) as stream:
+        head: bytes = stream.read(_LOOKED_AT)
+        return head
 
 
 def asked(call: Callable[..., T], *values: Any, **settings: Any) -> T:

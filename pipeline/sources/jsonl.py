@@ -18,8 +18,8 @@ _LINES_FOR_COLUMNS: Final = 100
 class JsonLinesTable:
     """A file of one JSON object a line."""
 
-    def __init__(self, file: SourceFile) -> None:
-        self.file = file
+    def __init__(self, file: SourceFile, encoding: str | None) -> None:
+        self.file, self._encoding = file, encoding
 
     def columns(self) -> list[str]:
         found: dict[str, None] = {}
@@ -37,7 +37,7 @@ class JsonLinesTable:
                 yield Row(number, f"line {line}", (), "it is no JSON object")
 
     def _values(self) -> Iterator[tuple[int, Any]]:
-        for number, line in enumerate(lines(self.file, "\n"), start=1):
+        for number, line in enumerate(lines(self.file, "\n", self._encoding), start=1):
             if not line.isspace():
                 yield number, parsed(line)
 

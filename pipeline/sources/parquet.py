@@ -154,7 +154,7 @@ def _open(file: SourceFile) -> Any:
 def _leaves(schema: Any, name: str) -> list[str]:
     """Return the parts of a column of embedded images, or nothing if the column is of another kind."""
     kind = schema.field(name).type
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
         return [name]
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         return [f"{name}.{part}" for part in ("bytes", "path") if kind.get_field_index(part) >= 0]

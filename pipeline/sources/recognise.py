@@ -8,12 +8,14 @@ from itertools import islice
 from typing import Any, Final
 
 from pipeline.sources.annotations import is_document
-from pipeline.sources.files import Folder, SourceFile, asked, readable, walk
+from pipeline.sources.columns import USUAL_NAMES
+from pipeline.sources.delimited import file_dialect
+from pipeline.sources.files import Folder, SourceFile, asked, decoded, readable, walk
 from pipeline.sources.imagefolder import is_image
 from pipeline.sources.jsonl import parsed
 from pipeline.sources.places import plain_suffix
-from pipeline.sources.tables import USUAL_NAMES
 from stores.errors import SourceError
+from stores.parameters import Data
 
 ENDINGS: Final = {
     "webdataset": (".tar",),
@@ -91,14 +93,15 @@ def _likely(found: list[str], places: dict[str, set[str]]) -> list[str]:
     return tables or found
 
 
-def file_format(file: SourceFile, wanted: str) -> str:
+def file_format(file: SourceFile, data: Data) -> str:
     """Return the format of a file: one of `ENDINGS`, or `json` for a whole document.
 
     Raises:
-        SourceError: it is of no known format, or not of the one that `wanted` says.
+        SourceError: it is of no known format, or not of the one that data.format says.
     """
+    wanted = data.format
     with readable(file):
-        found, what = _look(file)
+        found, what = _look(file, data)
     if wanted == "auto" and found:
         return found
     document = wanted in ("karpathy", "coco")
@@ -113,7 +116,7 @@ def file_format(file: SourceFile, wanted: str) -> str:
     raise SourceError(f"{file}: {said} {found or what}. Expected one of {_FORMATS}.")
 
 
-def _look(file: SourceFile) -> tuple[str | None, str]:
+def _look(file: SourceFile, data: Data) -> tuple[str | None, str]:
     """Return the format if it is known, and what the file seems to be."""
     start = file.read(0, min(_HEAD, file.size))
     if start.startswith(b"PAR1"):
@@ -122,21 +125,18 @@ def _look(file: SourceFile) -> tuple[str | None, str]:
         return "webdataset", "a tar"
     with file.open_plain() as stream:
         head = stream.read(_HEAD).removeprefix(b"\xef\xbb\xbf")
-        if not head.strip():
+        if not decoded(head, data.encoding).strip():
             return None, "empty"
         if _is_tar(head):
             return None, "a compressed tar, in which no image can be reached by its place; decompress it first"
         if head.lstrip()[:1] in (b"{", b"["):
             return _look_at_json(file, head, stream), "JSON"
-    first = head.lstrip().partition(b"\n")[0]
-    try:
-        text = first.decode()
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" not in text and not text.startswith("<") and ("\t" in text or "," in text):
-        return ("tsv" if "\t" in text else "csv"), "text"
-    names = (what for magic, what in _MAGIC if head.startswith(magic))
-    return None, next(names, f"something that begins with {head[:40]!r}")
+    names = [what for magic, what in _MAGIC if head.startswith(magic)]
+    text = decoded(head, data.encoding).lstrip()
+    first = text.partition("\n")[0]
+    if not names and "\0" not in first and not first.startswith("<") and (dialect := file_dialect(file, data)):
+        return ("csv" if dialect.quoted else "tsv"), "text"
+    return None, next(iter(names), f"something that begins with {head[:40]!r}")
 
 
 def _is_tar(head: bytes) -> bool:

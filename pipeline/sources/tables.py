@@ -1,44 +1,25 @@
-"""Tables of any format become records: columns are found by name, consecutive rows of one image are one sample.
+"""Tables of any format become records: a row is a record, whose columns are found by name or number.
 
-A row is kept no longer than its sample, so memory does not grow with the table. The formats themselves are in
-`delimited`, `jsonl`, `parquet` and `arrow`.
+No row is kept, so memory does not grow with the table. Rows of one picture become one sample later, in
+`pipeline.merge`. The formats themselves are in `delimited`, `jsonl`, `parquet` and `arrow`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple, Protocol
+from decimal import Decimal
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+from uuid import UUID
 
 from pipeline.sources.base import BadRecord, Caption, EncodedImage, Record, Rejected
-from pipeline.sources.captions import captions_in
-from pipeline.sources.files import Folder, SourceFile, readable
+from pipeline.sources.captions import captions_in, kind_of
+from pipeline.sources.columns import Roles, find_roles
+from pipeline.sources.files import Folder, SourceFile, asked, readable
 from pipeline.sources.images import ImageFile
 from pipeline.sources.places import common_split
-from stores.errors import SourceError
 from stores.parameters import Columns
-
-USUAL_NAMES: Final = {
-    "image": (
-        "image",
-        "image_path",
-        "filepath",
-        "file_path",
-        "filename",
-        "file_name",
-        "path",
-        "img",
-        "jpg",
-        "png",
-        "webp",
-    ),
-    "caption": ("caption", "captions", "text", "sentence", "sentences", "raw", "title"),
-    # In COCO's way of speaking, `id` beside `image_id` numbers the captions.
-    "id": ("image_id", "id", "key", "uid"),
-    "split": ("split",),
-    "label": ("label", "class"),
-}
-"""By which names a column is recognised, whatever their case; the first that a table has is taken."""
 
 
 class Row(NamedTuple):
@@ -59,64 +40,10 @@ class Table(Protocol):
         """Return the names of the columns."""
 
     def rows(self, wanted: Sequence[str]) -> Iterator[Row]:
-        """Yield every row with the values of the columns `wanted`, in their order; an image may be an EncodedImage."""
+        """Yield every row with the values of the columns `wanted`, in their order.
 
-
-@dataclass(frozen=True, kw_only=True)
-class Roles:
-    """Which column of a table is what."""
-
-    image: str
-    caption: str
-    id: str | None = None
-    split: str | None = None
-    label: str | None = None
-
-    @property
-    def wanted(self) -> list[str]:
-        """The columns to read, in the order in which `_RowReader` takes them."""
-        return [name for name in (self.image, self.caption, self.id, self.label, self.split) if name is not None]
-
-
-def find_roles(table: Table, named: Columns) -> Roles:
-    """Say which columns are what: those named in data.columns, else by their usual names.
-
-    Raises:
-        SourceError: a named column, or one for image or caption, is not there.
-    """
-    found = table.columns()
-    roles = {role: getattr(named, role) or _usual(found, role) for role in USUAL_NAMES}
-    for role, name in roles.items():
-        if name is None and role in ("image", "caption"):
-            wanted = f"one for the {role} (usual names: {', '.join(USUAL_NAMES[role])})"
-        elif name is not None and name not in found:
-            wanted = f"{name!r}, which data.columns.{role} names"
-        else:
-            continue
-        raise SourceError(
-            f"{table.file} has the columns {', '.join(map(repr, found[:30])) or '(none)'}; expected {wanted}. "
-            f"Set data.columns.{role} to the column of the {role}{_otherwise(role, found)}."
-        )
-    return Roles(
-        image=str(roles["image"]),
-        caption=str(roles["caption"]),
-        id=roles["id"],
-        split=roles["split"],
-        label=roles["label"],
-    )
-
-
-def _otherwise(role: str, found: Sequence[str]) -> str:
-    """Say what else may be meant by a table that lacks a column."""
-    if len(found) == 1:
-        return ", or data.format, if that is one name too few"
-    # As img2dataset's output_format files leaves them.
-    return ", or data.format=folder if the images are files with a .txt beside each" if role == "image" else ""
-
-
-def _usual(found: Sequence[str], role: str) -> str | None:
-    plain = {name.strip().lower().replace(" ", "_").replace("-", "_"): name for name in reversed(found)}
-    return next((plain[name] for name in USUAL_NAMES[role] if name in plain), None)
+        An image's bytes, or a struct of bytes and path, may come as an EncodedImage.
+        """
 
 
 OpenTable = Callable[[SourceFile], Table]
@@ -141,20 +68,20 @@ class TableReader:
         """Yield the records of a table; `prefix` goes before the numbers of rows where they are the ids."""
         table = self.open_table(file)
         roles = find_roles(table, self.columns)
-        rows = table.rows(roles.wanted)
-        if self.splits:
-            rows = self._rows_of(rows, roles, split)
-        yield from _joined(rows, _RowReader(roles, self.images or file.folder, prefix))
-
-    def _rows_of(self, rows: Iterator[Row], roles: Roles, split: str) -> Iterator[Row]:
-        """Keep the rows of one split; those whose split cannot be told go to the first, as faults."""
-        for row in rows:
-            own = None if row.fault or roles.split is None else _split(row.values[-1])
+        cells = _Cells(table.columns(), roles)
+        reader = _RowReader(cells, self.images or file.folder, prefix)
+        for row in table.rows(cells.columns):
+            if not self.splits:
+                yield reader.record(row)
+                continue
+            name = None if row.fault or roles.split is None else _plain(cells.get(row, roles.split))
+            own = _split(name)
             if own is None and split == self.splits[0]:
-                fault = row.fault or f"its split is {str(row.values[-1])[:40]!r}, expected a name"
-                yield row._replace(fault=fault)
+                # Those whose split cannot be told go to the first, as faults.
+                fault = row.fault or f"its column {roles.split!r} holds {kind_of(name)}, expected the name of a split"
+                yield reader.record(row._replace(fault=fault))
             elif own == split:
-                yield row
+                yield reader.record(row)
 
 
 def column_splits(reader: TableReader, files: Iterable[SourceFile]) -> set[str]:
@@ -170,96 +97,124 @@ def column_splits(reader: TableReader, files: Iterable[SourceFile]) -> set[str]:
             roles = find_roles(table, reader.columns)
             if roles.split is not None:
                 rows = table.rows([roles.split])
-                found |= {split for row in rows if not row.fault and (split := _split(row.values[0])) is not None}
+                splits = (_split(_plain(row.values[0])) for row in rows if not row.fault)
+                found |= {split for split in splits if split is not None}
     return found
 
 
 def _split(value: object) -> str | None:
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "surrogateescape")
     return common_split(value) if isinstance(value, str) and value else None
 
 
-def _joined(rows: Iterator[Row], reader: _RowReader) -> Iterator[Record | BadRecord]:
-    """Yield the records of rows; consecutive rows of one image are one record."""
-    held: Record | None = None
-    more: list[Caption] = []
-    for row in rows:
-        record = reader.record(row)
-        if held is not None and isinstance(record, Record) and reader.continues(held, record):
-            more.extend(record.captions)
-            continue
-        if held is not None:
-            yield _with(held, more)
-            more = []
-        if isinstance(record, Record):
-            held = record
-        else:
-            held = None
-            yield record
-    if held is not None:
-        yield _with(held, more)
+class _Cells:
+    """Finds the values of a row: a column's, or with `column.key` what lies within its objects."""
+
+    def __init__(self, names: Sequence[str], roles: Roles) -> None:
+        self.roles = roles
+        paths = {name: [name] if name in names else name.split(".") for name in roles.wanted}
+        self.columns = list(dict.fromkeys(path[0] for path in paths.values()))
+        """The columns to read."""
+        self._places = {name: (self.columns.index(path[0]), path[1:]) for name, path in paths.items()}
+
+    def get(self, row: Row, name: str) -> Any:
+        """Return the value of a column in a row; an image's bytes may be an EncodedImage."""
+        place, keys = self._places[name]
+        value = row.values[place]
+        for key in keys:
+            value = _inner(value, key)
+        return value
+
+    def plain(self, row: Row, name: str) -> Any:
+        """Return the value of a column that holds no images; raises `Rejected` where its bytes cannot be had."""
+        return _plain(self.get(row, name))
 
 
-def _with(record: Record, more: list[Caption]) -> Record:
-    return replace(record, captions=(*record.captions, *more)) if more else record
+def _plain(value: Any) -> Any:
+    # Tables leave bytes where they lie, since those of images are many.
+    return value.read() if hasattr(value, "identity") else value
+
+
+def _inner(value: Any, key: str) -> Any:
+    if isinstance(value, list):
+        return [_inner(item, key) for item in value]
+    return value.get(key) if isinstance(value, dict) else None
 
 
 class _RowReader:
     """Makes records of rows."""
 
-    def __init__(self, roles: Roles, images: Folder, prefix: str) -> None:
-        self._images, self._prefix = images, prefix
-        self._has_id = roles.id is not None
-        self._label = None if roles.label is None else 3 if self._has_id else 2
-        self._listed = False
+    def __init__(self, cells: _Cells, images: Folder, prefix: str) -> None:
+        self._cells, self._roles, self._images, self._prefix = cells, cells.roles, images, prefix
+        self._has_folder = cache(self._is_folder)
 
     def record(self, row: Row) -> Record | BadRecord:
         """Return the record of one row."""
-        numbered = f"{self._prefix}{row.number}"
-        if row.fault:
-            return _bad(numbered, f"{row.place}: {row.fault}")
-        source_id = _text_id(row.values[2]) if self._has_id else numbered
-        if source_id is None:
-            return _bad(
-                numbered, f"{row.place}: its id is {str(row.values[2])[:40]!r}, expected text or a whole number"
-            )
-        captions = captions_in(row.values[1])
-        image = self._image(row.values[0])
-        if image is None:
-            return _bad(source_id, f"{row.place}: its image is neither a path nor the bytes of one")
-        label = None if self._label is None else row.values[self._label]
-        # Where captions come as lists, an image is not repeated: its bytes need not be compared.
-        self._listed = not isinstance(row.values[1], str)
-        return Record(
-            source_id=source_id,
-            captions=captions,
-            image=image,
-            label=str(label) if isinstance(label, str | int | float) and label != "" else None,
+        source_id = f"{self._prefix}{row.number}"
+        try:
+            if row.fault:
+                raise Rejected("malformed-record", f"{row.place}: {row.fault}")
+            if self._roles.id is not None:
+                source_id = self._id(row, self._roles.id)
+            captions = self._captions(row)
+            image = self._image(row)
+        except Rejected as rejected:
+            return BadRecord(source_id=source_id, rejected=rejected)
+        label = None if self._roles.label is None else self._cells.get(row, self._roles.label)
+        return Record(source_id=source_id, captions=captions, image=image, label=_label(label))
+
+    def _id(self, row: Row, column: str) -> str:
+        value = self._cells.plain(row, column)
+        text = _text_id(value)
+        if text is None:
+            raise _wrong(row, column, value, "text or a whole number")
+        return text
+
+    def _captions(self, row: Row) -> tuple[Caption, ...]:
+        column = self._roles.caption
+        found = captions_in(self._cells.plain(row, column))
+        return tuple(
+            Rejected(caption.reason, f"{row.place}, column {column!r}: {caption.detail}")
+            if isinstance(caption, Rejected)
+            else caption
+            for caption in found
         )
 
-    def continues(self, held: Record, record: Record) -> bool:
-        """Tell whether a record is of the same image as the one before, and says nothing else by its id."""
-        if self._has_id and held.source_id != record.source_id:
-            return False
-        if isinstance(held.image, ImageFile) or isinstance(record.image, ImageFile):
-            return held.image == record.image
-        if self._listed and not self._has_id:
-            return False
+    def _image(self, row: Row) -> EncodedImage:
+        *folders, name = (self._cells.get(row, column) for column in self._roles.image)
+        if isinstance(name, str) and name:
+            folder = folders[0] if folders else None
+            # People point at the folder above the one in the table, or at the images themselves.
+            inner = isinstance(folder, str) and folder and self._has_folder(folder)
+            return ImageFile(self._images, f"{folder}/{name}" if inner else name)
+        if hasattr(name, "identity"):
+            image: EncodedImage = name
+            return image
+        raise _wrong(row, self._roles.image[-1], name, "a path, or the bytes of an image")
+
+    def _is_folder(self, name: str) -> bool:
         try:
-            return held.image.read() == record.image.read()
-        except Rejected:
+            return bool(".." not in name and asked(self._images.system.isdir, self._images.path(name)))
+        except OSError:
             return False
 
-    def _image(self, value: Any) -> EncodedImage | None:
-        if isinstance(value, str):
-            return ImageFile(self._images, value) if value else None
-        return value if hasattr(value, "identity") else None
+
+def _wrong(row: Row, column: str, value: Any, expected: str) -> Rejected:
+    found = "no text" if value == "" else kind_of(value)
+    return Rejected("malformed-record", f"{row.place}: its column {column!r} holds {found}, expected {expected}")
 
 
 def _text_id(value: Any) -> str | None:
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, bytes):
+        text = value.decode("utf-8", "replace")
+        return (text if text.isprintable() and "\ufffd" not in text else value.hex()) or None
+    if isinstance(value, float | Decimal) and value == value // 1:
         value = int(value)  # as pandas writes whole numbers in a column with gaps
+    if isinstance(value, Decimal | UUID):
+        return str(value)
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) and value != "" else None
 
 
-def _bad(source_id: str, detail: str) -> BadRecord:
-    return BadRecord(source_id=source_id, rejected=Rejected("malformed-record", detail))
+def _label(value: Any) -> str | None:
+    return str(value) if isinstance(value, str | int | float | Decimal) and value != "" else None

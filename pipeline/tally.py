@@ -1,0 +1,111 @@
+"""Counts of what ingest took and what it rejected; a run in which too much is bad is stopped, with the reasons."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Final
+
+import pydantic
+
+from pipeline.shards import PlannedShard, Quarantined, Receipt, read_receipt
+from pipeline.sources import Source
+from stores import Shard, SourceError
+from stores.atomic import atomic_path
+from stores.layout import Layout
+
+_ENOUGH_TO_JUDGE: Final = 10_000
+"""How many samples (or captions) are taken for the least where a source does not know how many it has."""
+
+
+@dataclass
+class Tally:
+    """Counts what was taken and what was rejected, numbers the shards, and stops a run in which too much is bad."""
+
+    source: Source
+    fraction: float
+    layout: Layout
+    names: list[str] = field(default_factory=list)
+    shards: list[Shard] = field(default_factory=list)
+    first_keys: dict[str, int] = field(default_factory=dict)
+    made: dict[str, str] = field(default_factory=dict)
+    rejected: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    """The first that was rejected for each reason."""
+    samples: int = 0
+    captions: int = 0
+    lost_captions: int = 0
+    """Captions of rejected samples, which are not rejected one by one."""
+    _bad_samples: Counter[str] = field(default_factory=Counter)
+    _bad_captions: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def expected(self) -> int | None:
+        """How many samples the source has, where it knows without reading them all."""
+        counts = [self.source.count(split) for split in self.source.splits]
+        return None if None in counts else sum(count or 0 for count in counts)
+
+    def add(self, plan: PlannedShard, receipt: Receipt) -> None:
+        """Take a finished shard, giving it its global rows.
+
+        Raises:
+            SourceError: too much is bad.
+        """
+        self.names.append(plan.name)
+        self.first_keys.setdefault(plan.split, plan.first_key)
+        if receipt.samples:
+            last = self.shards[-1] if self.shards else None
+            self.shards.append(
+                Shard(
+                    name=plan.name,
+                    split=plan.split,
+                    samples=receipt.samples,
+                    captions=receipt.captions,
+                    first_sample=last.first_sample + last.samples if last else 0,
+                    first_caption=last.first_caption + last.captions if last else 0,
+                    bytes=receipt.bytes,
+                    sha256=receipt.sha256,
+                )
+            )
+        self.samples += len(plan.records)
+        captions = sum(plan.caption_counts())
+        self.captions += captions
+        self.lost_captions += captions - receipt.captions - sum(e.caption is not None for e in receipt.quarantined)
+        for entry in receipt.quarantined:
+            self.examples.setdefault(entry.reason, f"{entry.source_id[:200]!r}: {entry.detail[:300]}")
+            (self._bad_samples if entry.caption is None else self._bad_captions)[entry.reason] += 1
+            self.rejected[entry.reason] += 1
+        if receipt.quarantined:
+            self.check()
+
+    def check(self, *, final: bool = False) -> None:
+        """Raise a `SourceError` if more are bad than the source, as far as its size is known, may hold."""
+        known = 0 if final else self.expected or 0
+        least = 0 if final else _ENOUGH_TO_JUDGE
+        for bad, total, what in (
+            (self._bad_samples, known or max(self.samples, least), "samples"),
+            (self._bad_captions, max(self.captions, least), "captions"),
+        ):
+            if bad.total() <= self.fraction * total:
+                continue
+            write_quarantine(self.names, self.layout)
+            listed = "\n".join(
+                f"  {reason} {count:,}, first {self.examples[reason]}" for reason, count in bad.most_common()
+            )
+            raise SourceError(
+                f"{bad.total():,} of {total:,} {what} are bad so far; data.max_bad_fraction allows "
+                f"{self.fraction:.0%}:\n{listed}\n"
+                f"All are listed in {self.layout.quarantine}. Mend the source, or raise data.max_bad_fraction; "
+                f"--retry tries all of them again."
+            )
+
+
+def write_quarantine(names: Sequence[str], layout: Layout) -> None:
+    """List what the shards' receipts say was rejected."""
+    dump = pydantic.TypeAdapter(Quarantined).dump_python
+    with atomic_path(layout.quarantine) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        entries = chain.from_iterable(read_receipt(layout.shard_receipt(name)).quarantined for name in names)
+        stream.writelines(json.dumps(dump(entry, exclude_none=True), sort_keys=True) + "\n" for entry in entries)
