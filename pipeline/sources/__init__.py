@@ -1,6 +1,7 @@
 """Data sets: the embedded scenes, captions files, tables, folders, tars; on any file system that fsspec reads."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from pipeline.sources.annotations import open_annotations
 from pipeline.sources.arrow import ArrowTable, saved_files

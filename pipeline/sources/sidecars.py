@@ -1,6 +1,6 @@
 """Captions in the files beside an image: the same for the members of a tar and the files of a folder.
 
-They are looked for in this order: `.txt`, one caption per line; `.json`, under the usual names of a caption; and what
+They are looked for in this order: `.txt`, one caption per line; `.json`, under a usual name of captions; and what
 other tools call a caption's file. Other texts (`x.url.txt`, `x.syn.json`) are none of ours.
 """
 
@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from pipeline.sources.base import Caption, Rejected
 from pipeline.sources.captions import captions_in, captions_of_lines
-from pipeline.sources.tables import USUAL_NAMES
 
 IMAGE_ENDINGS: Final = (
     *("jpg", "jpeg", "jfif", "png", "webp", "gif"),
@@ -20,6 +19,8 @@ IMAGE_ENDINGS: Final = (
 """Of the last no picture is read; they are listed, so that each is quarantined by its name and another never taken."""
 OTHER_TEXTS: Final = ("caption", "caption.txt", "text")
 """Looked at where neither `.txt` nor `.json` holds a caption; one caption per line."""
+_CAPTION_KEYS: Final = ("caption", "captions", "text", "texts", "sentence", "sentences")
+"""Of a `.json`, in any case. Titles and comments are a page's as often as the picture's."""
 LARGEST_TEXT: Final = 16 << 20
 EXPECTED: Final = "expected beside an image a .txt of its name, one caption per line, or a .json with `caption`"
 
@@ -46,10 +47,10 @@ def captions_beside(text: str | None, document: str | None) -> tuple[tuple[Capti
 
 
 def _captions_of(value: Any) -> tuple[Caption, ...]:
-    """Return the captions of a `.json`: an object's under the first usual name that holds any, a text's, a list's."""
+    """Return the captions of a `.json`: an object's under the first key that holds any, a text's, a list's."""
     if isinstance(value, dict):
         named = {str(name).lower(): held for name, held in value.items()}
-        found = (captions_in(named[name]) for name in USUAL_NAMES["caption"] if named.get(name))
+        found = (captions_in(named[name]) for name in _CAPTION_KEYS if named.get(name))
         return next(filter(None, found), ())
     # A list of numbers alone is a box or an embedding.
     texts = value if isinstance(value, list) else [value]

@@ -127,7 +127,7 @@ class _SampleReader:
         """Say why a sample lacks its image or captions, as far as its members or the whole tar tell."""
         for member in members:
             if member.flaw and member.kind in lack.wanted:
-                return Rejected("linked-member", f"has a .{member.ending} that is {member.flaw}")
+                return Rejected("member-without-bytes", f"has a .{member.ending} that is {member.flaw}")
         if self._looks and not self._layout.words:
             self._looks -= 1
             self._layout = tar_layout(self._file, self._stream, members, lack.wanted)
