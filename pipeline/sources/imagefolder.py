@@ -13,7 +13,14 @@ from pipeline.sources.captions import captions_of_lines
 from pipeline.sources.files import Folder, asked, decoded, entries, in_usual_order, readable, stem_and_ending, walk
 from pipeline.sources.images import ImageFile
 from pipeline.sources.places import common_split
-from pipeline.sources.sidecars import EXPECTED, IMAGE_ENDINGS, LARGEST_TEXT, OTHER_TEXTS, captions_beside
+from pipeline.sources.sidecars import (
+    EXPECTED,
+    IMAGE_ENDINGS,
+    IN_DIFFERENT_FOLDERS,
+    LARGEST_TEXT,
+    OTHER_TEXTS,
+    captions_beside,
+)
 
 _TEXTS_AT_ONCE: Final = 64
 _MOST_LOOKS: Final = 3
@@ -113,7 +120,7 @@ class _SampleReader:
             if not sample.image:
                 raise Rejected("missing-file", f"has no image of its name beside it{self._look(below, name)}")
             if not captions:
-                raise Rejected("no-captions", f"has no caption; {EXPECTED}{self._look(below, name)}")
+                raise Rejected("no-captions", f"has no caption{self._look(below, name)}; {EXPECTED}")
         except Rejected as fault:
             rejected = Rejected(fault.reason, f"{self._folder.path(below)}{name} {fault.detail}")
             return BadRecord(source_id=f"{below}{name}", rejected=rejected, captions=len(captions))
@@ -145,8 +152,8 @@ class _SampleReader:
                     is_image(other): other for other, _ in _of_stem(files, stem) if is_image(other) or _is_text(other)
                 }
                 if inner != below and list(kinds) == [not is_image(name)]:
-                    found = f"{inner}{kinds[not is_image(name)]}"
-                    self._elsewhere = f"; {found} stands in another folder: put each text beside its image"
+                    (found,) = kinds.values()
+                    self._elsewhere = f"; {below}{name} and {inner}{found} {IN_DIFFERENT_FOLDERS}"
                     break
         return self._elsewhere
 

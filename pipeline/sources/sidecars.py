@@ -22,7 +22,8 @@ OTHER_TEXTS: Final = ("caption", "caption.txt", "text")
 _CAPTION_KEYS: Final = ("caption", "captions", "text", "texts", "sentence", "sentences")
 """Of a `.json`, in any case. Titles and comments are a page's as often as the picture's."""
 LARGEST_TEXT: Final = 16 << 20
-EXPECTED: Final = "expected beside an image a .txt of its name, one caption per line, or a .json with `caption`"
+EXPECTED: Final = "expected a .txt of its name, one caption per line, or a .json with `caption`"
+IN_DIFFERENT_FOLDERS: Final = "stand in different folders: put each text beside its image"
 
 
 def captions_beside(text: str | None, document: str | None) -> tuple[tuple[Caption, ...], Any]:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 from pipeline.sources.files import SourceFile
-from pipeline.sources.sidecars import IMAGE_ENDINGS
+from pipeline.sources.sidecars import IMAGE_ENDINGS, IN_DIFFERENT_FOLDERS
 from pipeline.sources.tarmembers import Damaged, Member, tar_members
 
 TEXT_KINDS: Final = ("txt", "json", "caption", "text")
@@ -44,11 +44,8 @@ def tar_layout(file: SourceFile, stream: io.BufferedReader, members: Sequence[Me
                 namesakes.setdefault(member.key, member) if is_wanted else whole.add(member.key)
     elsewhere = next((member for key, member in namesakes.items() if key not in whole), None)
     if elsewhere:
-        names = f"{first.name} and {elsewhere.name}"
-        return Layout(
-            words=f"; texts stand in other folders of this tar than images ({names}): pack each beside its image"
-        )
-    return Layout(words="" if found else f"; no other member of this tar is a .{', .'.join(wanted)}")
+        return Layout(words=f"; {first.name} and {elsewhere.name} {IN_DIFFERENT_FOLDERS}")
+    return Layout(words="" if found else "; nor is there one in all of the tar")
 
 
 def _file_name(member: Member) -> str:
@@ -58,6 +55,6 @@ def _file_name(member: Member) -> str:
 def _apart(one: Member, other: Member) -> Layout:
     return Layout(
         "not-adjacent",
-        f": the members of a key are not adjacent in this tar ({one.name} at byte {one.offset:,}, {other.name} at "
-        f"byte {other.offset:,}). Unpack it, and pack the folder sorted: tar --sort=name -cf NEW.tar FOLDER",
+        f"is a key whose members are not adjacent (such as {one.name} at byte {one.offset:,} and {other.name} at byte "
+        f"{other.offset:,}): unpack the tar and sort it, tar --sort=name -cf NEW.tar FOLDER",
     )

@@ -132,8 +132,10 @@ class _SampleReader:
             self._looks -= 1
             self._layout = tar_layout(self._file, self._stream, members, lack.wanted)
         reason, words = self._layout
-        detail = lack.rejected.detail if reason else f"{lack.rejected.detail}; {EXPECTED}"
-        return Rejected(reason or lack.rejected.reason, detail + words)
+        if reason:
+            return Rejected(reason, words)
+        advice = f"; {EXPECTED}" if lack.wanted is TEXT_KINDS else ""
+        return Rejected(lack.rejected.reason, f"{lack.rejected.detail}{words}{advice}")
 
     def _text(self, member: Member | None) -> str | None:
         if member is None:
