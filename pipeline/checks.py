@@ -141,7 +141,10 @@ def _check_characters(text: str, what: str, named: str) -> None:
     except UnicodeEncodeError as error:
         # Half of a surrogate pair, as cut-off emoji leave.
         found = text[error.start : error.start + 1]
-        raise Rejected("not-unicode", f"{named} has {found!a} at {error.start:,}: {_excerpt(text)}") from None
+        # As bytes that are no UTF-8 come out of a text file; half an emoji has other code points.
+        advice = "; if the file is in another encoding, set data.encoding, such as cp1252"
+        told = f"{named} has {found!a} at {error.start:,}: {_excerpt(text)}"
+        raise Rejected("not-unicode", told + advice * ("\udc80" <= found <= "\udcff")) from None
 
 
 def _excerpt(text: str, length: int = 60) -> str:

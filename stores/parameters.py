@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -291,7 +292,9 @@ def recorded_parameters(kind: type[P], values: Mapping[str, Any], where: str) ->
         # By way of JSON, where strict checking knows that a mapping may become a dataclass.
         return pydantic.TypeAdapter(kind).validate_json(json.dumps(read, default=str))
     except pydantic.ValidationError as error:
-        raise ParameterError("\n".join(_explain(where, kind, fault) for fault in error.errors())) from None
+        places = {tuple(_location(fault)): fault for fault in reversed(error.errors())}
+        faults = [fault | {"msg": _expected(error.errors(), place)} for place, fault in reversed(places.items())]
+        raise ParameterError("\n".join(_explain(where, kind, fault) for fault in faults)) from None
 
 
 def as_dict(parameters: Any) -> dict[str, Any]:
@@ -339,15 +342,26 @@ def _yaml() -> YAML:
     return YAML(typ="safe", pure=True)
 
 
+def _location(fault: Any) -> list[str]:
+    """Return where a fault lies, without the names of the types that were tried there."""
+    return [str(part) for part in fault["loc"] if not re.fullmatch(r"str|constrained-int|\w+\[.*\]", str(part))]
+
+
+def _expected(faults: Sequence[Any], place: tuple[str, ...]) -> str:
+    """Say what each of the types that a place may have expected."""
+    said = [fault["msg"].removeprefix("Value error, ") for fault in faults if tuple(_location(fault)) == place]
+    return ", or ".join(one[:1].lower() + one[1:] for one in said)
+
+
 def _explain(where: str, kind: type[Any], fault: Any) -> str:
-    location = [str(part) for part in fault["loc"] if part not in ("str", "dict[str,str]")]
+    location = _location(fault)
     name = ".".join(location)
     if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         owner: Any = kind
         for part in location[:-1]:
             owner = get_type_hints(owner)[part]
         return f"{where}: {name} is not a parameter.{_nearest(location[-1], _names(owner))}"
-    return f"{where}: {name} is {fault['input']!r}: {fault['msg'].lower()}."
+    return f"{where}: {name} is {fault['input']!r}: {fault['msg']}."
 
 
 def _nearest(name: str, known: Any) -> str:

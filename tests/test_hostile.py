@@ -188,7 +188,7 @@ def test_all_of_it_becomes_a_store_and_nothing_outside(tmp_path: Path, monkeypat
     monkeypatch.chdir(elsewhere)
     files, paths = content(tmp_path), set(tmp_path.rglob("*"))
 
-    extract(parameters(str(source), bad=1.0, shard_size=7, image_batch=8, text_batch=8), root)
+    extract(parameters(str(source), bad=1.0, merge="none", shard_size=7, image_batch=8, text_batch=8), root)
 
     # No file outside, and none inside that is named after a stranger's word.
     added = set(tmp_path.rglob("*")) - paths

@@ -36,9 +36,9 @@ def entry(number: int, *captions: str, split: str = "train", name: str | None = 
     return {"filename": name or f"{number}.jpg", "cocoid": number, "split": split, "sentences": sentences}
 
 
-def parameters(source: Any, bad: float = 0.05, **extract_settings: Any) -> ExtractParameters:
+def parameters(source: Any, bad: float = 0.05, merge: Any = "path", **extract_settings: Any) -> ExtractParameters:
     return ExtractParameters(
-        data=Data(source=source, max_bad_fraction=bad, max_pixels=10_000),
+        data=Data(source=source, max_bad_fraction=bad, max_pixels=10_000, merge=merge),
         extract=Extract(workers=0, **{"shard_size": 3, **extract_settings}),
     )
 
@@ -154,7 +154,7 @@ def test_each_kind_of_bad_record_is_quarantined_with_its_reason(pictures: Path) 
         entry(20, name="bad\0name.jpg"),
     ]
     store_path = pictures / "store"
-    extract(parameters(str(karpathy(pictures, good_entries() + bad)), bad=0.9), store_path)
+    extract(parameters(str(karpathy(pictures, good_entries() + bad)), bad=0.9, merge="none"), store_path)
     lines = [json.loads(line) for line in Layout(store_path).quarantine.read_text().splitlines()]
     reasons = {(line["source_id"], line["reason"]) for line in lines if "caption" not in line}
     assert reasons == {
@@ -185,7 +185,7 @@ def test_damaged_exif_and_cut_off_emoji_are_quarantined(pictures: Path) -> None:
         (pictures / f"h{place}.jpg").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
         entries.append(entry(1000 + place, name=f"h{place}.jpg"))
     path = karpathy(pictures, [*good_entries(), *entries, entry(3000, "cut \ud83d", "whole", name="0.jpg")])
-    extract(parameters(str(path), bad=1.0, shard_size=100), pictures / "store")
+    extract(parameters(str(path), bad=1.0, merge="none", shard_size=100), pictures / "store")
     lines = [json.loads(line) for line in Layout(pictures / "store").quarantine.read_text().splitlines()]
     assert ("3000", "not-unicode", 0) in {(line["source_id"], line["reason"], line.get("caption")) for line in lines}
     rejected = {line["source_id"] for line in lines if "caption" not in line}
@@ -215,8 +215,8 @@ def test_too_much_bad_stops_the_run_and_says_what(pictures: Path) -> None:
     source = karpathy(pictures, [*good_entries(), entry(9), entry(10)])
     with pytest.raises(SourceError) as caught:
         extract(parameters(str(source)), pictures / "store")
-    assert "2 of 9 samples are bad so far (missing-file 2)" in caught.value.message
-    assert "data.max_bad_fraction allows 5%" in caught.value.message
+    assert "2 of 9 samples are bad so far; data.max_bad_fraction allows 5%:" in caught.value.message
+    assert "\n  missing-file 2, first '9': " in caught.value.message
     assert not Layout(pictures / "store").manifest.exists()
     assert Layout(pictures / "store").quarantine.read_text().count("missing-file") == 2
 

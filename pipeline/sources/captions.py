@@ -49,7 +49,8 @@ def captions_in(value: Any) -> tuple[Caption, ...]:
 def caption_in(value: Any) -> Caption:
     """Return the one caption in a value: a text, or an object that holds one."""
     if isinstance(value, dict):
-        value = next((value[key] for key in TEXT_KEYS if value.get(key) is not None), value)
+        held = [value[key] for key in TEXT_KEYS if key in value]
+        value = next((one for one in held if one is not None), held[0] if held else value)
     if isinstance(value, bytes):
         value = value.decode("utf-8", "surrogateescape")
     if isinstance(value, str):

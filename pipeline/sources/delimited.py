@@ -154,6 +154,8 @@ class DelimitedTable:
 
 def _begins_with_data(top: Sequence[Sequence[str]], columns: Columns) -> bool:
     """Tell whether the first line is a row: columns go by numbers, and what stands there is not their names."""
+    if are_usual(top[0], columns):
+        return False
     for role, number in columns.numbers():
         first, *more = [row[number - 1] for row in top if number <= len(row)] or [""]
         if role_of(first) == role or (role == "image" and more and is_image(more[0]) and not is_image(first)):

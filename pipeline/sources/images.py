@@ -10,6 +10,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.sources.base import Rejected
 from pipeline.sources.files import Folder, SourceFile, asked, version
+from pipeline.sources.nearby import advice
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,9 @@ class ImageFile:
             return f"{self.name}:absent"
 
     def place(self) -> str:
-        """Return the file's path, however the data set spells it."""
-        return posixpath.normpath(absolute(self.name, self.folder) or self.folder.path(self.name))
+        """Return the file's path, however the data set spells it; one with `..`, never read, as it is spelt."""
+        path = absolute(self.name, self.folder) or self.folder.path(self.name)
+        return path if ".." in path.split("/") else posixpath.normpath(path)
 
     def read(self) -> bytes:
         """Return the file's bytes."""
@@ -40,7 +42,7 @@ class ImageFile:
         try:
             data: bytes = asked(self.folder.system.cat_file, path)
         except FileNotFoundError:
-            raise Rejected("missing-file", f"{path} does not exist") from None
+            raise Rejected("missing-file", f"{path} does not exist{advice(self.folder, self.name)}") from None
         except OSError as error:
             raise Rejected("unreadable-file", str(error)) from None
         if self.listed is not None and self.listed.partition(":")[0] not in (str(len(data)), "None"):
