@@ -1,4 +1,4 @@
-"""Tars as people have them, and folders of the same: which member is the caption, system files, members apart, links."""
+"""Tars as people have them, and folders of the same: which member is the caption, system files, members apart."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ CHOSEN: dict[str, tuple[Members, tuple[str, ...]]] = {
     "a dot in the name, and a mask": ([("v2.jpg", IMAGE), ("v2.mask.png", b"x"), ("v2.txt", b"of v2")], ("of v2",)),
     "a dot in the json's name": ([("v2.jpeg", IMAGE), ("v2.json", JSON)], ("in json",)),
     "upper case": ([("JPEG", IMAGE), ("TXT", b"in txt")], ("in txt",)),
-    "caption": ([("caption", b"one\ntwo\n"), ("jpg", IMAGE), ("syn.txt", b"x")], ("one", "two")),
+    "caption": ([("Caption", b"one\ntwo\n"), ("jpg", IMAGE), ("syn.txt", b"x")], ("one", "two")),
     "caption.txt": ([("caption.txt", b"told"), ("jpg", IMAGE), ("json", b'{"url": "x"}')], ("told",)),
     "captions of json": ([("jpg", IMAGE), ("json", b'{"caption": null, "captions": ["a", "b"]}')], ("a", "b")),
     "text of json": ([("jpg", IMAGE), ("json", b'{"caption": NaN, "Text": "a"}')], ("a",)),

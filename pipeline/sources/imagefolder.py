@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from itertools import groupby, islice
 from typing import Any, Final, NamedTuple
 
@@ -188,9 +187,8 @@ def _samples(files: _Files) -> Iterator[_Sample]:
         text, document = called.get(".txt"), called.get(".json")
         images = [(name, listed) for name, listed in same if is_image(name)]
         if images:
-            other = (
-                None if text else next(filter(partial(_holds, files), (f"{stem}.{name}" for name in OTHER_TEXTS)), None)
-            )
+            others = () if text else (_named(files, f"{stem}.{name}") for name in OTHER_TEXTS)
+            other = next(filter(None, others), None)
             yield from (_Sample(name, listed, text, document, other) for name, listed in images)
         elif text is not None and not _is_sidecar(files, stem):
             yield _Sample("", None, text)
@@ -208,8 +206,9 @@ def _is_sidecar(files: _Files, stem: str) -> bool:
     return False
 
 
-def _holds(files: _Files, name: str) -> bool:
-    return any(held == name for held, _ in _of_stem(files, stem_and_ending(name)[0]))
+def _named(files: _Files, name: str) -> str | None:
+    """Return the file of this name, whatever the case of its ending."""
+    return next((held for held, _ in _of_stem(files, stem_and_ending(name)[0]) if held.lower() == name.lower()), None)
 
 
 def _of_stem(files: _Files, stem: str) -> _Files:
