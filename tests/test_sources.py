@@ -651,8 +651,9 @@ def test_a_tar_s_samples_of_wrong_form(place: Place) -> None:
         ("e.jpg", png(4)),
     ]
     found = listed(opened(place.write("t.tar", tar_bytes(members))))
-    assert [sample[2] for sample in found] == ["malformed-record", "malformed-record", png(2), png(3), png(4)]
-    assert [sample[1] for sample in found][2:] == [(), ("caf\udce9",), ()]
+    assert [sample[2] for sample in found] == ["malformed-record", png(1), "no-captions", png(3), "no-captions"]
+    assert str(found[1][1][0]) == "malformed-caption: a caption is a whole number, expected text"
+    assert found[3][1] == ("caf\udce9",)
 
 
 def test_ids_of_several_tars_are_unique(place: Place) -> None:
@@ -729,7 +730,7 @@ def test_a_folder_s_odd_files(place: Place) -> None:
         ("a-1.png", ("1",), png(0)),
         ("a.b.png", ("3",), png(2)),
         ("alone.txt", (), "missing-file"),
-        ("none.PNG", (), png(3)),
+        ("none.PNG", (), "no-captions"),
         ("sub dir/ü 🦊.png", ("5",), png(4)),
     ]
 

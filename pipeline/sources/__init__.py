@@ -1,6 +1,7 @@
 """Data sets: the embedded scenes, captions files, tables, folders, tars; on any file system that fsspec reads."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from pipeline.sources.annotations import open_annotations
 from pipeline.sources.arrow import ArrowTable, saved_files
@@ -50,18 +51,18 @@ def open_source(data: Data) -> Source:
         raise SourceError(f"The splits are of different formats: {found}. Bring them into one.")
     (kind,) = set(kinds.values())
     if kind == "folder":
-        return FolderSource({split: _as_folder(place) for split, place in places.items()}, named)
+        return FolderSource({split: _as_folder(place) for split, place in places.items()}, named, data.encoding)
     if kind == "json":
         files = {split: place for split, place in places.items() if not isinstance(place, Folder)}
         return open_annotations(files, data.format, named, images)
     splits = _splits(places, kind, named)
     if kind == "webdataset":
-        return StreamedSource(kind, splits, _read_tar)
+        return StreamedSource(kind, splits, partial(_read_tar, encoding=data.encoding))
     return _open_tables(kind, splits, named, images, data)
 
 
-def _read_tar(file: SourceFile, prefix: str, split: str) -> Iterator[Record | BadRecord]:
-    return tar_records(file, prefix)
+def _read_tar(file: SourceFile, prefix: str, split: str, *, encoding: str | None) -> Iterator[Record | BadRecord]:
+    return tar_records(file, prefix, encoding)
 
 
 def _format(place: Folder | Files, data: Data) -> str:

@@ -26,6 +26,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import infer_compression
 
+from pipeline.sources.systemfiles import is_system_file
 from stores.errors import SourceError
 
 BLOCK: Final = 1 << 20
@@ -212,7 +213,7 @@ def folder_at(url: str, setting: str) -> Folder:
 def entries(folder: Folder) -> tuple[list[str], list[tuple[str, str | None]]]:
     """List a folder: the names of its sub-folders, and of its files with their versions where the listing tells them.
 
-    Both are sorted, files by stem and then suffix; names that begin with a dot are left out. Raises `OSError`.
+    Both are sorted, files by stem and then suffix; system files are passed over. Raises `OSError`.
     """
     folders: list[str] = []
     files: list[tuple[str, str | None]] = []
@@ -225,9 +226,9 @@ def entries(folder: Folder) -> tuple[list[str], list[tuple[str, str | None]]]:
         for info in asked(folder.system.ls, folder.root, detail=True):
             name = str(info["name"]).rstrip("/").rpartition("/")[2]
             folders.append(name) if info["type"] == "directory" else files.append((name, version(info)))
-    visible = [file for file in files if file[0] and not file[0].startswith(".")]
+    visible = [file for file in files if file[0] and not is_system_file(file[0])]
     visible.sort(key=lambda file: stem_and_ending(file[0]))
-    return sorted(name for name in folders if name and not name.startswith(".")), visible
+    return sorted(name for name in folders if name and not is_system_file(name)), visible
 
 
 def stem_and_ending(name: str) -> tuple[str, str]:

@@ -1,30 +1,49 @@
-"""A folder of images with a `.txt` beside each: one caption a line."""
+"""A folder of images, each with its captions in a file beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from pipeline.sources.base import BadRecord, Record, Rejected
+from pipeline.sources.base import BadRecord, Caption, Record, Rejected
 from pipeline.sources.captions import captions_of_lines
 from pipeline.sources.files import Folder, asked, decoded, entries, in_usual_order, readable, stem_and_ending, walk
 from pipeline.sources.images import ImageFile
 from pipeline.sources.places import common_split
-from pipeline.sources.tars import IMAGE_ENDINGS
+from pipeline.sources.sidecars import (
+    EXPECTED,
+    IMAGE_ENDINGS,
+    IN_DIFFERENT_FOLDERS,
+    LARGEST_TEXT,
+    OTHER_TEXTS,
+    captions_beside,
+)
 
 _TEXTS_AT_ONCE: Final = 64
-_LARGEST_TEXT: Final = 16 << 20
-_Pair = tuple[str, str | None, str | None]
-"""The image's name, its version if known, and its text's name if there is one; or "" for a text without an image."""
+_MOST_LOOKS: Final = 3
+"""How often the folder is looked through for what a sample lacks, until it shows something."""
+_Files = Sequence[tuple[str, str | None]]
+"""Names and versions, sorted by stem and then ending."""
+
+
+class _Sample(NamedTuple):
+    """The names of an image and of the texts beside it; or a text without an image, whose name is ""."""
+
+    image: str
+    listed: str | None
+    text: str | None
+    document: str | None = None
+    other: str | None = None
 
 
 class FolderSource:
     """Images and texts in a folder's own order; one sub-folder at a time is listed."""
 
-    def __init__(self, folders: dict[str, Folder], named: bool) -> None:
+    def __init__(self, folders: dict[str, Folder], named: bool, encoding: str | None) -> None:
         """Take folders by split; one that is not `named` is divided by its sub-folders train, val and test."""
-        self._named = named
+        self._named, self._encoding = named, encoding
         self._folders = folders
         self._parts: dict[str, list[tuple[Folder, str, bool]]] = {}
         for split, folder in folders.items():
@@ -63,9 +82,10 @@ class FolderSource:
 
     def records(self, split: str) -> Iterator[Record | BadRecord]:
         for folder, below, deep in self._parts[split]:
+            reader = _SampleReader(folder, self._encoding)
             with readable(folder):
                 for inner, files in walk(folder, below):
-                    yield from _records(folder, inner, files)
+                    yield from reader.records(inner, files)
                     if not deep:
                         break
 
@@ -75,39 +95,124 @@ def is_image(name: str) -> bool:
     return stem_and_ending(name)[1].lower().removeprefix(".") in IMAGE_ENDINGS
 
 
-def _records(folder: Folder, below: str, files: list[tuple[str, str | None]]) -> Iterator[Record | BadRecord]:
-    pairs = _pairs(files)
-    while some := list(islice(pairs, _TEXTS_AT_ONCE)):
-        texts = _texts(folder, below, [text for _, _, text in some if text is not None])
-        for name, listed, text in some:
-            content = texts[text] if text is not None else b""
-            if not name:
-                rejected = Rejected("missing-file", f"{folder.path(below)}{text} has no image of its name beside it")
-                yield BadRecord(source_id=f"{below}{text}", rejected=rejected)
-            elif isinstance(content, Exception) or len(content) > _LARGEST_TEXT:
-                detail = str(content) if isinstance(content, Exception) else f"{text} has more than 16 MiB"
-                yield BadRecord(source_id=f"{below}{name}", rejected=Rejected("unreadable-file", detail))
-            else:
-                captions = captions_of_lines(decoded(content, None))
-                image = ImageFile(folder, f"{below}{name}", listed)
-                yield Record(source_id=f"{below}{name}", captions=captions, image=image)
+class _SampleReader:
+    """Makes records of a folder's files."""
+
+    def __init__(self, folder: Folder, encoding: str | None) -> None:
+        self._folder, self._encoding = folder, encoding
+        self._elsewhere, self._looks = "", _MOST_LOOKS
+
+    def records(self, below: str, files: _Files) -> Iterator[Record | BadRecord]:
+        """Yield the samples of one folder, whose path below the source is `below`."""
+        samples = _samples(files)
+        while some := list(islice(samples, _TEXTS_AT_ONCE)):
+            texts = self._texts(below, (sample.text for sample in some))
+            texts |= self._texts(below, (name for sample in some for name in _further(sample, texts)))
+            for sample in some:
+                yield self._record(below, sample, texts)
+
+    def _record(self, below: str, sample: _Sample, texts: dict[str, str | Rejected]) -> Record | BadRecord:
+        name = sample.image or sample.text or ""
+        captions: tuple[Caption, ...] = ()
+        try:
+            captions = _captions(sample, texts)
+            if not sample.image:
+                raise Rejected("missing-file", f"has no image of its name beside it{self._look(below, name)}")
+            if not captions:
+                raise Rejected("no-captions", f"has no caption{self._look(below, name)}; {EXPECTED}")
+        except Rejected as fault:
+            rejected = Rejected(fault.reason, f"{self._folder.path(below)}{name} {fault.detail}")
+            return BadRecord(source_id=f"{below}{name}", rejected=rejected, captions=len(captions))
+        image = ImageFile(self._folder, f"{below}{name}", sample.listed)
+        return Record(source_id=f"{below}{name}", captions=captions, image=image)
+
+    def _texts(self, below: str, names: Iterable[str | None]) -> dict[str, str | Rejected]:
+        """Read some texts at once: over a network they come side by side."""
+        wanted = list(dict.fromkeys(name for name in names if name is not None))
+        paths = [self._folder.path(below + name) for name in wanted]
+        ends = [LARGEST_TEXT + 1] * len(paths)
+        read = self._folder.system.cat_ranges
+        found = asked(read, paths, [0] * len(paths), ends, on_error="return") if paths else []
+        return {name: self._text(name, content) for name, content in zip(wanted, found, strict=True)}
+
+    def _text(self, name: str, content: bytes | Exception) -> str | Rejected:
+        if isinstance(content, bytes) and len(content) <= LARGEST_TEXT:
+            return decoded(content, self._encoding)
+        why = content if isinstance(content, Exception) else "it has more than 16 MiB"
+        return Rejected("unreadable-file", f"has a text {name} that cannot be read: {why}")
+
+    def _look(self, below: str, name: str) -> str:
+        """Say which file of the same stem, in another folder, the first samples lack."""
+        if self._looks and not self._elsewhere:
+            self._looks -= 1
+            stem = stem_and_ending(name)[0]
+            for inner, files in walk(self._folder):
+                kinds = {
+                    is_image(other): other for other, _ in _of_stem(files, stem) if is_image(other) or _is_text(other)
+                }
+                if inner != below and list(kinds) == [not is_image(name)]:
+                    (found,) = kinds.values()
+                    self._elsewhere = f"; {below}{name} and {inner}{found} {IN_DIFFERENT_FOLDERS}"
+                    break
+        return self._elsewhere
 
 
-def _pairs(files: list[tuple[str, str | None]]) -> Iterator[_Pair]:
-    """Yield every image with its text, of a folder's files sorted by stem."""
-    for _, group in groupby(files, key=lambda file: stem_and_ending(file[0])[0]):
+def _further(sample: _Sample, texts: dict[str, str | Rejected]) -> Iterator[str | None]:
+    """Yield the texts to read beside the `.txt`: where it holds several captions, or none."""
+    text = texts.get(sample.text or "", "")
+    lines = len(captions_of_lines(text)) if isinstance(text, str) else 1
+    if lines != 1:
+        yield sample.document
+    if lines == 0:
+        yield sample.other
+
+
+def _captions(sample: _Sample, texts: dict[str, str | Rejected]) -> tuple[Caption, ...]:
+    """Return a sample's captions; raises the `Rejected` of a text that cannot be read."""
+    text, document, other = (_whole(texts.get(name or "")) for name in sample[2:])
+    return captions_beside(text, document)[0] or captions_of_lines(other or "")
+
+
+def _whole(text: str | Rejected | None) -> str | None:
+    if isinstance(text, Rejected):
+        raise text
+    return text
+
+
+def _samples(files: _Files) -> Iterator[_Sample]:
+    """Yield every image with its texts, and every text that neither an image nor another of its texts is beside."""
+    for stem, group in groupby(files, key=lambda file: stem_and_ending(file[0])[0]):
         same = list(group)
-        text = next((name for name, _ in same if name.lower().endswith(".txt")), None)
-        images = [(name, listed, text) for name, listed in same if is_image(name)]
+        called = {stem_and_ending(name)[1].lower(): name for name, _ in reversed(same)}
+        text, document = called.get(".txt"), called.get(".json")
+        images = [(name, listed) for name, listed in same if is_image(name)]
         if images:
-            yield from images
-        elif text is not None:
-            yield "", None, text
+            others = () if text else (_named(files, f"{stem}.{name}") for name in OTHER_TEXTS)
+            other = next(filter(None, others), None)
+            yield from (_Sample(name, listed, text, document, other) for name, listed in images)
+        elif text is not None and not _is_sidecar(files, stem):
+            yield _Sample("", None, text)
 
 
-def _texts(folder: Folder, below: str, names: list[str]) -> dict[str, bytes | Exception]:
-    """Read some texts at once: over a network they come side by side."""
-    paths = [folder.path(below + name) for name in names]
-    ends = [_LARGEST_TEXT + 1] * len(paths)
-    found = asked(folder.system.cat_ranges, paths, [0] * len(paths), ends, on_error="return") if paths else []
-    return dict(zip(names, found, strict=True))
+def _is_text(name: str) -> bool:
+    return stem_and_ending(name)[1].lower() in (".txt", ".json")
+
+
+def _is_sidecar(files: _Files, stem: str) -> bool:
+    """Tell whether a text `x.y.txt` belongs to an image `x.jpg`, with whose captions it has nothing to do."""
+    while stem := stem.rpartition(".")[0]:
+        if any(is_image(name) for name, _ in _of_stem(files, stem)):
+            return True
+    return False
+
+
+def _named(files: _Files, name: str) -> str | None:
+    """Return the file of this name, whatever the case of its ending."""
+    return next((held for held, _ in _of_stem(files, stem_and_ending(name)[0]) if held.lower() == name.lower()), None)
+
+
+def _of_stem(files: _Files, stem: str) -> _Files:
+    def parts(file: tuple[str, str | None]) -> tuple[str, str]:
+        return stem_and_ending(file[0])
+
+    return files[bisect_left(files, (stem, ""), key=parts) : bisect_right(files, (stem, "\U0010ffff"), key=parts)]

@@ -24,6 +24,7 @@ from pipeline.sources.files import (
     stem_and_ending,
     walk,
 )
+from pipeline.sources.systemfiles import is_system_file
 from stores.errors import SourceError
 
 Files = tuple[SourceFile, ...]
@@ -58,7 +59,9 @@ def _matches(url: str, system: AbstractFileSystem, pattern: str) -> Files:
         raise SourceError(f"The source {url}: no file matches this pattern. Quote it, so that the shell leaves it.")
     # Splits are looked for in the part of the path that the pattern leaves open.
     fixed = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0] + "/"
-    return tuple(source_file(system, path, path.removeprefix(fixed), files[path]) for path in sorted(files))
+    matches = [source_file(system, path, path.removeprefix(fixed), files[path]) for path in sorted(files)]
+    # A pattern that matches nothing else means these.
+    return tuple(file for file in matches if not is_system_file(file.label)) or tuple(matches)
 
 
 def _expand(url: str) -> Files | Folder:

@@ -1,214 +1,174 @@
-"""WebDataset tars, as img2dataset writes them: an image and its caption as .txt or .json, under one key.
+"""WebDataset tars, as img2dataset and others write them: an image and what holds its captions, under one key.
 
 Headers and captions are read, images are not: a record keeps the place of its image in the tar. A tar that is cut
-short or damaged gives what is whole, and then a bad record that names the place. (The tarfile module ends in silence
-there; and it keeps every member.)
+short or damaged gives what is whole, and then a bad record that names the place.
 """
 
 from __future__ import annotations
 
 import io
-import json
-import re
-import tarfile
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from contextlib import suppress
+from typing import Final
 
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.sources.base import BadRecord, Record, Rejected
-from pipeline.sources.files import BLOCK, SourceFile
+from pipeline.sources.captions import captions_of_lines, kind_of
+from pipeline.sources.files import BLOCK, SourceFile, decoded
 from pipeline.sources.images import StoredImage
-from stores.errors import SourceError
+from pipeline.sources.sidecars import EXPECTED, IMAGE_ENDINGS, LARGEST_TEXT, OTHER_TEXTS, captions_beside
+from pipeline.sources.tarlayout import TEXT_KINDS, Layout, tar_layout
+from pipeline.sources.tarmembers import Damaged, Member, tar_members
 
-IMAGE_ENDINGS: Final = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-_KEY: Final = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
-"""WebDataset's rule: the key ends at the first dot of the name's last part."""
-_LARGEST_TEXT: Final = 16 << 20
-_LARGEST_NAME: Final = 1 << 20
-_WITHOUT_DATA: Final = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
+_MOST_MEMBERS: Final = 1_000
+"""Under one key: more are no sample, and not held."""
+_MOST_LOOKS: Final = 3
+"""How often a tar is looked through for what a sample lacks, until it shows something."""
+_DOTTED: Final = "(is there a dot in its key? it ends at the first)"
 # Locally a seek is free. Over a network a request costs as much time as a megabyte: smaller images are read over.
 _LOCAL_BLOCK: Final = 16 << 10
 
 
-class Member(NamedTuple):
-    """A file within a tar: its sample's key and the rest of its name, and its place."""
+class _Incomplete(Exception):
+    """A sample lacks its image or its captions: a member of one of the `wanted` kinds would hold it."""
 
-    key: str
-    ending: str
-    offset: int
-    size: int
-
-    @property
-    def kind(self) -> str:
-        """What is after the name's last dot, in lower case."""
-        return self.ending.rpartition(".")[2].lower()
+    def __init__(self, rejected: Rejected, wanted: Sequence[str], captions: int = 0) -> None:
+        super().__init__(str(rejected))
+        self.rejected, self.wanted, self.captions = rejected, wanted, captions
 
 
-class _Damaged(Exception):
-    """A tar ends or breaks too early."""
-
-
-class _Malformed(Exception):
-    """A sample is not one image with its caption."""
-
-
-def tar_records(file: SourceFile, prefix: str) -> Iterator[Record | BadRecord]:
+def tar_records(file: SourceFile, prefix: str, encoding: str | None) -> Iterator[Record | BadRecord]:
     """Yield the samples of a tar, in its order.
 
     Args:
         file: the tar.
         prefix: the tar's name and a slash, which goes before its keys unless they begin with it, as img2dataset's do.
+        encoding: of its texts, as data.encoding says; None: as the content shows.
 
     Raises:
         SourceError: the file is no tar at all.
         OSError: it cannot be read.
     """
-    reader = _SampleReader(file, prefix)
-    held: list[Member] = []
     with file.open(_LOCAL_BLOCK if isinstance(file.system, LocalFileSystem) else BLOCK) as stream:
+        reader = _SampleReader(file, stream, prefix, encoding)
+        held: list[Member] = []
+        others: list[str] = []
         try:
             for member in tar_members(file, stream):
+                if not member.key:
+                    others = [*others[:1], member.name]
+                    continue
                 if held and held[0].key != member.key:
-                    yield reader.record(held, stream)
+                    yield reader.record(held)
                     held = []
-                held.append(member)
-        except _Damaged as damage:
-            kinds = {member.kind for member in held}
-            if kinds & set(IMAGE_ENDINGS) and kinds & {"txt", "json"}:
-                yield reader.record(held, stream)
+                if len(held) < _MOST_MEMBERS:
+                    held.append(member)
+        except Damaged as damage:
+            with suppress(Rejected, _Incomplete):
+                yield reader.sample(held)
             yield BadRecord(source_id=file.label, rejected=Rejected("truncated-file", f"{file}: {damage}"))
         else:
             if held:
-                yield reader.record(held, stream)
+                yield reader.record(held)
+            elif others:
+                found = f"{file} holds no file that could belong to a sample, such as 0001.jpg: it has {others[0]!r}"
+                yield BadRecord(source_id=file.label, rejected=Rejected("malformed-record", found))
 
 
 class _SampleReader:
     """Makes records of a tar's members."""
 
-    def __init__(self, file: SourceFile, prefix: str) -> None:
-        self._file, self._prefix, self._stem = file, prefix, prefix.removesuffix("/")
+    def __init__(self, file: SourceFile, stream: io.BufferedReader, prefix: str, encoding: str | None) -> None:
+        self._file, self._stream, self._encoding = file, stream, encoding
+        self._prefix, self._stem = prefix, prefix.removesuffix("/")
+        self._layout, self._looks = Layout(), _MOST_LOOKS
 
-    def record(self, members: Sequence[Member], stream: io.BufferedReader) -> Record | BadRecord:
+    def record(self, members: Sequence[Member]) -> Record | BadRecord:
         """Return the record of the members under one key."""
-        key = members[0].key
+        key, lost = members[0].key, 0
         try:
-            if len({member.ending.lower() for member in members}) != len(members):
-                raise _Malformed("has two members of one name (is there a dot in its key? it ends at the first)")
-            image = _only(members, IMAGE_ENDINGS)
-            if image is None:
-                raise _Malformed(f"has no image among .{', .'.join(member.ending for member in members)}")
-            facts = _facts(_text(_only(members, ("json",)), stream))
-            if isinstance(facts.get("key"), str):
-                key = facts["key"]
-            text = _text(_only(members, ("txt",)), stream)
-            captions = _captions(facts.get("caption") if text is None else text)
-        except _Malformed as error:
-            rejected = Rejected("malformed-record", f"{self._file}, at byte {members[0].offset}: {key} {error}")
-            return BadRecord(source_id=self._unique(key), rejected=rejected)
+            return self.sample(members)
+        except _Incomplete as lack:
+            fault, lost = self._explained(members, lack), lack.captions
+            if fault.reason == "not-adjacent":
+                # Its other members come under the same key, and are no duplicates.
+                key = members[0].name
+        except Rejected as rejected:
+            fault = rejected
+        detail = f"{self._file}, at byte {members[0].offset}: {members[0].key} {fault.detail}"
+        return BadRecord(source_id=self._unique(key), rejected=Rejected(fault.reason, detail), captions=lost)
+
+    def sample(self, members: Sequence[Member]) -> Record:
+        """Return the members' record; raises `Rejected` or `_Incomplete`."""
+        if len(members) == _MOST_MEMBERS:
+            raise Rejected("malformed-record", f"has {_MOST_MEMBERS:,} members or more {_DOTTED}")
+        sound = [member for member in members if not member.flaw]
+        image = _image(sound)
+        stem = image.stem if image else ""
+        document = self._text(_called(sound, stem, "json"))
+        captions, facts = captions_beside(self._text(_called(sound, stem, "txt")), document)
+        if not captions:
+            others = filter(None, (_called(sound, stem, name) for name in OTHER_TEXTS))
+            captions = captions_of_lines(self._text(next(others, None)) or "")
+        listed = ", ".join(f".{member.ending}" for member in members[:20])
+        if image is None:
+            raise _Incomplete(
+                Rejected("malformed-record", f"has no image among {listed}"), IMAGE_ENDINGS, len(captions)
+            )
+        if not captions:
+            has = listed if document is None else f"{listed} (its .json is {kind_of(facts)})"
+            raise _Incomplete(Rejected("no-captions", f"has no caption among {has}"), TEXT_KINDS)
+        key = facts["key"] if isinstance(facts, dict) and isinstance(facts.get("key"), str) else members[0].key
         stored = StoredImage(self._file, image.offset, image.size)
         return Record(source_id=self._unique(key), captions=captions, image=stored)
+
+    def _explained(self, members: Sequence[Member], lack: _Incomplete) -> Rejected:
+        """Say why a sample lacks its image or captions, as far as its members or the whole tar tell."""
+        for member in members:
+            if member.flaw and member.kind in lack.wanted:
+                return Rejected("member-without-bytes", f"has a .{member.ending} that is {member.flaw}")
+        if self._looks and not self._layout.words:
+            self._looks -= 1
+            self._layout = tar_layout(self._file, self._stream, members, lack.wanted)
+        reason, words = self._layout
+        if reason:
+            return Rejected(reason, words)
+        advice = f"; {EXPECTED}" if lack.wanted is TEXT_KINDS else ""
+        return Rejected(lack.rejected.reason, f"{lack.rejected.detail}{words}{advice}")
+
+    def _text(self, member: Member | None) -> str | None:
+        if member is None:
+            return None
+        if member.size > LARGEST_TEXT:
+            raise Rejected("malformed-record", f"has a .{member.ending} of {member.size:,} bytes")
+        self._stream.seek(member.offset)
+        return decoded(self._stream.read(member.size), self._encoding)
 
     def _unique(self, key: str) -> str:
         return key if key.startswith(self._stem) else self._prefix + key
 
 
-def _only(members: Sequence[Member], kinds: Sequence[str]) -> Member | None:
-    """Return the member of one of these kinds; of several, the one that is called just so."""
-    found = [member for member in members if member.kind in kinds]
-    plain = [member for member in found if member.ending.lower() in kinds]
-    if len(found) > 1 and len(plain) != 1:
-        names = ", ".join(f".{member.ending}" for member in found)
-        raise _Malformed(f"has {names}, expected one (is there a dot in its key? it ends at the first)")
-    return next(iter(plain or found), None)
+def _image(members: Sequence[Member]) -> Member | None:
+    """Return the image: the one that is called just so, else the one with a text of its own, else the only one."""
+    images = [member for member in members if member.kind in IMAGE_ENDINGS]
+    told = {member.stem.lower() for member in members if member.kind in TEXT_KINDS}
+    plain = [image for image in images if not image.stem]
+    likely = plain or [image for image in images if image.stem.lower() in told and "" not in told] or images
+    if len(likely) > 1:
+        names = ", ".join(f".{image.ending}" for image in likely[:20])
+        raise Rejected(
+            "malformed-record", f"has the images {names}: expected one, or one without a second dot {_DOTTED}"
+        )
+    return next(iter(likely), None)
 
 
-def _text(member: Member | None, stream: io.BufferedReader) -> str | None:
-    if member is None:
-        return None
-    if member.size > _LARGEST_TEXT:
-        raise _Malformed(f"has a .{member.ending} of {member.size:,} bytes")
-    stream.seek(member.offset)
-    return stream.read(member.size).decode("utf-8-sig", "surrogateescape")
-
-
-def _facts(text: str | None) -> dict[str, Any]:
-    try:
-        value = json.loads(text) if text is not None else {}
-    except (ValueError, RecursionError) as error:
-        raise _Malformed(f"has a .json that is none ({error})") from None
-    if not isinstance(value, dict):
-        raise _Malformed(f"has a .json that holds a {type(value).__name__}, expected an object")
-    return value
-
-
-def _captions(value: object) -> tuple[str, ...]:
-    texts = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(text, str) for text in texts):
-        raise _Malformed("has a caption in its .json that is not text")
-    return tuple(texts)
-
-
-def tar_members(file: SourceFile, stream: io.BufferedReader) -> Iterator[Member]:
-    """Yield the members that are files and have a key, by their headers alone.
-
-    Raises:
-        _Damaged: the tar ends without its end mark, or there is no header where one should be.
-        SourceError: it does not begin as a tar.
-    """
-    offset, renamed = 0, dict[str, str]()
-    while True:
-        header = _header(file, stream, offset)
-        if header is None:
-            return
-        start = offset + tarfile.BLOCKSIZE
-        size = 0 if header.type in _WITHOUT_DATA else _whole_number(renamed.pop("size", header.size))
-        if size < 0 or start + size > file.size:
-            raise _Damaged(
-                f"{header.name[:200]!r} at byte {start:,} should have {size:,} bytes, "
-                f"but the file ends at {file.size:,}: it is cut short"
-            )
-        offset = start + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
-            renamed |= _long_name(header.type, stream, start, size)
-        elif header.type not in (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE):
-            match = _KEY.fullmatch(renamed.pop("path", header.name))
-            renamed.clear()
-            if match and header.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
-                yield Member(match[1], match[2], start, size)
-
-
-def _header(file: SourceFile, stream: io.BufferedReader, offset: int) -> tarfile.TarInfo | None:
-    """Return the header at a place, or None at the mark of the tar's end."""
-    stream.seek(offset)
-    block = stream.read(tarfile.BLOCKSIZE)
-    if len(block) == tarfile.BLOCKSIZE and not any(block):
-        return None
-    try:
-        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except tarfile.HeaderError as error:
-        if len(block) < tarfile.BLOCKSIZE:
-            raise _Damaged(f"it ends at byte {file.size:,} without the mark of a tar's end: it is cut short") from None
-        if offset == 0:
-            raise SourceError(f"{file} is no tar: it begins with {block[:20]!r}.") from None
-        raise _Damaged(f"no member begins at byte {offset:,} ({error}): what follows is lost") from None
-
-
-def _long_name(kind: bytes, stream: io.BufferedReader, start: int, size: int) -> dict[str, str]:
-    """Return the path and size that a header of GNU's or POSIX's extension gives the next member."""
-    if size > _LARGEST_NAME:
-        raise _Damaged(f"a name of {size:,} bytes at byte {start:,}")
-    stream.seek(start)
-    data = stream.read(size)
-    if kind == tarfile.GNUTYPE_LONGNAME:
-        return {"path": data.rstrip(b"\0").decode("utf-8", "surrogateescape")}
-    found: dict[str, str] = {}
-    while record := re.match(rb"(\d{1,7}) ([^=]+)=", data):
-        end = int(record[1])
-        found[record[2].decode("utf-8", "replace")] = data[record.end() : end - 1].decode("utf-8", "surrogateescape")
-        data = data[max(end, 1) :]
-    return {name: value for name, value in found.items() if name in ("path", "size")}
-
-
-def _whole_number(value: str | int) -> int:
-    return int(value) if isinstance(value, int) or re.fullmatch(r"[0-9]{1,18}", value) else -1
+def _called(members: Sequence[Member], stem: str, name: str) -> Member | None:
+    """Return the member called `name` beside an image of this stem: by the image's own name, else by the key alone."""
+    for wanted in (f"{stem.lower()}.{name}", name) if stem else (name,):
+        found = [member for member in members if member.ending.lower() == wanted]
+        if len(found) > 1:
+            raise Rejected("malformed-record", f"has two members called .{wanted}")
+        if found:
+            return found[0]
+    return None
