@@ -238,7 +238,8 @@ def test_members_apart_are_told_in_flat_memory(tmp_path: Path) -> None:
         assert sum(record.rejected.reason == "not-adjacent" for record in source.records("train")) == 2 * count
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < peaks[0] * 1.15 + 50_000
+    # Holding the members of 4,500 more keys would take megabytes; when garbage is collected moves the peaks by less.
+    assert peaks[1] < peaks[0] * 1.15 + 400_000
     assert in_tar(tmp_path, [(f"a.{n}.jpg", b"x") for n in range(1_200)]) == {"a": "malformed-record"}
     assert "1,000 members or more (is there a dot in its key?" in faults(tmp_path / "t.tar")[0]
 
