@@ -225,7 +225,7 @@ def test_too_much_bad_stops_the_run_and_says_what(pictures: Path) -> None:
     ("text", "message"),
     [
         ("{", "is not JSON"),
-        ("[]", "holds a JSON list, expected an object"),
+        ("[]", "no JSON object in its first items; expected a list of them"),
         ('{"pictures": []}', "has the keys pictures"),
         ('{"images": [{"filename": "a.jpg"}]}', r"images\[0\] has no split"),
         ('{"images": [], "annotations": []}', "Say which split each file is"),

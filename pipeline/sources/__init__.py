@@ -9,7 +9,7 @@ from pipeline.sources.base import BadRecord, KnowsTruth, Record, Rejected, Sourc
 from pipeline.sources.delimited import DelimitedTable
 from pipeline.sources.files import Folder, SourceFile, folder_at, in_usual_order
 from pipeline.sources.imagefolder import FolderSource
-from pipeline.sources.jsonl import JsonLinesTable
+from pipeline.sources.jsonl import JsonTable
 from pipeline.sources.parquet import ParquetTable
 from pipeline.sources.places import Files, by_split, files_below, find
 from pipeline.sources.recognise import ENDINGS, file_format, folder_format
@@ -25,7 +25,7 @@ __all__ = ["BadRecord", "KnowsTruth", "Record", "Rejected", "Source", "Truth", "
 _TABLES: dict[str, Callable[[SourceFile, Data, Folder | None], Table]] = {
     "csv": lambda file, data, _: DelimitedTable(file, data, "csv"),
     "tsv": lambda file, data, _: DelimitedTable(file, data, "tsv"),
-    "jsonl": lambda file, data, _: JsonLinesTable(file, data.encoding),
+    "jsonl": lambda file, data, images: JsonTable(file, data.encoding, images),
     "huggingface": lambda file, *_: ArrowTable(file),
     "parquet": lambda file, _, images: ParquetTable(file, images),
 }
@@ -54,7 +54,7 @@ def open_source(data: Data) -> Source:
         return FolderSource({split: _as_folder(place) for split, place in places.items()}, named, data.encoding)
     if kind == "json":
         files = {split: place for split, place in places.items() if not isinstance(place, Folder)}
-        return open_annotations(files, data.format, named, images)
+        return open_annotations(files, data.format, named, images, data.encoding)
     splits = _splits(places, kind, named)
     if kind == "webdataset":
         return StreamedSource(kind, splits, partial(_read_tar, encoding=data.encoding))

@@ -292,8 +292,7 @@ def lines(file: SourceFile, newline: str, encoding: str | None = None) -> Iterat
     Raises:
         SourceError: a line is so long that the file cannot be of lines.
     """
-    encoding = encoding or text_encoding(_head(file))
-    with io.TextIOWrapper(file.open_plain(), encoding=encoding, errors="surrogateescape", newline=newline) as text:
+    with open_text(file, newline, encoding) as text:
         for number, line in enumerate(iter(functools.partial(text.readline, LONGEST_LINE), ""), start=1):
             if len(line) == LONGEST_LINE:
                 raise SourceError(
@@ -303,10 +302,12 @@ def lines(file: SourceFile, newline: str, encoding: str | None = None) -> Iterat
             yield line
 
 
-def _head(file: SourceFile) -> bytes:
-    with file.open_plain(_LOOKED_AT) as stream:
-        head: bytes = stream.read(_LOOKED_AT)
-        return head
+def open_text(file: SourceFile, newline: str, encoding: str | None = None) -> io.TextIOWrapper:
+    """Open a text file, decompressed; the arguments are those of `lines`."""
+    if encoding is None:
+        with file.open_plain(_LOOKED_AT) as stream:
+            encoding = text_encoding(stream.read(_LOOKED_AT))
+    return io.TextIOWrapper(file.open_plain(), encoding=encoding, errors="surrogateescape", newline=newline)
 
 
 def asked(call: Callable[..., T], *values: Any, **settings: Any) -> T:

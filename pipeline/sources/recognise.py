@@ -5,14 +5,12 @@ from __future__ import annotations
 import tarfile
 from collections import Counter
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
-from pipeline.sources.annotations import is_document
-from pipeline.sources.columns import USUAL_NAMES
 from pipeline.sources.delimited import file_dialect
 from pipeline.sources.files import Folder, SourceFile, asked, decoded, readable, walk
 from pipeline.sources.imagefolder import is_image
-from pipeline.sources.jsonl import parsed
+from pipeline.sources.json_forms import LINES_ENDINGS, json_form
 from pipeline.sources.places import plain_suffix
 from stores.errors import SourceError
 from stores.parameters import Data
@@ -20,14 +18,13 @@ from stores.parameters import Data
 ENDINGS: Final = {
     "webdataset": (".tar",),
     "parquet": (".parquet", ".pq"),
-    "jsonl": (".jsonl", ".ndjson"),
+    "jsonl": LINES_ENDINGS,
     "csv": (".csv",),
     "tsv": (".tsv", ".tab"),
 }
 """Which files of a folder belong to a format. Within a file, content decides."""
 _FORMATS: Final = "karpathy, coco, csv, tsv, jsonl, parquet, folder, webdataset, huggingface (see docs/formats.md)"
 _HEAD: Final = 64 << 10
-_LONGEST_FIRST_LINE: Final = 32 << 20
 _LOOKED_AT: Final = 10_000
 _MAGIC: Final = (
     (b"ARROW1", "an Arrow file"),
@@ -125,14 +122,14 @@ def _look(file: SourceFile, data: Data) -> tuple[str | None, str]:
         return "webdataset", "a tar"
     with file.open_plain() as stream:
         head = stream.read(_HEAD).removeprefix(b"\xef\xbb\xbf")
-        if not decoded(head, data.encoding).strip():
+        text = decoded(head, data.encoding).lstrip()
+        if not text:
             return None, "empty"
         if _is_tar(head):
             return None, "a compressed tar, in which no image can be reached by its place; decompress it first"
-        if head.lstrip()[:1] in (b"{", b"["):
-            return _look_at_json(file, head, stream), "JSON"
+        if text.startswith(("{", "[")):
+            return ("json" if json_form(file, data.encoding).kind == "document" else "jsonl"), "JSON"
     names = [what for magic, what in _MAGIC if head.startswith(magic)]
-    text = decoded(head, data.encoding).lstrip()
     first = text.partition("\n")[0]
     if not names and "\0" not in first and not first.startswith("<") and (dialect := file_dialect(file, data)):
         return ("csv" if dialect.quoted else "tsv"), "text"
@@ -145,17 +142,3 @@ def _is_tar(head: bytes) -> bool:
     except tarfile.HeaderError:
         return False
     return True
-
-
-def _look_at_json(file: SourceFile, head: bytes, stream: Any) -> str:
-    """Tell a document from lines of JSON: by a first line that is whole and, if nothing else, has a known column."""
-    text = head.lstrip()
-    if b"\n" not in text:
-        text += stream.readline(_LONGEST_FIRST_LINE)
-    line, _, rest = text.partition(b"\n")
-    value = parsed(line.decode("utf-8", "replace")) if len(line) < _LONGEST_FIRST_LINE else None
-    if not isinstance(value, dict) or is_document(value):
-        return "json"
-    known = any(key.lower() in USUAL_NAMES["image"] for key in value)
-    is_lines = known or (rest or stream.read(_HEAD)).strip() or plain_suffix(file.name) in ENDINGS["jsonl"]
-    return "jsonl" if is_lines else "json"
