@@ -72,3 +72,7 @@ def _source(given: tuple[str, ...]) -> str | dict[str, str] | None:
     if len(pairs) != len(given):
         raise ParameterError(f"--source {' '.join(given)}: expected one place, or SPLIT=PLACE once for each split.")
     return pairs
+
+
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from ruamel.yaml import YAML
 
 import pipeline.cli
 import train.cli
@@ -147,40 +145,3 @@ def test_an_interrupt_ends_with_a_word_and_the_next_run_goes_on(tmp_path: Path) 
     finished = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert finished.returncode == 0, finished.stderr
     assert len(Store.open(tmp_path / "store").samples) == 412
-
-
-def test_dvc_runs_both_stages_and_only_what_changed(tmp_path: Path) -> None:
-    """In a copy of the project with a small data set: repro, again, with another loss; metrics and plots render."""
-    for name in ("pipeline", "stores", "train", "dvc.yaml", ".dvcignore"):
-        source = CHECKOUT / name
-        copy = shutil.copytree if source.is_dir() else shutil.copy
-        copy(source, tmp_path / name)
-    (tmp_path / ".dvc").mkdir()
-    shutil.copy(CHECKOUT / ".dvc" / "config", tmp_path / ".dvc" / "config")
-    values = YAML(typ="safe").load(CHECKOUT / "params.yaml")
-    values["data"]["scenes"] |= {"train": 24, "val": 6, "test": 8}
-    values["train"] |= {"epochs": 2, "batch_size": 8}
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-
-    def dvc(*arguments: str) -> str:
-        YAML().dump(values, tmp_path / "params.yaml")
-        done = subprocess.run(
-            ["dvc", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
-    author = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-    subprocess.run(["git", *author, "commit", "--quiet", "--allow-empty", "-m", "first"], cwd=tmp_path, check=True)
-    first = dvc("repro")
-    assert "Running stage 'extract'" in first
-    assert "Running stage 'train'" in first
-    assert "Data and pipelines are up to date" in dvc("repro")
-    values["loss"]["alpha"] = 0.3
-    changed = dvc("repro")
-    assert "Stage 'extract' didn't change, skipping" in changed
-    assert "Running stage 'train'" in changed
-    assert "soft_labels.RSUM" in dvc("metrics", "show")
-    page = Path(dvc("plots", "show").strip().removeprefix("file://")).read_text()
-    assert all(name in page for name in ("validation RSUM", "CSA", "temperature", "curves.png"))
