@@ -185,14 +185,14 @@ def _once(
     """Mark the records whose id came before in their scope."""
     firsts = seen.rows((f"{scope}\0{record.source_id}" for record in records), first_key)
     return [
-        record if first == key else _duplicate(record.source_id)
+        record if first == key or isinstance(record, BadRecord) else _duplicate(record)
         for record, first, key in zip(records, firsts, range(first_key, first_key + len(records)), strict=True)
     ]
 
 
-def _duplicate(source_id: str) -> BadRecord:
-    rejected = Rejected("duplicate-id", f"{source_id} came before; the first is kept")
-    return BadRecord(source_id=source_id, rejected=rejected)
+def _duplicate(record: Record) -> BadRecord:
+    rejected = Rejected("duplicate-id", f"{record.source_id} came before; the first is kept")
+    return BadRecord(source_id=record.source_id, rejected=rejected, captions=len(record.captions))
 
 
 def _remove_unplanned(names: set[str], layout: Layout) -> None:

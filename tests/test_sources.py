@@ -316,6 +316,20 @@ def test_splits_by_the_names_of_files(place: Place) -> None:
     assert opened(place.url("hub/data/test.parquet")).splits == ("train",), "one file is all of the data set"
 
 
+def test_a_split_may_stand_within_the_name_of_a_file(place: Place) -> None:
+    names = {
+        "coco_karpathy_val.csv": "val",
+        "captions_train2014.csv": "train",
+        "latest.csv": "train",
+        "x-test.csv": "test",
+    }
+    for name in names:
+        place.write(name, "image,caption\na.png,one\n")
+    source = opened(place.url("*.csv"))
+    assert source.splits == ("train", "val", "test")
+    assert [len(listed(source, split)) for split in source.splits] == [2, 1, 1]
+
+
 def test_splits_by_sub_folders_of_tars(place: Place) -> None:
     place.write("wds/train/00000.tar", img2dataset_tar(0, 2))
     place.write("wds/train/00001.tar", img2dataset_tar(1, 1, first=2))

@@ -32,6 +32,7 @@ _MOST_BRACES: Final = 1_000_000
 _RANGE: Final = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})[}.]")
 _ASKED_AT_ONCE: Final = 16
 _SPLIT_NAME: Final = re.compile(r"(train(?:ing)?|val(?:id(?:ation)?)?|dev|test(?:ing)?)(?![a-z])", re.IGNORECASE)
+_SPLIT_WORD: Final = re.compile(rf"(?<![a-z]){_SPLIT_NAME.pattern}", re.IGNORECASE)
 
 
 def find(url: str) -> Folder | Files:
@@ -131,9 +132,9 @@ def common_split(name: str) -> str:
 
 
 def split_in_path(label: str) -> str | None:
-    """Return the split that the name of a file, or else of a folder above it, begins with."""
+    """Return the split that the name of a file, or else of a folder above it, has as a word of its own."""
     for part in reversed(label.split("/")):
-        if match := _SPLIT_NAME.match(part):
+        if match := _SPLIT_WORD.search(part):
             return _short(match)
     return None
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from functools import cache
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 from pipeline.sources.base import BadRecord, Caption, EncodedImage, Record, Rejected
 from pipeline.sources.captions import captions_in, kind_of
 from pipeline.sources.columns import Roles, find_roles
-from pipeline.sources.files import Folder, SourceFile, asked, readable
+from pipeline.sources.files import Folder, SourceFile, readable
+from pipeline.sources.image_places import ImagePlaces
 from pipeline.sources.images import ImageFile
 from pipeline.sources.places import common_split
 from stores.parameters import Columns
@@ -147,20 +147,21 @@ class _RowReader:
 
     def __init__(self, cells: _Cells, images: Folder, prefix: str) -> None:
         self._cells, self._roles, self._images, self._prefix = cells, cells.roles, images, prefix
-        self._has_folder = cache(self._is_folder)
+        self._places = ImagePlaces(images)
 
     def record(self, row: Row) -> Record | BadRecord:
         """Return the record of one row."""
         source_id = f"{self._prefix}{row.number}"
+        captions: tuple[Caption, ...] = ()
         try:
             if row.fault:
                 raise Rejected("malformed-record", f"{row.place}: {row.fault}")
+            captions = self._captions(row)
             if self._roles.id is not None:
                 source_id = self._id(row, self._roles.id)
-            captions = self._captions(row)
             image = self._image(row)
         except Rejected as rejected:
-            return BadRecord(source_id=source_id, rejected=rejected)
+            return BadRecord(source_id=source_id, rejected=rejected, captions=len(captions))
         label = None if self._roles.label is None else self._cells.get(row, self._roles.label)
         return Record(source_id=source_id, captions=captions, image=image, label=_label(label))
 
@@ -186,18 +187,12 @@ class _RowReader:
         if isinstance(name, str) and name:
             folder = folders[0] if folders else None
             # People point at the folder above the one in the table, or at the images themselves.
-            inner = isinstance(folder, str) and folder and self._has_folder(folder)
+            inner = isinstance(folder, str) and folder and self._places.has_folder(folder)
             return ImageFile(self._images, f"{folder}/{name}" if inner else name)
         if hasattr(name, "identity"):
             image: EncodedImage = name
             return image
         raise _wrong(row, self._roles.image[-1], name, "a path, or the bytes of an image")
-
-    def _is_folder(self, name: str) -> bool:
-        try:
-            return bool(".." not in name and asked(self._images.system.isdir, self._images.path(name)))
-        except OSError:
-            return False
 
 
 def _wrong(row: Row, column: str, value: Any, expected: str) -> Rejected:
