@@ -81,6 +81,10 @@ class Tally:
         if receipt.quarantined:
             self.check()
 
+    def lost(self) -> str:
+        """Say how many captions went with rejected samples, in a line of its own; nothing where none did."""
+        return f"{self.lost_captions:,} captions went with these samples.\n" if self.lost_captions else ""
+
     def check(self, *, final: bool = False) -> None:
         """Raise a `SourceError` if more are bad than the source, as far as its size is known, may hold."""
         known = 0 if final else self.expected or 0
@@ -97,7 +101,7 @@ class Tally:
             )
             raise SourceError(
                 f"{bad.total():,} of {total:,} {what} are bad so far; data.max_bad_fraction allows "
-                f"{self.fraction:.0%}:\n{listed}\n"
+                f"{self.fraction:.0%}:\n{listed}\n{self.lost()}"
                 f"All are listed in {self.layout.quarantine}. Mend the source, or raise data.max_bad_fraction; "
                 f"--retry tries all of them again."
             )
