@@ -70,6 +70,19 @@ def test_a_store_and_a_run_from_the_command_line(tmp_path: Path) -> None:
         (["--colour"], "No such option"),
         (["--store", "taken"], "The store taken cannot be written"),
     ],
+    ids=[
+        "absent-source",
+        "split-without-a-name",
+        "unknown-teacher",
+        "teacher-of-texts",
+        "absent-weights",
+        "scenes-need-no-folder",
+        "absent-parameters",
+        "unknown-key",
+        "unknown-device",
+        "unknown-option",
+        "store-is-a-file",
+    ],
 )
 def test_mistakes_in_extraction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str | None
@@ -100,6 +113,16 @@ def test_mistakes_in_extraction(
         (["-S", "eval.test=dev"], "no split 'dev'"),
         (["-S", "loss.tau=1"], "loss.tau is not a parameter"),
         (["--run", "taken"], "taken. What is finished is kept; mend this and run the same command again"),
+    ],
+    ids=[
+        "absent-store",
+        "absent-run",
+        "unknown-student",
+        "teacher-not-extracted",
+        "batch-too-large",
+        "unknown-split",
+        "unknown-key",
+        "run-is-a-file",
     ],
 )
 def test_mistakes_in_training(

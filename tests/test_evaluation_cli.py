@@ -239,6 +239,23 @@ def test_a_partly_labelled_split_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         (["--out", "file"], "--out file is a file; expected a folder"),
         (["--out", "file/eval"], "--out file/eval cannot be written"),
     ],
+    ids=[
+        "no-run",
+        "no-checkpoint",
+        "unknown-teacher",
+        "random-weights",
+        "named-twice",
+        "weights-of-no-model",
+        "weights-not-taken",
+        "unknown-task",
+        "no-folder",
+        "unknown-benchmark",
+        "unknown-split",
+        "no-store",
+        "unknown-device",
+        "out-is-a-file",
+        "out-in-a-file",
+    ],
 )
 def test_mistakes_are_one_message(here: Path, arguments: list[str], message: str) -> None:
     (here / "file").touch()

@@ -351,6 +351,19 @@ def test_what_a_jpeg_cannot_tell_is_kept() -> None:
         (encoded(noise(), "PPM"), "unknown-format"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unknown-format"),
     ],
+    ids=[
+        "empty",
+        "zero-byte",
+        "jpeg-mark-alone",
+        "html",
+        "svg",
+        "noise",
+        "bmp",
+        "tiff",
+        "tiff-of-floats",
+        "ppm",
+        "postscript",
+    ],
 )
 def test_what_is_no_image_of_ours(data: bytes, expected: str) -> None:
     assert reason(data) == expected

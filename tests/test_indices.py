@@ -279,6 +279,7 @@ def test_too_few_rows_for_a_kind_end_with_faiss_s_reason(tmp_path: Path) -> None
         ("LSH", "METRIC_L2"),
         ("IDMap,IVF16,Flat", "leave IDMap out"),
     ],
+    ids=["nonsense", "empty", "width", "metric", "id-map"],
 )
 def test_a_kind_that_faiss_refuses_is_a_parameter_error(kind: str, reason: str) -> None:
     with pytest.raises(ParameterError) as refused:

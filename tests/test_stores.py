@@ -190,6 +190,7 @@ def test_no_manifest_no_store(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("found", "replaced"),
     [('"format_version": 1', '"format_version": 99'), ('"train-000000"', '"../train-0"'), ("{", "[")],
+    ids=["later-version", "path", "not-json"],
 )
 def test_foreign_or_hostile_manifests_are_refused(
     tmp_path: Path, scenes_store: Store, found: str, replaced: str

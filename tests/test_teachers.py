@@ -566,6 +566,20 @@ def test_a_user_s_own_teacher_plugs_in_by_name() -> None:
         ("open-clip:ViT-B-32/laion3b", "open_clip has no weights 'laion3b' of ViT-B-32. There are: openai, "),
         ("open-clip:ViT-B-32/./absent.pt", "The weights ./absent.pt of open-clip:ViT-B-32/./absent.pt do not exist."),
     ],
+    ids=[
+        "family",
+        "unicom-model",
+        "module",
+        "factory",
+        "no-teacher",
+        "sentence-folder",
+        "timm-model",
+        "timm-weights",
+        "open-clip-model",
+        "open-clip-no-weights",
+        "open-clip-tag",
+        "open-clip-absent-file",
+    ],
 )
 def test_unknown_teachers_are_explained(spec: str, message: str) -> None:
     with pytest.raises(TeacherError) as caught:
