@@ -23,7 +23,7 @@ from transformers import MPNetConfig, MPNetModel, PreTrainedTokenizerFast, Rober
 
 from pipeline.batch_size import batch_size, encode_backing_off, largest_batch
 from pipeline.extract import extract
-from pipeline.teachers import load_teacher
+from pipeline.teachers import TeacherCard, load_teacher
 from pipeline.teachers.base import Teacher
 from pipeline.teachers.sentences import MINILM_PACKAGE
 from pipeline.teachers.unicom import MODELS, UnicomViT
@@ -153,7 +153,7 @@ def test_fingerprints_follow_weights_and_precision(tmp_path: Path) -> None:
     torch.save(state, path)
     other = load_teacher("unicom:ViT-B/32", str(path), device="cpu", precision="fp32")
     assert len({one.fingerprint, half.fingerprint, other.fingerprint}) == 3
-    assert one.slug == "unicom-ViT-B-32"
+    assert TeacherCard.of(one).slug == "unicom-ViT-B-32"
 
 
 def test_bf16_features_stay_near_fp32() -> None:
@@ -334,7 +334,7 @@ def test_timm_s_features_equal_the_library_s(tmp_path: Path, name: str, file: st
     assert found.shape == (2, teacher.dim)
     torch.testing.assert_close(found, expected)
     assert not torch.allclose(found[0], found[1])
-    assert (teacher.slug, teacher.modality) == (f"timm-{name}", "image")
+    assert (TeacherCard.of(teacher).slug, teacher.modality) == (f"timm-{name}", "image")
 
 
 def test_timm_loads_strictly_and_safely(tmp_path: Path) -> None:
@@ -397,7 +397,10 @@ def test_open_clip_s_towers_equal_the_library_s(small_clip: str) -> None:
     assert text.collate(text.prepare(["A dog.", "cat"])).shape == (2, 5)
     assert (image.dim, text.dim) == (16, 16)
     image, text = (load_teacher("open-clip:tiny-clip", small_clip, modality=m) for m in ("image", "text"))
-    assert (image.slug, text.slug) == ("open-clip-tiny-clip-image", "open-clip-tiny-clip-text")
+    assert (TeacherCard.of(image).slug, TeacherCard.of(text).slug) == (
+        "open-clip-tiny-clip-image",
+        "open-clip-tiny-clip-text",
+    )
     assert image.fingerprint != text.fingerprint
 
 
@@ -546,7 +549,7 @@ def test_hog_color_tells_shapes_and_colours_apart() -> None:
 
 def test_a_user_s_own_teacher_plugs_in_by_name() -> None:
     teacher = load_teacher("tiny_teachers:mean_colour", "my.weights", device="cpu")
-    assert (teacher.modality, teacher.dim, teacher.slug) == ("image", 3, "tiny_teachers-mean_colour")
+    assert (teacher.modality, teacher.dim, TeacherCard.of(teacher).slug) == ("image", 3, "tiny_teachers-mean_colour")
     assert teacher.fingerprint != load_teacher("tiny_teachers:mean_colour", "other", device="cpu").fingerprint
 
 
