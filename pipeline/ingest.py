@@ -20,7 +20,8 @@ import pydantic
 from rich.progress import Progress
 
 from pipeline.first_seen import FirstSeen, first_seen
-from pipeline.shards import PlannedShard, Quarantined, Receipt, make_shard, read_receipt, shard_fault
+from pipeline.receipts import Quarantined, Receipt, read_receipt
+from pipeline.shards import PlannedShard, make_shard, shard_fault
 from pipeline.sources import BadRecord, Record, Rejected, Source
 from pipeline.tabulate import write_tables, write_truth
 from stores import Manifest, Shard, SourceError

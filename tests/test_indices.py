@@ -14,8 +14,9 @@ from rich.progress import Progress
 from pipeline.indices import build, check_index_kind, ensure_index
 from pipeline.indices.build import draw_sample
 from pipeline.indices.kinds import choose_kind, training_rows
-from stores import Features, Index, ParameterError, Shard, StoreError
+from stores import Features, ParameterError, Shard, StoreError
 from stores.features import PartOrigin, write_part
+from stores.index import Index
 from stores.layout import Layout
 from stores.manifest import TeacherFeatures
 from stores.parameters import Extract

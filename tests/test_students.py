@@ -25,7 +25,8 @@ from stores import StudentError
 from stores.parameters import Student
 from train.export import export_student
 from train.model import AlignedModel
-from train.student import OpenClipStudent, load_student
+from train.open_clip_student import OpenClipStudent
+from train.student import load_student
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 TEXT = {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
