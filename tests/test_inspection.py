@@ -580,7 +580,7 @@ def test_the_command_in_a_process_of_its_own(scenes_store: Store) -> None:
         [sys.executable, "-W", "error", "-c", code, "verify", str(scenes_store.root)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

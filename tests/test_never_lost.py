@@ -112,7 +112,7 @@ def test_two_runs_at_once_on_one_store_are_kept_apart(tmp_path: Path) -> None:
     before = content(tmp_path)
     with write_lock(Layout(tmp_path)):
         second = start(tmp_path, *TINY)
-        _, errors = second.communicate(timeout=120)
+        _, errors = second.communicate(timeout=300)
     assert second.returncode == 2
     assert f"process {os.getpid()} on host {socket.gethostname()} holds store.lock" in " ".join(errors.split())
     assert "Traceback" not in errors

@@ -184,7 +184,7 @@ def in_a_terminal(code: str, interrupt: bool = False) -> tuple[str, int]:
     except OSError:  # as Linux says that the other end is closed
         pass
     os.close(parent)
-    return written.decode(), process.wait(timeout=20)
+    return written.decode(), process.wait(timeout=300)
 
 
 def test_a_terminal_keeps_the_epochs_lines_and_its_cursor() -> None:

@@ -71,13 +71,6 @@ class Teacher(ABC):
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=use_bf16):
             return self.forward(batch).float()
 
-    def precision_cosine(self, batch: Any) -> float:
-        """Return the smallest cosine similarity between a batch's features in this precision and in fp32."""
-        if self.precision == "fp32":
-            return 1.0
-        exact = self.encode(batch, "fp32")
-        return float(nn.functional.cosine_similarity(self.encode(batch), exact).min())
-
 
 def weights_digest(module: nn.Module) -> str:
     """Return the SHA-256 over a module's weights and buffers, by name."""
