@@ -18,7 +18,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         TrainingError: the run has not finished.
     """
     try:
-        metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+        metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_bytes())
     except (OSError, ValueError):
         raise TrainingError(f"{folder} holds no finished run: it has no metrics.json. Run cusa-train.") from None
     return metrics

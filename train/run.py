@@ -182,7 +182,7 @@ def _is_another(folder: Path, wanted: dict[str, Any], overwrite: bool) -> bool:
     if not folder.exists() or not any(folder.iterdir()):
         return False
     try:
-        found = json.loads((folder / "run.json").read_text())
+        found = json.loads((folder / "run.json").read_bytes())
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict) or not {"parameters", "code"} <= found.keys():
