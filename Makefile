@@ -16,10 +16,10 @@ ablation: .venv/ready-$(FAISS)
 	python -m benchmarks.ablation
 
 test: .venv/ready-test
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal -m "not soak"
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONUTF8=1 python -m pytest -n 2 --dist worksteal -m "not soak"
 
 soak: .venv/ready-test
-	HF_HUB_OFFLINE=1 python -m pytest -m soak
+	HF_HUB_OFFLINE=1 PYTHONUTF8=1 python -m pytest -m soak
 
 lint: .venv/ready-lint
 	ruff check .

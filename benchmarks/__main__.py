@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import extraction, gather, index, large_batch, ranking, step, texts
+from benchmarks import commands, extraction, gather, index, large_batch, ranking, step, texts
+from benchmarks.measure import Result
 from stores.atomic import write_json
 
 REPORT = Path("artifacts/benchmarks.json")
@@ -18,7 +19,8 @@ REPORT = Path("artifacts/benchmarks.json")
 
 def main() -> None:
     """Measure, print, write; a bound that is missed is shown, not hidden."""
-    measured = [gather.benchmark(1), gather.benchmark(100), extraction.benchmark()]
+    measured: list[Result | None] = [*commands.benchmark()]
+    measured += [gather.benchmark(1), gather.benchmark(100), extraction.benchmark()]
     measured += [texts.benchmark(repeated=True), texts.benchmark(repeated=False), index.benchmark()]
     measured += [*(step.benchmark() or [None]), *large_batch.benchmark(), *ranking.benchmark()]
     results = [result for result in measured if result is not None]

@@ -18,8 +18,9 @@ import numpy as np
 
 from benchmarks.measure import Result, in_turn
 from pipeline.indices import ensure_index
-from stores import Features, Index, Shard
+from stores import Features, Shard
 from stores.features import PartOrigin, write_part
+from stores.index import Index
 from stores.layout import Layout, shard_name
 from stores.manifest import TeacherFeatures
 from stores.parameters import Extract

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, MutableMapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.teachers import Teacher
 from stores.console import console
@@ -42,6 +42,18 @@ def encode_backing_off(teacher: Teacher, batch: Any) -> Tensor:
             f"such batches are halved. Setting extract.{teacher.modality}_batch: {largest} avoids the failed tries."
         )
     return features
+
+
+def precision_cosine(teacher: Teacher, batch: Any) -> float:
+    """Return the smallest cosine similarity between a batch's features in the teacher's precision and in fp32.
+
+    Raises:
+        TeacherError: a single row does not fit.
+    """
+    if teacher.precision == "fp32":
+        return 1.0
+    exact, _ = _encode(teacher, batch, "fp32")
+    return float(nn.functional.cosine_similarity(_encode(teacher, batch)[0], exact).min())
 
 
 def batch_size(teacher: Teacher, settings: Extract) -> int:
@@ -77,11 +89,11 @@ def first_rows(batch: Any, rows: int) -> Any:
     return _map_rows(batch, lambda part: part[:rows])
 
 
-def _encode(teacher: Teacher, batch: Any) -> tuple[Tensor, int]:
+def _encode(teacher: Teacher, batch: Any, precision: Literal["fp32", "bf16"] | None = None) -> tuple[Tensor, int]:
     """Return the features of a batch, and the most rows that were encoded at once."""
     failure = None
     try:
-        features = teacher.encode(batch)
+        features = teacher.encode(batch, precision)
         return features, len(features)
     except RuntimeError as error:
         if not _is_out_of_memory(error):
@@ -96,8 +108,8 @@ def _encode(teacher: Teacher, batch: Any) -> tuple[Tensor, int]:
             f"Free the device {teacher.device}, choose another (extract.device) or a smaller teacher."
         )
     middle = (rows + 1) // 2
-    first, most = _encode(teacher, _map_rows(batch, lambda part: part[:middle]))
-    second, also = _encode(teacher, _map_rows(batch, lambda part: part[middle:]))
+    first, most = _encode(teacher, _map_rows(batch, lambda part: part[:middle]), precision)
+    second, also = _encode(teacher, _map_rows(batch, lambda part: part[middle:]), precision)
     return torch.cat([first, second]), max(most, also)
 
 

@@ -20,7 +20,8 @@ from rich.progress import Progress
 from pipeline.first_seen import FirstSeen, first_seen
 from pipeline.merge import MergedSource, merged
 from pipeline.pictures import shared_pictures
-from pipeline.shards import PlannedShard, make_shard, read_receipt, shard_fault
+from pipeline.receipts import read_receipt
+from pipeline.shards import PlannedShard, make_shard, shard_fault
 from pipeline.sources import BadRecord, Record, Rejected, Source
 from pipeline.tabulate import write_tables, write_truth
 from pipeline.tally import Tally, write_quarantine

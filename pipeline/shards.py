@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import IO, Annotated, Any, Final
@@ -24,8 +24,9 @@ from pydantic import NonNegativeInt
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from pipeline.checks import CheckedImage, check_caption, check_image, check_name, storable
+from pipeline.receipts import Quarantined, Receipt, read_receipt, write_receipt
 from pipeline.sources import BadRecord, Record, Rejected
-from stores.atomic import atomic_path, write_json
+from stores.atomic import atomic_path
 from stores.digests import file_digest, value_digest
 from stores.errors import StoreError
 from stores.layout import Layout
@@ -70,39 +71,6 @@ def _identities(records: Sequence[Record | BadRecord]) -> list[list[Any]]:
 
 
 @checked_dataclass(frozen=True, kw_only=True)
-class Quarantined:
-    """One rejected sample, or (with `caption`) one rejected caption of a sample that stays."""
-
-    source_id: str
-    split: str
-    reason: str
-    detail: str
-    caption: int | None = None
-
-
-@checked_dataclass(frozen=True, kw_only=True)
-class Receipt:
-    """What a shard was made from and what came of it; a tar without its receipt is made again."""
-
-    fingerprint: Sha256
-    sha256: Sha256
-    bytes: NonNegativeInt
-    samples: NonNegativeInt
-    captions: NonNegativeInt
-    quarantined: tuple[Quarantined, ...]
-    checksum: str = ""
-    """Of all the rest, so that a receipt that was damaged is not believed."""
-
-    def computed_checksum(self) -> str:
-        """Return what `checksum` must be."""
-        values = _RECEIPT.dump_python(self, mode="json")
-        return value_digest({name: value for name, value in values.items() if name != "checksum"})
-
-
-_RECEIPT: Final = pydantic.TypeAdapter(Receipt)
-
-
-@checked_dataclass(frozen=True, kw_only=True)
 class StoredSample:
     """A sample as its shard holds it: the `.json` member, and where in the tar the image's bytes lie."""
 
@@ -136,17 +104,6 @@ def shard_fault(name: str, fingerprint: str, layout: Layout) -> str | None:
     return None
 
 
-def read_receipt(path: Path) -> Receipt:
-    """Read and check the receipt of a shard."""
-    try:
-        receipt = _RECEIPT.validate_json(path.read_bytes())
-    except (OSError, pydantic.ValidationError) as error:
-        raise StoreError(f"{path} cannot be read as a shard's receipt ({str(error).splitlines()[0]}).") from None
-    if receipt.checksum != receipt.computed_checksum():
-        raise StoreError(f"{path} is damaged: its checksum does not hold.")
-    return receipt
-
-
 def make_shard(shard: PlannedShard, fingerprint: str, layout: Layout, readers: ThreadPoolExecutor) -> Iterator[int]:
     """Write the shard's tar and receipt, yielding 1 for each record that is done."""
     quarantined: list[Quarantined] = []
@@ -172,8 +129,7 @@ def make_shard(shard: PlannedShard, fingerprint: str, layout: Layout, readers: T
             captions=captions,
             quarantined=tuple(quarantined),
         )
-    signed = replace(receipt, checksum=receipt.computed_checksum())
-    write_json(layout.shard_receipt(shard.name), _RECEIPT.dump_python(signed, mode="json"))
+    write_receipt(receipt, layout.shard_receipt(shard.name))
 
 
 def _tar_writer(stream: IO[bytes]) -> webdataset.TarWriter:

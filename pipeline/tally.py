@@ -11,7 +11,8 @@ from typing import Final
 
 import pydantic
 
-from pipeline.shards import PlannedShard, Quarantined, Receipt, read_receipt
+from pipeline.receipts import Quarantined, Receipt, read_receipt
+from pipeline.shards import PlannedShard
 from pipeline.sources import Source
 from stores import Shard, SourceError
 from stores.atomic import atomic_path

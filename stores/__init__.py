@@ -1,4 +1,7 @@
-"""The ground floor: what both stages agree on — layout, formats, parameters, errors."""
+"""The ground floor: what both stages agree on — layout, formats, parameters, errors.
+
+`stores.index.Index` is imported from there, so that who searches nothing need not load faiss.
+"""
 
 from stores.errors import (
     CusaError,
@@ -10,7 +13,6 @@ from stores.errors import (
     TrainingError,
 )
 from stores.features import Features
-from stores.index import Index
 from stores.manifest import Manifest, Modality, Shard
 from stores.parameters import ExtractParameters, TrainParameters, load_parameters
 from stores.store import Store
@@ -19,7 +21,6 @@ __all__ = [
     "CusaError",
     "ExtractParameters",
     "Features",
-    "Index",
     "Manifest",
     "Modality",
     "ParameterError",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +14,11 @@ from stores import tables
 from stores.errors import StoreError
 from stores.features import Features
 from stores.images import Images
-from stores.index import Index
 from stores.layout import Layout
 from stores.manifest import Manifest, Modality, Shard, read_manifest
+
+if TYPE_CHECKING:
+    from stores.index import Index
 
 
 class Store:
@@ -95,6 +98,8 @@ class Store:
 
     def index(self, slug: str, split: str) -> Index:
         """Open the FAISS index of a teacher and split."""
+        from stores.index import Index  # here, since most who open a store search nothing: it loads faiss
+
         if split not in self.manifest.indices.get(slug, {}):
             raise StoreError(
                 f"{self.root} has no index of the teacher {slug!r} over the split {split!r}. Run cusa-extract."

@@ -45,4 +45,4 @@ def shot(path: Path, width: int, scheme: int) -> np.ndarray:
 def browser(*arguments: object) -> str:
     *options, path = arguments
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", *map(str, options), f"file://{path}"]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout

@@ -86,7 +86,7 @@ def test_what_cannot_be_trained_is_said(scenes_store: Store, tmp_path: Path) -> 
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGKILL], ids=["SIGINT", "SIGKILL"])
 def test_a_stopped_ablation_leaves_nothing_running_and_goes_on(tmp_path: Path, way: signal.Signals) -> None:
     (tmp_path / "params.yaml").write_text(
         "data: {scenes: {train: 64, val: 16, test: 16}}\ntrain: {epochs: 1, batch_size: 16}\n"

@@ -68,6 +68,19 @@ def test_a_store_and_a_run_from_the_command_line(tmp_path: Path) -> None:
         (["--colour"], "No such option"),
         (["--store", "taken"], "The store taken cannot be written"),
     ],
+    ids=[
+        "absent-source",
+        "split-without-a-name",
+        "unknown-teacher",
+        "teacher-of-texts",
+        "absent-weights",
+        "scenes-need-no-folder",
+        "absent-parameters",
+        "unknown-key",
+        "unknown-device",
+        "unknown-option",
+        "store-is-a-file",
+    ],
 )
 def test_mistakes_in_extraction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str | None
@@ -99,6 +112,16 @@ def test_mistakes_in_extraction(
         (["-S", "loss.tau=1"], "loss.tau is not a parameter"),
         (["--run", "taken"], "taken. What is finished is kept; mend this and run the same command again"),
     ],
+    ids=[
+        "absent-store",
+        "absent-run",
+        "unknown-student",
+        "teacher-not-extracted",
+        "batch-too-large",
+        "unknown-split",
+        "unknown-key",
+        "run-is-a-file",
+    ],
 )
 def test_mistakes_in_training(
     scenes_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
@@ -109,12 +132,6 @@ def test_mistakes_in_training(
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert isinstance(result.exception, SystemExit), "a message, not a traceback"
-
-
-def test_help_comes_without_loading_torch() -> None:
-    for module in ("pipeline.cli", "train.cli"):
-        code = f"import sys; import {module}; assert 'torch' not in sys.modules"
-        subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, check=True, timeout=60)
 
 
 def test_an_interrupt_ends_with_a_word_and_the_next_run_goes_on(tmp_path: Path) -> None:
@@ -132,11 +149,11 @@ def test_an_interrupt_ends_with_a_word_and_the_next_run_goes_on(tmp_path: Path) 
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     folder = tmp_path / "store" / "features" / "hog-color"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list(folder.glob("*.h5")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(started.pid, signal.SIGINT)
-    _, errors = started.communicate(timeout=60)
+    _, errors = started.communicate(timeout=300)
     assert started.returncode == 130
     assert "Stopped. Run the same command again to go on" in " ".join(errors.split())
     assert "Traceback" not in errors

@@ -188,7 +188,11 @@ def test_images_that_are_all_absent_are_one_message(tmp_path: Path, colours: Mea
     assert any("4 of 4 images are missing or broken" in message for message in result.messages)
 
 
-@pytest.mark.parametrize("path", ["../secret.jpg", "/etc/passwd", "chair_final/../../x", "C:\\x.jpg", "a\\..\\..\\x"])
+@pytest.mark.parametrize(
+    "path",
+    ["../secret.jpg", "/etc/passwd", "chair_final/../../x", "C:\\x.jpg", "a\\..\\..\\x"],
+    ids=["above", "root", "down-and-above", "drive", "backslashes"],
+)
 def test_a_listed_path_never_leads_out_of_the_folder(tmp_path: Path, path: str, colours: MeasuredModel) -> None:
     root = sop(tmp_path)
     with (root / "Ebay_test.txt").open("a") as stream:
@@ -212,6 +216,19 @@ def test_a_listed_path_never_leads_out_of_the_folder(tmp_path: Path, path: str, 
         ("in-shop", "Eval/list_eval_partition.txt", "1\nh\na b val\n", "line 3: found 'val', expected train, query or"),
         ("inaturalist", "Inat_dataset_splits/Inaturalist_test_set1.txt", "a.jpg\n", "line 1: found 'a.jpg', expected"),
         ("inaturalist", "Inat_dataset_splits/Inaturalist_test_set1.txt", "\na/b/c.jpg\n", "line 1"),
+    ],
+    ids=[
+        "cub-class",
+        "cub-no-class",
+        "cub-columns",
+        "cub-no-test-image",
+        "sop-columns",
+        "sop-empty",
+        "in-shop-count",
+        "in-shop-empty",
+        "in-shop-status",
+        "inaturalist-depth",
+        "inaturalist-blank-line",
     ],
 )
 def test_broken_lists_are_refused_by_file_and_line(

@@ -164,6 +164,7 @@ def test_names_and_messages_are_never_markup(scenes_store: Store, scenes_run: Pa
         ("figures.json", '{"format": 1}', "holds a figures.json that is not from cusa-eval"),
         ("figures.json", "mine", "holds a figures.json that is not from cusa-eval"),
     ],
+    ids=["run.json", "epochs.csv", "report.html", "figures.json-of-another", "figures.json-no-json"],
 )
 def test_what_is_not_its_own_is_not_overwritten(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
@@ -193,7 +194,11 @@ def test_models_are_told_apart_by_names_that_are_short(tmp_path: Path) -> None:
     assert short_names(["minilm"]) == {"minilm": "minilm"}
 
 
-@pytest.mark.parametrize("text", ["epoch\nfirst\n", "RSUM\n1.0\n", "epoch\n1,2\n", "epoch\n\xff\n"])
+@pytest.mark.parametrize(
+    "text",
+    ["epoch\nfirst\n", "RSUM\n1.0\n", "epoch\n1,2\n", "epoch\n\xff\n"],
+    ids=["word", "no-epoch", "columns", "latin-1"],
+)
 def test_an_epochs_csv_of_others_is_one_message(tmp_path: Path, text: str) -> None:
     (tmp_path / "epochs.csv").write_text(text, encoding="latin-1")
     with pytest.raises(TrainingError, match=r"epochs\.csv cannot be read as the epochs of a training"):

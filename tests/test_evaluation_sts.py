@@ -36,7 +36,7 @@ def write(path: Path, lines: list[str], end: str = "\n") -> None:
 
 def plain(folder: Path, name: str) -> None:
     for file in [f"{name}.{subset}.tsv" for subset in SUBSETS.get(name, ())] or [f"{name}.tsv"]:
-        write(folder / file, ["\t".join(row) for row in ROWS])
+        write(folder / file, ["\t".join(row) for row in ROWS] + (["\tnot\trated"] if name in SUBSETS else []))
 
 
 def senteval(folder: Path) -> None:
@@ -82,6 +82,7 @@ def test_both_layouts_give_the_same_figures_and_the_average_of_seven(tmp_path: P
     assert one.counts["STS12"] == {"pairs": 15}
     assert "STS12: 15 pairs found, 3,108 published. The figure is not comparable." in one.messages
     assert one.figures["average of these"] == pytest.approx(np.mean([one.figures[name] for name in PAIRS]))
+    assert one.messages[-1] == "STS16: 5 pairs without a gold score are left out."
     assert measure_sts(Letters(), tmp_path / "clone" / "data" / "downstream") == one
 
 
@@ -119,6 +120,7 @@ def test_lines_end_at_line_feeds_alone_and_quotes_stay(tmp_path: Path) -> None:
         ("1\ta", "line 4: found '1\\\\ta', expected <score> TAB <sentence> TAB <sentence>"),
         ("\n1\ta\tb", "line 4: found ''"),
     ],
+    ids=["word", "nan", "two-columns", "blank-line"],
 )
 def test_a_broken_line_is_named_and_the_other_sets_are_measured(tmp_path: Path, line: str, words: str) -> None:
     plain(tmp_path, "STS-B")

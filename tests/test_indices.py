@@ -14,8 +14,9 @@ from rich.progress import Progress
 from pipeline.indices import build, check_index_kind, ensure_index
 from pipeline.indices.build import draw_sample
 from pipeline.indices.kinds import choose_kind, training_rows
-from stores import Features, Index, ParameterError, Shard, StoreError
+from stores import Features, ParameterError, Shard, StoreError
 from stores.features import PartOrigin, write_part
+from stores.index import Index
 from stores.layout import Layout
 from stores.manifest import TeacherFeatures
 from stores.parameters import Extract
@@ -279,6 +280,7 @@ def test_too_few_rows_for_a_kind_end_with_faiss_s_reason(tmp_path: Path) -> None
         ("LSH", "METRIC_L2"),
         ("IDMap,IVF16,Flat", "leave IDMap out"),
     ],
+    ids=["nonsense", "empty", "width", "metric", "id-map"],
 )
 def test_a_kind_that_faiss_refuses_is_a_parameter_error(kind: str, reason: str) -> None:
     with pytest.raises(ParameterError) as refused:

@@ -195,7 +195,7 @@ def test_damaged_exif_and_cut_off_emoji_are_quarantined(pictures: Path) -> None:
     assert len(rejected) > 5
 
 
-@pytest.mark.parametrize("split", ["../../evil", "dev set", "a/b", ""])
+@pytest.mark.parametrize("split", ["../../evil", "dev set", "a/b", ""], ids=["above", "blank", "slash", "empty"])
 def test_a_split_s_name_never_leads_out_of_the_store(pictures: Path, split: str) -> None:
     path = karpathy(pictures, [*good_entries(), entry(0, split=split)])
     with pytest.raises(SourceError, match="cannot name a split"):
@@ -231,6 +231,7 @@ def test_too_much_bad_stops_the_run_and_says_what(pictures: Path) -> None:
         ('{"images": [], "annotations": []}', "Say which split each file is"),
         ('{"images": []}', "holds no records"),
     ],
+    ids=["not-json", "list", "unknown-keys", "no-split", "coco-without-split", "no-records"],
 )
 def test_a_wrong_captions_file_is_explained(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "captions.json"
@@ -270,6 +271,20 @@ def test_a_second_run_has_nothing_to_do(tmp_path: Path) -> None:
         ("quarantine.jsonl", {"quarantine.jsonl"}),
         ("manifest.json", {"manifest.json"}),
         ("store.txt", {"store.txt"}),
+    ],
+    ids=[
+        "shard",
+        "receipt",
+        "part",
+        "index",
+        "card",
+        "samples",
+        "captions",
+        "relevance",
+        "caption-pairs",
+        "quarantine",
+        "manifest",
+        "mark",
     ],
 )
 @pytest.mark.parametrize("harm", ["delete", "truncate", "flip"])

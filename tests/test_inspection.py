@@ -255,6 +255,7 @@ def mark(_: np.ndarray, valid: np.ndarray) -> None:
         (break_value, "1 of 80 rows are not finite; the first is the part's row 5"),
         (mark, "1 of 80 rows are marked as failed and yet not zero; the first is the part's row 7"),
     ],
+    ids=["length", "not-finite", "failed-and-not-zero"],
 )
 def test_values_that_cannot_be_are_found(
     copy: Path, change: Callable[[np.ndarray, np.ndarray], None], message: str
@@ -395,6 +396,20 @@ def test_neighbours_leave_out_rows_that_failed_and_show_texts_as_they_are(odd_st
         (["--image", "absent.png"], "The image absent.png cannot be read"),
         (["--image", __file__], "cannot be read (UnidentifiedImageError"),
         (["--row", "1", "--split", "dev"], "no split 'dev'; it has train, val, test"),
+    ],
+    ids=[
+        "nothing",
+        "two-queries",
+        "row-too-large",
+        "row-negative",
+        "unknown-teacher",
+        "other-modality",
+        "text-of-an-image-teacher",
+        "modality-of-a-text",
+        "empty-text",
+        "absent-image",
+        "no-image",
+        "unknown-split",
     ],
 )
 def test_mistakes_in_neighbours(scenes_store: Store, arguments: list[str], message: str) -> None:
@@ -565,7 +580,7 @@ def test_the_command_in_a_process_of_its_own(scenes_store: Store) -> None:
         [sys.executable, "-W", "error", "-c", code, "verify", str(scenes_store.root)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -573,9 +588,7 @@ def test_the_command_in_a_process_of_its_own(scenes_store: Store) -> None:
     assert "Everything" not in done.stderr
 
 
-def test_help_comes_without_loading_torch() -> None:
-    code = "import sys; import pipeline.inspection.cli; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, check=True, timeout=60)
+def test_help_names_every_command() -> None:
     assert isinstance(main, click.Group)
     assert set(main.commands) >= {"info", "verify", "neighbours", "missing"}
     assert "..." not in run("--help").output.partition("Commands:")[2], "no summary is cut off"

@@ -207,7 +207,10 @@ def test_a_shuffled_table_gives_the_samples_of_the_ordered_one(pictures: Path) -
 def test_captions_lost_with_a_sample_are_counted(pictures: Path) -> None:
     rows = [f"{'b' if number % 2 else 'a'}.png,{number}" for number in range(40)]
     csv(pictures, *rows, "gone.png,1", "gone.png,2", "gone.png,3")
-    with pytest.raises(SourceError, match=r"1 of 3 samples are bad.*:\n  missing-file 1, first '40': .*gone.png.*\n3 captions went with"):
+    with pytest.raises(
+        SourceError,
+        match=r"1 of 3 samples are bad.*:\n  missing-file 1, first '40': .*gone.png.*\n3 captions went with",
+    ):
         stored(pictures, str(pictures / "t.csv"))
     parameters = ExtractParameters(data=Data(source=str(pictures / "t.csv"), max_bad_fraction=0.5))
     assert extract(parameters, pictures / "store").ingested.lost_captions == 3

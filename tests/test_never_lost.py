@@ -112,7 +112,7 @@ def test_two_runs_at_once_on_one_store_are_kept_apart(tmp_path: Path) -> None:
     before = content(tmp_path)
     with write_lock(Layout(tmp_path)):
         second = start(tmp_path, *TINY)
-        _, errors = second.communicate(timeout=120)
+        _, errors = second.communicate(timeout=300)
     assert second.returncode == 2
     assert f"process {os.getpid()} on host {socket.gethostname()} holds store.lock" in " ".join(errors.split())
     assert "Traceback" not in errors
@@ -219,8 +219,12 @@ def test_a_teacher_s_other_parts_are_kept_when_one_is_damaged(tmp_path: Path) ->
     ]
 
 
-def test_two_teachers_never_share_a_folder(tmp_path: Path) -> None:
-    twins = replace(small(), teachers=Teachers(image="tiny_teachers:mean_colour", text="tiny_teachers:twin"))
+def test_two_teachers_never_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tiny_teachers\u00e9.py").write_text("from tiny_teachers import length as mean_colour\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    twins = replace(
+        small(), teachers=Teachers(image="tiny_teachers:mean_colour", text="tiny_teachers\u00e9:mean_colour")
+    )
     with pytest.raises(TeacherError, match="would share the folder features/tiny_teachers-mean_colour"):
         extract(twins, tmp_path / "store")
 

@@ -49,6 +49,7 @@ def test_dvc_stages_list_the_sections_that_their_commands_read() -> None:
         ("train: [1]", "must map sections"),
         ("train: {epochs: 1", "is not YAML"),
     ],
+    ids=["key", "section", "negative", "nan", "choice", "fraction", "number-for-flag", "list", "not-yaml"],
 )
 def test_mistakes_are_explained(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ParameterError) as caught:

@@ -154,11 +154,11 @@ def test_a_signal_stops_all_processes_at_one_step_and_they_resume(scenes_store: 
     finish(start(2, scenes_store, tmp_path / "whole", *flags))
     running = start(2, scenes_store, tmp_path / "cut", *flags, "-S", "train.save_every=1")
     last = tmp_path / "cut" / "last.safetensors"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not last.exists() and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     running.send_signal(signal.SIGTERM)
-    _, errors = running.communicate(timeout=120)
+    _, errors = running.communicate(timeout=300)
     record = read_record(last)
     assert len(record["history"]) < 3, "stopped too late to show anything"
     assert errors.count("Stopped soft_labels after step") == 1, errors
@@ -178,7 +178,7 @@ def test_batch_statistics_are_measured_as_they_are_saved(scenes_store: Store, tm
 
 def test_what_cannot_be_shared_is_refused_before_anything_starts(scenes_store: Store, tmp_path: Path) -> None:
     running = start(2, scenes_store, tmp_path / "run", "-S", "train.batch_size=15")
-    _, errors = running.communicate(timeout=120)
+    _, errors = running.communicate(timeout=300)
     assert running.returncode != 0
     assert "train.batch_size" in errors
     assert "15" in errors
@@ -189,6 +189,6 @@ def test_the_main_process_s_error_ends_all_and_is_said_once(scenes_store: Store,
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").touch()
     running = start(2, scenes_store, tmp_path / "run")
-    _, errors = running.communicate(timeout=120)
+    _, errors = running.communicate(timeout=300)
     assert running.returncode != 0
     assert errors.count("holds no run of ours") == 1

@@ -30,7 +30,7 @@ from train import environment, live
 from train.curves import Curves
 from train.epoch import Epoch
 from train.live import LiveView, Look
-from train.report import draw_curves
+from train.plots import draw_curves
 from train.run_folder import Facts, describe, write_epochs
 
 TEMPERATURES = {"contrast": 0.05, "cross": 0.45, "image": 0.46, "text": 0.47}
@@ -184,7 +184,7 @@ def in_a_terminal(code: str, interrupt: bool = False) -> tuple[str, int]:
     except OSError:  # as Linux says that the other end is closed
         pass
     os.close(parent)
-    return written.decode(), process.wait(timeout=20)
+    return written.decode(), process.wait(timeout=300)
 
 
 def test_a_terminal_keeps_the_epochs_lines_and_its_cursor() -> None:
@@ -371,7 +371,7 @@ def test_the_page_s_own_words_load_the_student(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from train.student import OpenClipStudent
+    from train.open_clip_student import OpenClipStudent
 
     student = OpenClipStudent("small-clip", None)
     save_file(

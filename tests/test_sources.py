@@ -615,7 +615,9 @@ def test_what_the_datasets_library_saves(tmp_path: Path) -> None:
 # Tars -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize(
+    "form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT], ids=["ustar", "gnu", "pax"]
+)
 def test_keys_of_tars_end_at_the_first_dot(place: Place, form: int) -> None:
     long = "deep/" * 30 + "x" * 60
     members = [
@@ -771,6 +773,7 @@ def test_a_link_that_leads_back_is_told(tmp_path: Path) -> None:
         ("t.txt", b"one word\n", "Expected one of karpathy, coco, csv"),
         ("t.arrow", b"\xff\xff\xff\xff\0\0", "name the folder in which save_to_disk left it"),
     ],
+    ids=["empty", "jpeg", "html", "binary", "compressed-tar", "not-gzip", "one-column", "arrow-file"],
 )
 def test_no_known_format(place: Place, name: str, data: bytes, message: str) -> None:
     with pytest.raises(SourceError, match=message):
@@ -852,7 +855,7 @@ def test_places_that_are_not_there(place: Place) -> None:
     assert len(listed(opened(place.url("odd [1]{x}.csv")))) == 1, "a name may have a pattern's signs"
 
 
-@pytest.mark.parametrize("source", ["", " ", {"train": ""}, "{,}"])
+@pytest.mark.parametrize("source", ["", " ", {"train": ""}, "{,}"], ids=["empty", "blank", "split", "pattern"])
 def test_an_empty_place_is_not_the_working_folder(source: Any) -> None:
     with pytest.raises(SourceError, match=r"data.source \(--source\) names an empty place"):
         opened(source)

@@ -15,9 +15,10 @@ import pytest
 import pipeline
 import stores
 import train
-from stores import Features, Index, Shard, Store, StoreError
+from stores import Features, Shard, Store, StoreError
 from stores.atomic import atomic_path, remove_leftovers
 from stores.features import PartOrigin, part_fault, write_part
+from stores.index import Index
 from stores.layout import Layout, teacher_slug
 from stores.manifest import TeacherFeatures, read_manifest, write_manifest
 
@@ -190,6 +191,7 @@ def test_no_manifest_no_store(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("found", "replaced"),
     [('"format_version": 1', '"format_version": 99'), ('"train-000000"', '"../train-0"'), ("{", "[")],
+    ids=["later-version", "path", "not-json"],
 )
 def test_foreign_or_hostile_manifests_are_refused(
     tmp_path: Path, scenes_store: Store, found: str, replaced: str

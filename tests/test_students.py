@@ -25,7 +25,8 @@ from stores import StudentError
 from stores.parameters import Student
 from train.export import export_student
 from train.model import AlignedModel
-from train.student import OpenClipStudent, load_student
+from train.open_clip_student import OpenClipStudent
+from train.student import load_student
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 TEXT = {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
@@ -221,6 +222,19 @@ class Thief:
         ),
         ("builtins:dict", "returned a dict, which is not a torch module"),
     ],
+    ids=[
+        "model",
+        "tag",
+        "junk-pt",
+        "junk-safetensors",
+        "pickle",
+        "torchscript",
+        "other-weights",
+        "hub",
+        "no-name",
+        "lacks-members",
+        "no-module",
+    ],
 )
 def test_unknown_students_are_explained(
     spec: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -310,6 +324,7 @@ class WrongTowers(Mean):
         ("WrongTowers", {"freeze": ["text"]}, "does not say what its text tower is"),
         ("Mean", {"gradient_checkpointing": True}, r"has no method set_grad_checkpointing\(\)"),
     ],
+    ids=["no-towers", "image-tower", "text-tower", "checkpointing"],
 )
 def test_what_a_student_lacks_is_named(factory: str, settings: dict[str, Any], message: str) -> None:
     load_student(Student(model=f"test_students:{factory}"))

@@ -21,9 +21,9 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import MPNetConfig, MPNetModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
-from pipeline.batch_size import batch_size, encode_backing_off, largest_batch
+from pipeline.batch_size import batch_size, encode_backing_off, largest_batch, precision_cosine
 from pipeline.extract import extract
-from pipeline.teachers import load_teacher
+from pipeline.teachers import TeacherCard, load_teacher
 from pipeline.teachers.base import Teacher
 from pipeline.teachers.sentences import MINILM_PACKAGE
 from pipeline.teachers.unicom import MODELS, UnicomViT
@@ -153,12 +153,12 @@ def test_fingerprints_follow_weights_and_precision(tmp_path: Path) -> None:
     torch.save(state, path)
     other = load_teacher("unicom:ViT-B/32", str(path), device="cpu", precision="fp32")
     assert len({one.fingerprint, half.fingerprint, other.fingerprint}) == 3
-    assert one.slug == "unicom-ViT-B-32"
+    assert TeacherCard.of(one).slug == "unicom-ViT-B-32"
 
 
 def test_bf16_features_stay_near_fp32() -> None:
     teacher = load_teacher("minilm", device="cpu", precision="bf16")
-    cosine = teacher.precision_cosine(teacher.collate(teacher.prepare(["a red circle", "two dogs on a beach"])))
+    cosine = precision_cosine(teacher, teacher.collate(teacher.prepare(["a red circle", "two dogs on a beach"])))
     assert 0.999 <= cosine < 1.0
 
 
@@ -334,7 +334,7 @@ def test_timm_s_features_equal_the_library_s(tmp_path: Path, name: str, file: st
     assert found.shape == (2, teacher.dim)
     torch.testing.assert_close(found, expected)
     assert not torch.allclose(found[0], found[1])
-    assert (teacher.slug, teacher.modality) == (f"timm-{name}", "image")
+    assert (TeacherCard.of(teacher).slug, teacher.modality) == (f"timm-{name}", "image")
 
 
 def test_timm_loads_strictly_and_safely(tmp_path: Path) -> None:
@@ -397,7 +397,10 @@ def test_open_clip_s_towers_equal_the_library_s(small_clip: str) -> None:
     assert text.collate(text.prepare(["A dog.", "cat"])).shape == (2, 5)
     assert (image.dim, text.dim) == (16, 16)
     image, text = (load_teacher("open-clip:tiny-clip", small_clip, modality=m) for m in ("image", "text"))
-    assert (image.slug, text.slug) == ("open-clip-tiny-clip-image", "open-clip-tiny-clip-text")
+    assert (TeacherCard.of(image).slug, TeacherCard.of(text).slug) == (
+        "open-clip-tiny-clip-image",
+        "open-clip-tiny-clip-text",
+    )
     assert image.fingerprint != text.fingerprint
 
 
@@ -546,7 +549,7 @@ def test_hog_color_tells_shapes_and_colours_apart() -> None:
 
 def test_a_user_s_own_teacher_plugs_in_by_name() -> None:
     teacher = load_teacher("tiny_teachers:mean_colour", "my.weights", device="cpu")
-    assert (teacher.modality, teacher.dim, teacher.slug) == ("image", 3, "tiny_teachers-mean_colour")
+    assert (teacher.modality, teacher.dim, TeacherCard.of(teacher).slug) == ("image", 3, "tiny_teachers-mean_colour")
     assert teacher.fingerprint != load_teacher("tiny_teachers:mean_colour", "other", device="cpu").fingerprint
 
 
@@ -565,6 +568,20 @@ def test_a_user_s_own_teacher_plugs_in_by_name() -> None:
         ("open-clip:ViT-B-32", "open-clip:ViT-B-32 has no weights. Name those of open_clip: open-clip:ViT-B-32/"),
         ("open-clip:ViT-B-32/laion3b", "open_clip has no weights 'laion3b' of ViT-B-32. There are: openai, "),
         ("open-clip:ViT-B-32/./absent.pt", "The weights ./absent.pt of open-clip:ViT-B-32/./absent.pt do not exist."),
+    ],
+    ids=[
+        "family",
+        "unicom-model",
+        "module",
+        "factory",
+        "no-teacher",
+        "sentence-folder",
+        "timm-model",
+        "timm-weights",
+        "open-clip-model",
+        "open-clip-no-weights",
+        "open-clip-tag",
+        "open-clip-absent-file",
     ],
 )
 def test_unknown_teachers_are_explained(spec: str, message: str) -> None:

@@ -286,7 +286,7 @@ def test_a_refused_run_keeps_no_one_from_its_folder(scenes_store: Store, tmp_pat
     run(changed(epochs=1), scenes_store, tmp_path / "run")
 
 
-@pytest.mark.parametrize("text", ['{"name": "another tool"}', "[]", "not JSON"])
+@pytest.mark.parametrize("text", ['{"name": "another tool"}', "[]", "not JSON"], ids=["object", "list", "not-json"])
 def test_a_run_json_of_another_tool_is_left_alone(scenes_store: Store, tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     (tmp_path / "results.bin").touch()

@@ -118,10 +118,6 @@ def fatal(weights: str | None, device: torch.device, precision: Literal["fp32", 
     return Fatal(spec="tiny_teachers:fatal", dim=3, precision=precision, device=device, identity=weights)
 
 
-def twin(weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]) -> Teacher:
-    return Length(spec="tiny_teachers-mean_colour", dim=26, precision=precision, device=device, identity=weights)
-
-
 class FatalText(Length):
     """A text teacher whose process dies."""
 
@@ -132,3 +128,11 @@ class FatalText(Length):
 
 def fatal_text(weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]) -> Teacher:
     return FatalText(spec="tiny_teachers:fatal_text", dim=26, precision=precision, device=device, identity=weights)
+
+
+def unlike_its_name(weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]) -> Teacher:
+    return MeanColour(spec="hog-color", dim=3, precision=precision, device=device, identity=weights)
+
+
+def unlike_any_name(weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]) -> Teacher:
+    return Length(spec="Letters/v2 (mine)", dim=26, precision=precision, device=device, identity=weights)

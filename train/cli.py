@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 
 from stores import Store, TrainParameters, load_parameters
 from stores.commands import resumable
+from train.report import read_metrics, result_table
 
 
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
@@ -44,23 +46,24 @@ def main(
     parameters = load_parameters(TrainParameters, params, flags, overrides)
     opened = None if show else Store.open(store)
     with resumable():
+        if opened is None:
+            _show(read_metrics(run), run)
+            return
         # Imported late: the libraries behind it take seconds, a wrong flag should not.
         from accelerate import PartialState
 
-        from train import report
         from train import run as runs
 
-        metrics = (
-            report.read_metrics(run)
-            if opened is None
-            else runs.run(parameters, opened, run, overwrite=overwrite, report=True)
-        )
-        if not PartialState().is_main_process:
-            return
-        Console().print(report.result_table(metrics, run))
-        if (run / "report.html").exists():
-            click.echo(f"Report: {run / 'report.html'}")
-        click.echo(f"Plots: {run / 'plots' / 'curves.png'}, {run / 'dvclive' / 'plots'} (dvc plots show)")
+        metrics = runs.run(parameters, opened, run, overwrite=overwrite, report=True)
+        if PartialState().is_main_process:
+            _show(metrics, run)
+
+
+def _show(metrics: dict[str, Any], run: Path) -> None:
+    Console().print(result_table(metrics, run))
+    if (run / "report.html").exists():
+        click.echo(f"Report: {run / 'report.html'}")
+    click.echo(f"Plots: {run / 'plots' / 'curves.png'}, {run / 'dvclive' / 'plots'} (dvc plots show)")
 
 
 if __name__ == "__main__":

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
+from functools import singledispatch
 from pathlib import Path
 from typing import cast
 
-import open_clip
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from train.checkpoint import write_tensors
-from train.student import OpenClipStudent, Student
+from train.student import Student
+
+
+@singledispatch
+def exported(student: nn.Module, tau: float) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return a student's tensors and what its file's header says of them; a family of students may have its own way."""
+    return student.state_dict(), {}
 
 
 def export_student(student: Student, path: Path, tau: float) -> None:
@@ -30,12 +33,5 @@ def export_student(student: Student, path: Path, tau: float) -> None:
     towers and learn with them. The file's embeddings are those before the heads; the further the heads have learned
     away from their start, the less the run's figures hold for them.
     """
-    header = {"format": "pt"}
-    if isinstance(student, OpenClipStudent):
-        state = student.model.state_dict()
-        state["logit_scale"] = torch.full_like(state["logit_scale"], -math.log(tau))
-        preprocessing = open_clip.get_model_preprocess_cfg(student.model)
-        header["open_clip"] = json.dumps({"model_name": student.name, "preprocess_cfg": preprocessing})
-    else:
-        state = cast(nn.Module, student).state_dict()
-    write_tensors(path, state, header)
+    state, header = exported(cast(nn.Module, student), tau)
+    write_tensors(path, state, {"format": "pt", **header})

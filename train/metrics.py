@@ -11,7 +11,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.stats import spearmanr
 
 from stores.errors import CusaError
 from train.rankings import checked_relevance
@@ -99,4 +98,7 @@ def spearman(scores: Array, gold: Array) -> float:
     for values, found in ((gold, "do not differ in their gold scores"), (scores, "are all equally similar")):
         if len(np.unique(values)) < 2:
             raise CusaError(f"The {len(gold):,} pairs {found}; there is nothing to correlate.")
+    # Imported late: it takes a second to load, and trainings of data sets without graded pairs never come here.
+    from scipy.stats import spearmanr
+
     return float(100.0 * spearmanr(scores, gold).statistic)

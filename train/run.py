@@ -28,8 +28,8 @@ from train.epoch import Epoch
 from train.evaluate import evaluate
 from train.export import export_student
 from train.objective import Similarity
+from train.plots import draw_curves
 from train.processes import Processes, make_accelerator
-from train.report import draw_curves
 from train.run_folder import PLAIN, SOFT, Facts, describe
 from train.stops import Stop, stopping
 from train.trainer import Training
@@ -182,7 +182,7 @@ def _is_another(folder: Path, wanted: dict[str, Any], overwrite: bool) -> bool:
     if not folder.exists() or not any(folder.iterdir()):
         return False
     try:
-        found = json.loads((folder / "run.json").read_text())
+        found = json.loads((folder / "run.json").read_bytes())
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict) or not {"parameters", "code"} <= found.keys():

@@ -193,7 +193,11 @@ def _loading(folder: Path, model: str) -> str:
         name = name.partition("/")[0]
         lines = ["import open_clip", f'model = open_clip.create_model("{name}", pretrained={weights})']
         if name == "small-clip":
-            lines[1:1] = ["from train.student import SMALL_CLIP", "", "open_clip.add_model_config(SMALL_CLIP)"]
+            lines[1:1] = [
+                "from train.open_clip_student import SMALL_CLIP",
+                "",
+                "open_clip.add_model_config(SMALL_CLIP)",
+            ]
     return "```python\n" + "\n".join(lines) + "\n```"
 
 

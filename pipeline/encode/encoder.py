@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.batch_size import encode_backing_off, first_rows
+from pipeline.batch_size import encode_backing_off, first_rows, precision_cosine
 from pipeline.encode.windows import Window
 from pipeline.teachers import Teacher
 from pipeline.teachers.base import MIN_COSINE
@@ -170,8 +170,7 @@ def _one_ahead(items: Iterable[Any]) -> Iterator[Any]:
 
 
 def _say_if_imprecise(teacher: Teacher, batch: Any) -> None:
-    # In fp32 a whole batch might not fit.
-    cosine = teacher.precision_cosine(first_rows(batch, _CHECKED_ROWS))
+    cosine = precision_cosine(teacher, first_rows(batch, _CHECKED_ROWS))
     if cosine < MIN_COSINE:
         console.print(
             f"[yellow]Warning:[/] {teacher.spec} in {teacher.precision} strays from fp32: smallest cosine "

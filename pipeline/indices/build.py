@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from pipeline.indices.kinds import EXACT, new_index
 from pipeline.indices.recall import QUERIES
-from stores import Features, Index
+from stores import Features
+from stores.index import Index
 
 _BLOCK_BYTES: Final = 64 * 2**20
 _SEED: Final = 0

@@ -13,9 +13,9 @@ from pipeline.indices.build import build_index, draw_sample
 from pipeline.indices.cards import IndexOrigin, index_fault, write_card
 from pipeline.indices.kinds import EXACT, choose_kind, training_rows
 from pipeline.indices.recall import RECALL_AT, Truth, Tuned, widen_until
-from stores import Features, Index, Shard, StoreError
+from stores import Features, Shard, StoreError
 from stores.digests import file_digest, value_digest
-from stores.index import faiss_reason
+from stores.index import Index, faiss_reason
 from stores.layout import Layout
 from stores.parameters import Extract
 

@@ -17,7 +17,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from stores import Features, Index
+from stores import Features
+from stores.index import Index
 
 QUERIES: Final = 1000
 RECALL_AT: Final = 10

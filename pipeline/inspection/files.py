@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.inspection.checks import AGAIN, Check, Fault, digest_fault
 from pipeline.inspection.teachers import is_default
-from pipeline.shards import read_receipt
+from pipeline.receipts import read_receipt
 from stores import Manifest, Shard, Store, StoreError
 from stores.features import PartFault, PartOrigin, read_part
 from stores.layout import Layout

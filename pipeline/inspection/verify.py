@@ -14,7 +14,6 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from pipeline.inspection.checks import AGAIN, Check, Fault
-from pipeline.inspection.deep import deep_checks
 from pipeline.inspection.files import file_checks, strays
 from pipeline.inspection.output import cell
 from pipeline.inspection.rows import row_check
@@ -60,6 +59,10 @@ def verify(path: Path, sample: int | None = None, weights: Mapping[str, str | No
     tables, *files = file_checks(store)
     checks = [tables, row_check(store, tables), *files]
     if sample is not None:
+        from pipeline.inspection.deep import (
+            deep_checks,  # here, since it alone needs teachers, which take seconds to load
+        )
+
         checks += deep_checks(store, sample, weights or {}, tables, remarks)
     with progress_bar() as progress:
         for check in checks:

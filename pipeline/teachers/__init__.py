@@ -38,39 +38,45 @@ def load_teacher(
     `modality` chooses the tower of an open-clip model (the image tower if it is None); other families have but one.
 
     A `package.module:factory` is called with the keywords `weights`, `device` and `precision` (resolved), and returns
-    a `Teacher`.
+    a `Teacher`. Whatever that calls itself, its name here is `spec`, by which it is asked for again.
 
     Raises:
         TeacherError: there is no such teacher, or it cannot be loaded.
     """
+    teacher = _load(spec, weights, device, precision, modality)
+    teacher.spec = spec
+    return teacher
+
+
+def _load(spec: str, weights: str | None, device: str, precision: Precision, modality: Modality | None) -> Teacher:
     where = resolve_device(device)
     how = resolve_precision(precision, where)
     family, _, name = spec.partition(":")
     if weights is not None and family in ("hog-color", "minilm", "sentence-transformers"):
         raise TeacherError(f"The teacher {spec} takes no separate weights, but {weights} was given. Leave them out.")
     # Each family is imported when it is asked for: their libraries take seconds to load.
-    match family:
-        case "hog-color":
+    match family, name:
+        case "hog-color", "":
             from pipeline.teachers.hog_color import HogColorTeacher
 
             return HogColorTeacher()
-        case "minilm":
+        case "minilm", "":
             from pipeline.teachers.sentences import minilm
 
             return minilm(where, how)
-        case "sentence-transformers":
+        case "sentence-transformers", _:
             from pipeline.teachers.sentences import SentenceTeacher
 
             return SentenceTeacher(name, where, how)
-        case "unicom":
+        case "unicom", _:
             from pipeline.teachers.unicom import UnicomTeacher
 
             return UnicomTeacher(name, weights, where, how)
-        case "timm":
+        case "timm", _:
             from pipeline.teachers.timm_images import TimmTeacher
 
             return TimmTeacher(name, weights, where, how)
-        case "open-clip":
+        case "open-clip", _:
             from pipeline.teachers.open_clip_towers import open_clip_teacher
 
             return open_clip_teacher(name, weights, where, how, modality or "image")

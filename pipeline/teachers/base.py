@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from stores.digests import value_digest
 from stores.errors import TeacherError
 from stores.images import DECODING
-from stores.layout import teacher_slug
 from stores.manifest import Modality
 
 MIN_COSINE: Final = 0.999
@@ -28,6 +27,7 @@ MIN_COSINE: Final = 0.999
 class Teacher(ABC):
     """A frozen teacher. A user's own derives from this and is named `package.module:factory`.
 
+    `spec` is the name that it was loaded by, whatever it was made with (`load_teacher`).
     `fingerprint` covers whatever changes the features: the spec, the weights, the preprocessing and the precision.
     """
 
@@ -40,7 +40,6 @@ class Teacher(ABC):
         self.dim = dim
         self.precision = precision
         self.device = device
-        self.slug = teacher_slug(spec, self.modality)
         decoding = DECODING if self.modality == "image" else None
         self.fingerprint = value_digest([spec, precision, identity, decoding])
         self.backed_off = False
@@ -71,13 +70,6 @@ class Teacher(ABC):
         use_bf16 = (precision or self.precision) == "bf16"
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=use_bf16):
             return self.forward(batch).float()
-
-    def precision_cosine(self, batch: Any) -> float:
-        """Return the smallest cosine similarity between a batch's features in this precision and in fp32."""
-        if self.precision == "fp32":
-            return 1.0
-        exact = self.encode(batch, "fp32")
-        return float(nn.functional.cosine_similarity(self.encode(batch), exact).min())
 
 
 def weights_digest(module: nn.Module) -> str:

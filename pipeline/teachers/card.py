@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pipeline.teachers.base import Teacher
 from stores.errors import TeacherError
+from stores.layout import teacher_slug
 from stores.manifest import Modality
 from stores.parameters import Precision
 
@@ -38,18 +39,21 @@ class TeacherCard:
     """What a store records of a teacher; see `Teacher`."""
 
     spec: str
-    slug: str
     modality: Modality
     dim: int
     precision: Literal["fp32", "bf16"]
     fingerprint: str
+
+    @property
+    def slug(self) -> str:
+        """The name of its folder in a store."""
+        return teacher_slug(self.spec, self.modality)
 
     @classmethod
     def of(cls, teacher: Teacher) -> Self:
         """Describe a loaded teacher."""
         return cls(
             spec=teacher.spec,
-            slug=teacher.slug,
             modality=teacher.modality,
             dim=teacher.dim,
             precision=teacher.precision,

@@ -31,7 +31,7 @@ class Result:
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     """By data set: how many images, classes, pairs … the figure rests on."""
     messages: list[str] = field(default_factory=list)
-    """What is missing, broken, or other than published; each names its data set."""
+    """What is missing, broken, left out, or other than published; each names its data set."""
 
     def add_average(self) -> None:
         """Add the mean of the figures so far: as the paper's average where nothing had to be said of any data set.

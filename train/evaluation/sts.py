@@ -31,6 +31,7 @@ def measure_sts(model: MeasuredModel, folder: Path) -> Result:
     """
     require(model, "text", TASK)
     result = Result(task=TASK, model=model.name)
+    left_out: list[str] = []
     for name, published in PAIRS.items():
         try:
             pairs = read_pairs(name, folder)
@@ -39,12 +40,16 @@ def measure_sts(model: MeasuredModel, folder: Path) -> Result:
             result.messages.append(error.message)
             continue
         result.counts[name] = {"pairs": len(pairs.gold)}
+        if pairs.unrated:
+            left_out.append(f"{name}: {pairs.unrated:,} pairs without a gold score are left out.")
         if len(pairs.gold) != published:
             result.messages.append(
                 f"{name}: {len(pairs.gold):,} pairs found, {published:,} published. The figure is not comparable."
             )
     if len(result.figures) == len(PAIRS):
         result.add_average()
+    # Said last, since such sets are as published, and so is their average: SemEval had a part of some years rated.
+    result.messages.extend(left_out)
     return result
 
 

@@ -1,9 +1,10 @@
 r"""The seven test sets of semantic textual similarity, from SentEval's folders or from plain tab-separated files.
 
 SentEval keeps STS/STS12-en-test/STS.input.<subset>.txt (two sentences a line) beside STS.gs.<subset>.txt (a score a
-line, empty where a pair was not rated), STS/STSBenchmark/sts-test.csv and SICK/SICK_test_annotated.txt. Plain files are
-<set>.<subset>.tsv or <set>.tsv: score, sentence, sentence; and the two last files under their own names. The layout is
-known by what the folder holds. No quotes are taken off: sentences hold unpaired ones.
+line), STS/STSBenchmark/sts-test.csv and SICK/SICK_test_annotated.txt. Plain files are <set>.<subset>.tsv or <set>.tsv:
+score, sentence, sentence; and the two last files under their own names. The layout is known by what the folder holds.
+No quotes are taken off: sentences hold unpaired ones. In every layout a pair whose score is blank was not rated: it is
+left out, and counted.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ BASES: Final = ("", "downstream", "data/downstream")
 WHERE: Final = "https://github.com/facebookresearch/SentEval (data/downstream/get_transfer_data.bash)"
 PLAIN: Final = "<score> TAB <sentence> TAB <sentence>"
 BENCHMARK: Final = "<genre> TAB <file> TAB <year> TAB <number> TAB <score> TAB <sentence> TAB <sentence>"
-SICK: Final = ("sentence_A", "sentence_B", "relatedness_score")
+HEADERS: Final = (("sentence_A", "sentence_B", "relatedness_score"), ("sentence1", "sentence2", "score"))
+"""SICK's names of columns, and GLUE's."""
 
 
 @dataclass
@@ -44,6 +46,8 @@ class Pairs:
     gold: list[float] = field(default_factory=list)
     first: list[str] = field(default_factory=list)
     second: list[str] = field(default_factory=list)
+    unrated: int = 0
+    """How many pairs were left out, since nobody rated them."""
 
     def add(self, score: str, first: str, second: str, path: Path, number: int) -> None:
         """Add a pair, whose score stands in line `number` of the file `path`.
@@ -66,39 +70,46 @@ def read_pairs(name: str, folder: Path) -> Pairs:
     """Return the pairs of the set `name`, one of `PAIRS`, from whichever layout lies in `folder`.
 
     Raises:
-        DataSetError: it is not there (the message says where to get it and the layout), incomplete or broken.
+        DataSetError: it is not there (the message says where to get it and the layout), incomplete or broken, or none
+            of its pairs is rated.
     """
     pairs = Pairs()
-    if name in SUBSETS:
-        for base in BASES:
-            for place in (folder / base / "STS" / f"{name}-en-test", folder / base / f"{name}-en-test"):
-                if place.is_dir():
-                    _add_year(name, place, pairs)
-                    return pairs
-    for path in _single_files(name, folder):
-        if path.is_file():
-            _add_file(path, pairs)
-            return pairs
-    if name in SUBSETS and any(path.is_file() for path in _plain_files(name, folder)):
+    _add_set(name, folder, pairs)
+    if not pairs.gold:
+        raise DataSetError(f"{name} in {folder}: none of its {pairs.unrated:,} pairs has a score.")
+    return pairs
+
+
+def _add_set(name: str, folder: Path, pairs: Pairs) -> None:
+    if place := next((place for place in _year_folders(name, folder) if place.is_dir()), None):
+        _add_year(name, place, pairs)
+    elif path := next((path for path in _single_files(name, folder) if path.is_file()), None):
+        _add_file(path, pairs)
+    elif any(path.is_file() for path in _plain_files(name, folder)):
         for path in _whole(name, folder, _plain_files(name, folder)):
             _add_file(path, pairs)
-        return pairs
-    raise DataSetError(f"{name} is not in {folder}: expected {_layout(name)}. Get it from {WHERE}.")
+    else:
+        raise DataSetError(f"{name} is not in {folder}: expected {_layout(name)}. Get it from {WHERE}.")
 
 
 def _add_year(name: str, place: Path, pairs: Pairs) -> None:
     """Add a year's subsets from SentEval's folder: STS.input.<subset>.txt and STS.gs.<subset>.txt, line by line."""
-    inputs = [place / f"STS.input.{subset}.txt" for subset in SUBSETS[name]]
-    scores = [place / f"STS.gs.{subset}.txt" for subset in SUBSETS[name]]
+    # SemEval itself calls the files of 2016 so.
+    before = f"STS20{name[3:]}" if any(place.glob(f"STS20{name[3:]}.input.*.txt")) else "STS"
+    inputs = [place / f"{before}.input.{subset}.txt" for subset in SUBSETS[name]]
+    scores = [place / f"{before}.gs.{subset}.txt" for subset in SUBSETS[name]]
     _whole(name, place, [*inputs, *scores])
     for path, gold in zip(inputs, scores, strict=True):
-        sentences, ratings = read_lines(path), read_lines(gold)
-        if len(sentences) != len(ratings):
+        sentences, ratings = read_rows(path), read_lines(gold)
+        # A blank line says that a pair was not rated, so only what lies beyond the pairs may be left off.
+        if len(ratings) < len(sentences) or any(rating.strip() for rating in ratings[len(sentences) :]):
             raise DataSetError(f"{gold} has {len(ratings):,} lines, {path.name} {len(sentences):,}; they must agree.")
-        for number, (line, rating) in enumerate(zip(sentences, ratings, strict=True), start=1):
-            if rating.strip():  # a pair that nobody rated is no part of the set
-                first, second, *_ = split_line(path, number, line, 2, "<sentence> TAB <sentence>", tabs=True)
-                pairs.add(rating, first, second, gold, number)
+        for number, (line, rating) in enumerate(zip(sentences, ratings, strict=False), start=1):
+            if not rating.strip():
+                pairs.unrated += bool(line.strip())  # blank in both files, it is no pair
+                continue
+            first, second, *_ = split_line(path, number, line, 2, "<sentence> TAB <sentence>", tabs=True)
+            pairs.add(rating, first, second, gold, number)
 
 
 def _add_file(path: Path, pairs: Pairs) -> None:
@@ -107,10 +118,12 @@ def _add_file(path: Path, pairs: Pairs) -> None:
     if not lines:
         raise DataSetError(f"{path} is empty, expected {PLAIN}.")
     header = lines[0].split("\t")
-    if (lacking := set(SICK) - set(header)) and len(lacking) < len(SICK):
-        raise DataSetError(f"{path}, line 1: found the columns {header}, expected {', '.join(sorted(lacking))} too.")
+    known = max(HEADERS, key=lambda names: len(set(names) & set(header)))
+    lacking = sorted(set(known) - set(header))
+    if len(lacking) == 1:
+        raise DataSetError(f"{path}, line 1: found the columns {header}, expected {lacking[0]} too.")
     if not lacking:
-        columns, expected, start = [header.index(name) for name in SICK], " TAB ".join(header), 2
+        columns, expected, start = [header.index(name) for name in known], " TAB ".join(header), 2
     elif len(header) >= 7:
         columns, expected, start = [5, 6, 4], BENCHMARK, 1
     else:
@@ -118,7 +131,17 @@ def _add_file(path: Path, pairs: Pairs) -> None:
     for number, line in enumerate(lines[start - 1 :], start=start):
         found = split_line(path, number, line, max(columns) + 1, expected, tabs=True)
         first, second, score = (found[column] for column in columns)
-        pairs.add(score, first, second, path, number)
+        if score.strip():
+            pairs.add(score, first, second, path, number)
+        else:
+            pairs.unrated += 1
+
+
+def _year_folders(name: str, folder: Path) -> Iterator[Path]:
+    """Yield where a year's subsets may lie in two files each."""
+    if name in SUBSETS:
+        for base in BASES:
+            yield from (folder / base / inner / f"{name}-en-test" for inner in ("STS", ""))
 
 
 def _single_files(name: str, folder: Path) -> Iterator[Path]:
@@ -132,7 +155,7 @@ def _single_files(name: str, folder: Path) -> Iterator[Path]:
 
 
 def _plain_files(name: str, folder: Path) -> list[Path]:
-    return [folder / f"{name}.{subset}.tsv" for subset in SUBSETS[name]]
+    return [folder / f"{name}.{subset}.tsv" for subset in SUBSETS.get(name, ())]
 
 
 def _whole(name: str, place: Path, files: list[Path]) -> list[Path]:
