@@ -19,7 +19,7 @@ import click
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks.comparison import INFONCE, PARTS, Outcome, write_comparison
+from benchmarks.comparison import INFONCE, PARTS, Outcome, check_folder, write_comparison
 from benchmarks.trainings import train_all
 from pipeline.extract import extract
 from stores import ExtractParameters, TrainParameters, load_parameters
@@ -56,6 +56,7 @@ def ablate(parameters: TrainParameters, store: Path, out: Path, seeds: Sequence[
     Raises:
         CusaError: a training cannot be run; the finished ones are kept.
     """
+    check_folder(out)
     losses = settings(parameters.loss)
     trials = {
         _place(setting, seed): replace(parameters, loss=loss, train=replace(parameters.train, seed=seed, compare=False))

@@ -22,7 +22,9 @@ from rich.progress import Progress
 from pipeline.first_seen import FirstSeen, first_seen
 from pipeline.shards import PlannedShard, Quarantined, Receipt, make_shard, read_receipt, shard_fault
 from pipeline.sources import BadRecord, Record, Rejected, Source
+from pipeline.sources.base import KnowsTruth
 from pipeline.tabulate import write_tables, write_truth
+from pipeline.unplanned import check_replaced_shard, check_truth, unplanned_shards
 from stores import Manifest, Shard, SourceError
 from stores.atomic import atomic_path
 from stores.digests import file_digest
@@ -73,7 +75,10 @@ def ingest(
 
     Raises:
         SourceError: a larger share than `data.max_bad_fraction` of the samples or captions is bad.
+        StoreError: a person's file lies where one of the store belongs.
     """
+    if not isinstance(source, KnowsTruth):
+        check_truth(before, layout)
     tally = _Tally(source, data.max_bad_fraction, layout)
     unfinished = not layout.manifest.exists()
     counts = [source.count(split) for split in source.splits]
@@ -89,6 +94,7 @@ def ingest(
             if fault is None and _worth_another_try(plan.name, layout, every=retry, unfinished=unfinished):
                 fault = "tried again: something was rejected"
             if fault:
+                check_replaced_shard(plan.name, before, layout)
                 withdraw_manifest(layout)
                 tally.made[f"shards/{plan.name}"] = fault
                 for done in make_shard(plan, fingerprint, layout, readers):
@@ -116,7 +122,10 @@ def _finish(source: Source, tally: _Tally, layout: Layout, before: Manifest | No
         raise SourceError("The source holds no records: there is nothing to extract.")
     tables = (layout.samples, layout.captions, layout.relevance, layout.caption_pairs)
     found = _digests(*tables, layout.quarantine)
-    _remove_unplanned(set(tally.names), layout)
+    if unplanned := unplanned_shards(set(tally.names), before, layout):
+        withdraw_manifest(layout)
+        for path in unplanned:
+            path.unlink()
     _write_quarantine(tally.names, layout)
     tally.check(final=True)
     shards = tuple(tally.shards)
@@ -253,12 +262,3 @@ def _write_quarantine(names: Sequence[str], layout: Layout) -> None:
     with atomic_path(layout.quarantine) as temporary, temporary.open("w", encoding="utf-8") as stream:
         entries = chain.from_iterable(read_receipt(layout.shard_receipt(name)).quarantined for name in names)
         stream.writelines(json.dumps(dump(entry, exclude_none=True), sort_keys=True) + "\n" for entry in entries)
-
-
-def _remove_unplanned(names: set[str], layout: Layout) -> None:
-    """Remove shards that the source, or the shard size, no longer gives; the manifest goes first."""
-    stale = [path for path in (layout.root / "shards").glob("*") if path.stem not in names]
-    if stale:
-        withdraw_manifest(layout)
-    for path in stale:
-        path.unlink()

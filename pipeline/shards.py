@@ -148,7 +148,6 @@ def make_shard(shard: PlannedShard, fingerprint: str, layout: Layout, readers: T
     quarantined: list[Quarantined] = []
     samples = captions = 0
     tar = layout.shard(shard.name)
-    layout.shard_receipt(shard.name).unlink(missing_ok=True)
     with atomic_path(tar) as temporary:
         # Closed before its stream is, even where the disk is full: it would complain of that for ever after.
         with temporary.open("wb") as stream, closing(_tar_writer(stream)) as writer:
@@ -168,8 +167,9 @@ def make_shard(shard: PlannedShard, fingerprint: str, layout: Layout, readers: T
             captions=captions,
             quarantined=tuple(quarantined),
         )
-    signed = replace(receipt, checksum=receipt.computed_checksum())
-    write_json(layout.shard_receipt(shard.name), _RECEIPT.dump_python(signed, mode="json"))
+        # Before its tar is there: a kill in between leaves a checksum that does not hold, and no tar of unknown origin.
+        signed = replace(receipt, checksum=receipt.computed_checksum())
+        write_json(layout.shard_receipt(shard.name), _RECEIPT.dump_python(signed, mode="json"))
 
 
 def _tar_writer(stream: IO[bytes]) -> webdataset.TarWriter:

@@ -10,6 +10,8 @@ import matplotlib
 from rich.table import Table
 
 from stores import TrainingError
+from stores.atomic import atomic_path
+from stores.ownership import SOFTWARE
 from train.epoch import Epoch
 
 matplotlib.use("Agg")
@@ -66,7 +68,6 @@ def flat_figures(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 def draw_curves(histories: dict[str, list[Epoch]], folder: Path) -> None:
     """Draw what was learned (RSUM, losses, temperatures) and how it went (rate, speed, wait) to `folder`/curves.png."""
-    folder.mkdir(parents=True, exist_ok=True)
     figure, axes = pyplot.subplots(2, 3, figsize=(15, 6.6), layout="constrained", height_ratios=(3, 2))
     styles = ("--", "-") if len(histories) == 2 else ("-",)
     for (title, history), style in zip(histories.items(), styles, strict=True):
@@ -96,5 +97,6 @@ def draw_curves(histories: dict[str, list[Epoch]], folder: Path) -> None:
     for axis in axes[1, 1:]:
         axis.update_datalim([(1, 0)])  # from zero on
         axis.autoscale_view()
-    figure.savefig(folder / "curves.png", dpi=110)
+    with atomic_path(folder / "curves.png") as temporary:
+        figure.savefig(temporary, dpi=110, format="png", metadata=SOFTWARE)
     pyplot.close(figure)
