@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from stores import Store, TrainParameters, load_parameters
 from stores.commands import resumable
+from stores.console import output
+from stores.streams import Command
 
 
-@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--params", type=click.Path(path_type=Path), help="Parameters file; without it, ./params.yaml.")
 @click.option(
     "--store", type=click.Path(path_type=Path), default=Path("artifacts/store"), help="The store to train from."
@@ -23,7 +24,7 @@ from stores.commands import resumable
 @click.option("--image-teacher", help="family:name  [teachers.image]")
 @click.option("--text-teacher", help="family:name  [teachers.text]")
 @click.option("-S", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override any parameter.")
-@click.option("--overwrite", is_flag=True, help="Delete another run in the same folder, and train anew.")
+@click.option("--overwrite", is_flag=True, help="Remove another run's files from the folder, and train anew.")
 @click.option("--show", is_flag=True, help="Print the results of the finished run again, and nothing more.")
 def main(
     params: Path | None,
@@ -57,7 +58,7 @@ def main(
         )
         if not PartialState().is_main_process:
             return
-        Console().print(report.result_table(metrics, run))
+        output().print(report.result_table(metrics, run))
         if (run / "report.html").exists():
             click.echo(f"Report: {run / 'report.html'}")
         click.echo(f"Plots: {run / 'plots' / 'curves.png'}, {run / 'dvclive' / 'plots'} (dvc plots show)")

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from stores import TrainingError
 from stores.atomic import atomic_path
+from stores.console import Listing
 from stores.ownership import SOFTWARE
 from train.epoch import Epoch
 
@@ -39,7 +40,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 def result_table(metrics: dict[str, Any], folder: Path) -> Table:
     """Return the test figures, a column a training, and what the soft labels change."""
-    table = Table(title=f"test split · run {folder}", title_justify="left")
+    table = Listing(title=f"test split · run {folder}", title_justify="left")
     table.add_column("metric")
     for title in metrics:
         table.add_column(title, justify="right")

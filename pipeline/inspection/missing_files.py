@@ -58,7 +58,7 @@ def _others(folder: Path) -> list[str]:
 
 def _is_list(path: Path) -> bool:
     try:
-        return pq.read_schema(path).names == [*LISTED.names, _RELEVANT.name]
+        return bool(pq.read_schema(path).names == [*LISTED.names, _RELEVANT.name])
     except (OSError, pa.ArrowInvalid):
         return False
 
