@@ -49,9 +49,8 @@ def claim(folder: Path, wanted: dict[str, Any], overwrite: bool) -> None:
         _check_record(folder)
         if names := in_the_way(folder, kinds):
             raise TrainingError(
-                f"{folder} holds what cusa-train would write over and did not write so: {', '.join(names)}. "
-                f"Move that elsewhere (or delete it, if an older cusa-train made it), or choose another folder with "
-                f"--run."
+                f"{folder} holds files where cusa-train writes its own, and not as it wrote them: {', '.join(names)}. "
+                f"Move them elsewhere (or delete them, if an older cusa-train made them), or choose another --run."
             )
         _make_room(folder, kinds, _differences(json_object(folder / "run.json"), wanted), overwrite)
     remove_leftovers(folder, kinds)
