@@ -121,7 +121,7 @@ def test_a_table_stands_upright_where_a_word_would_be_cut() -> None:
     table.add_row("[b]one[/]", "a-word-of-twenty-five-char")
     wide, narrow = io.StringIO(), io.StringIO()
     Console(file=wide, width=60).print(table)
-    Console(file=narrow, width=37).print(table)
+    Console(file=narrow, width=36).print(table)
     assert "│ one  │ a-word" in wide.getvalue()
     lines = [line.rstrip() for line in narrow.getvalue().splitlines()]
     assert lines == ["things", "name: one", "  value: a-word-of-twenty-five-char"]
