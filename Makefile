@@ -30,8 +30,9 @@ lint: .venv/ready-lint
 bench: .venv/ready-$(FAISS)
 	python -m benchmarks
 
+# What was made of data (artifacts, dvc_plots) is a person's to delete.
 clean:
-	rm -rf .venv artifacts dvc_plots
+	rm -rf .venv
 
 .venv/ready-%: pyproject.toml constraints.txt | .venv/bin/python
 	PYTHONWARNINGS=ignore python -m pip install --quiet --constraint constraints.txt --editable ".[$(FAISS),$*]"

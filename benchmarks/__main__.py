@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks import commands, extraction, gather, index, large_batch, ranking, step, texts
 from benchmarks.measure import Result
 from stores.atomic import write_json
+from stores.console import Listing, output
+from stores.ownership import holds, in_the_way
+from stores.streams import unfailing_streams
 
 REPORT = Path("artifacts/benchmarks.json")
 
 
 def main() -> None:
     """Measure, print, write; a bound that is missed is shown, not hidden."""
+    if in_the_way(REPORT.parent, {re.escape(REPORT.name): holds("machine", "results")}):
+        sys.exit(f"{REPORT} is not as make bench wrote it, and is not overwritten. Move it elsewhere.")
     measured: list[Result | None] = [*commands.benchmark()]
     measured += [gather.benchmark(1), gather.benchmark(100), extraction.benchmark()]
     measured += [texts.benchmark(repeated=True), texts.benchmark(repeated=False), index.benchmark()]
@@ -26,13 +31,13 @@ def main() -> None:
     results = [result for result in measured if result is not None]
     machine = {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     machine["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    table = Table(title=f"benchmarks · {machine['device']}, {machine['cpus']} cores", title_justify="left")
+    table = Listing(title=f"benchmarks · {machine['device']}, {machine['cpus']} cores", title_justify="left")
     for column in ("benchmark", "ours", "yardstick", "ratio", "bound", "kept"):
         table.add_column(column, justify="left" if column == "benchmark" else "right")
     for result in results:
         figures = (f"{value:,.3g} {result.unit}" for value in (result.ours, result.yardstick))
         table.add_row(result.name, *figures, f"{result.ratio:.3f}", result.bound, "yes" if result.kept else "NO")
-    Console(width=140).print(table)
+    output().print(table)
     if len(results) < len(measured):
         print(f"Left out: extraction and the step need the pictures and captions in {extraction.PICTURES.parent}.")
     write_json(REPORT, {"machine": machine, "results": [asdict(result) for result in results]})
@@ -40,4 +45,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with unfailing_streams():
+        main()

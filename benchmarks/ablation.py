@@ -8,7 +8,6 @@ parameters, such as benchmarks/coco-mini.yaml.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,24 +15,23 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks.comparison import INFONCE, PARTS, Outcome, write_comparison
+from benchmarks.comparison import INFONCE, PARTS, Outcome, check_folder, write_comparison
 from benchmarks.trainings import train_all
 from pipeline.extract import extract
 from stores import ExtractParameters, TrainParameters, load_parameters
 from stores.commands import resumable
+from stores.console import output
 from stores.parameters import Loss
+from stores.streams import Command
 
-WIDTH: Final = 160
-"""Columns where there is no terminal to ask."""
 SEEDS: Final = (0, 1, 2)
 PAPER: Final = Loss(alpha=0.1, beta=0.5, teacher_temperature=1.0)
 """CUSA's settings for CLIP (arXiv 2403.05261)."""
 
 
-@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--params", type=click.Path(path_type=Path), help="Parameters file; without it, ./params.yaml.")
 @click.option("--store", type=click.Path(path_type=Path), default=Path("artifacts/store"), help="Made where missing.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("artifacts/ablation"), help="What is written.")
@@ -44,7 +42,7 @@ def main(params: Path | None, store: Path, out: Path) -> None:
     with resumable():
         extract(load_parameters(ExtractParameters, params), store)
         tables = ablate(parameters, store, out)
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(Markdown(tables.read_text()))
+    output().print(Markdown(tables.read_text()))
     click.echo(
         f"{(time.monotonic() - began) / 60:.1f} minutes. Tables, figures and plot: {out}/ablation.{{md,csv,png}}"
     )
@@ -56,6 +54,7 @@ def ablate(parameters: TrainParameters, store: Path, out: Path, seeds: Sequence[
     Raises:
         CusaError: a training cannot be run; the finished ones are kept.
     """
+    check_folder(out)
     losses = settings(parameters.loss)
     trials = {
         _place(setting, seed): replace(parameters, loss=loss, train=replace(parameters.train, seed=seed, compare=False))

@@ -13,7 +13,9 @@ from typing import Final, NamedTuple
 import matplotlib
 from scipy import stats
 
+from stores import TrainingError
 from stores.atomic import atomic_path, write_text
+from stores.ownership import SOFTWARE, Kinds, in_the_way, is_our_drawing, is_signed, write_signed
 from stores.parameters import Loss
 from train.evaluation.paper import ABLATION
 
@@ -70,12 +72,32 @@ def differences(outcomes: Sequence[Outcome], setting: tuple[str, str], figure: s
     return [one.figures[figure] - alone[one.seed] for one in outcomes if one.setting == setting]
 
 
+def check_folder(folder: Path) -> None:
+    """See, before the trainings, that the comparison can be written to `folder`.
+
+    Raises:
+        TrainingError: something that is not as `write_comparison` wrote it lies in its place.
+    """
+    if others := in_the_way(folder, _KINDS):
+        raise TrainingError(
+            f"{folder} holds what is not as this command wrote it: {', '.join(others)}. Move it elsewhere, or choose "
+            f"another --out."
+        )
+
+
+def _is_table(path: Path) -> bool:
+    return path.read_bytes().startswith(b"settings,parts,tau_p,alpha,beta,seed,")
+
+
+_KINDS: Final[Kinds] = {r"ablation\.md": is_signed, r"ablation\.csv": _is_table, r"ablation\.png": is_our_drawing}
+
+
 def write_comparison(outcomes: Sequence[Outcome], folder: Path) -> Path:
     """Write ablation.csv, ablation.png and ablation.md to `folder`; return the last one's path."""
     _write_csv(outcomes, folder / "ablation.csv")
     _draw(outcomes, folder / "ablation.png")
     tables = folder / "ablation.md"
-    write_text(tables, f"{_means(outcomes)}\n\n{_paired(outcomes)}\n")
+    write_signed(tables, f"{_means(outcomes)}\n\n{_paired(outcomes)}\n")
     return tables
 
 
@@ -187,7 +209,6 @@ def _draw(outcomes: Sequence[Outcome], path: Path) -> None:
         ),
     ]
     figure.legend(handles=marks, loc="outside lower center", ncols=3, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+        figure.savefig(temporary, format="png", dpi=110, metadata=SOFTWARE)
     pyplot.close(figure)

@@ -6,13 +6,14 @@ import re
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from stores import ExtractParameters, ParameterError, load_parameters
 from stores.commands import resumable
+from stores.console import output
+from stores.streams import Command
 
 
-@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--params", type=click.Path(path_type=Path), help="Parameters file; without it, ./params.yaml.")
 @click.option(
     "--store", type=click.Path(path_type=Path), default=Path("artifacts/store"), help="Where the store is made."
@@ -59,7 +60,7 @@ def main(
         from pipeline.extract import extract
         from pipeline.summary import summary
 
-        Console().print(summary(extract(parameters, store, retry=retry), store))
+        output().print(summary(extract(parameters, store, retry=retry), store))
 
 
 def _source(given: tuple[str, ...]) -> str | dict[str, str] | None:

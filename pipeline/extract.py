@@ -20,11 +20,12 @@ from pipeline.indices import check_index_kind, ensure_index
 from pipeline.ingest import Ingested, ingest
 from pipeline.sources import open_source
 from pipeline.teachers import TeacherSpec
+from pipeline.unplanned import STORE_KINDS, check_replaced_parts, unplanned_indices, unplanned_parts
 from stores import ExtractParameters, Features, Manifest, Shard, StoreError, TeacherError
-from stores.atomic import remove_leftovers, write_text
+from stores.atomic import write_text
 from stores.console import console, progress_bar
 from stores.digests import file_digest, value_digest
-from stores.features import PartOrigin, part_fault
+from stores.features import PartOrigin, is_part, part_fault
 from stores.layout import Layout
 from stores.lock import write_lock
 from stores.manifest import (
@@ -36,6 +37,7 @@ from stores.manifest import (
     read_manifest,
     write_manifest,
 )
+from stores.ownership import leftovers, remove_leftovers
 from stores.parameters import Extract, as_dict
 
 _MARK: Final = "A store of cusa. Its manifest.json says what is in it.\n"
@@ -72,7 +74,7 @@ def extract(parameters: ExtractParameters, store: Path, *, retry: bool = False) 
         made |= _claim(layout)
         stack.enter_context(write_lock(layout))
         progress = stack.enter_context(progress_bar())
-        remove_leftovers(layout.root)
+        remove_leftovers(layout.root, STORE_KINDS)
         finished, before = layout.manifest.exists(), _previous(layout)
         _check_folders(engines, before)
         ingested = ingest(source, parameters.data, settings.shard_size, layout, progress, before=before, retry=retry)
@@ -83,7 +85,9 @@ def extract(parameters: ExtractParameters, store: Path, *, retry: bool = False) 
         made |= kept.made
         for engine in engines:
             slug = engine.card.slug
-            teachers[slug], done, new = _ensure_features(engine, ingested.shards, layout, settings, progress)
+            new_here = before is None or slug not in before.teachers
+            teachers[slug], done, new = _ensure_features(engine, ingested.shards, layout, settings, progress, new_here)
+            _remove_unplanned_indices(slug, ingested.shards, before, layout)
             indices[slug], built = _ensure_indices(slug, teachers[slug], ingested.shards, layout, settings, progress)
             made |= done | built
             rows += new
@@ -147,11 +151,10 @@ def _claim(layout: Layout) -> dict[str, str]:
     root, mark = layout.root, layout.mark
     try:
         root.mkdir(parents=True, exist_ok=True)
-        if mark.is_file() and mark.read_bytes() == _MARK.encode():
+        if mark.is_file() and mark.read_bytes().startswith(_MARK.encode()):  # a person's words may follow
             return {}
         fault = "damaged" if mark.is_file() else "missing"
-        foreign = [path for path in root.iterdir() if not path.name.startswith(f"{mark.name}.tmp-")]
-        if foreign and not _has_our_manifest(layout):
+        if set(root.iterdir()) - set(leftovers(root, STORE_KINDS)) and not _has_our_manifest(layout):
             raise StoreError(f"{root} is not empty and no store of ours. Choose another place with --store.")
         write_text(mark, _MARK)
     except OSError as error:
@@ -202,10 +205,15 @@ def _kept_teachers(
         faults = _part_faults(slug, entry.fingerprint, entry.modality, entry.dim, shards, layout)
         if not faults:
             kept.teachers[slug] = entry
+            _remove_unplanned_indices(slug, shards, before, layout)
             kept.indices[slug], made = _ensure_indices(slug, entry, shards, layout, settings, progress)
             kept.made.update(made)
             continue
         _withdraw(slug, layout)
+        for path in (layout.features(slug, name) for name in faults):
+            # What is damaged serves no later run; it is known to be ours only as long as the manifest names it.
+            if not is_part(path):
+                path.unlink(missing_ok=True)
         console.print(
             f"[yellow]Set aside:[/] of the features of {slug}, {len(faults):,} of {len(shards):,} parts must be made "
             f"again ({next(iter(faults.values()))}). Extract with {entry.spec} to have it back; the others are kept."
@@ -226,13 +234,15 @@ def _part_faults(
 
 
 def _ensure_features(
-    engine: Engine, shards: tuple[Shard, ...], layout: Layout, settings: Extract, progress: Progress
+    engine: Engine, shards: tuple[Shard, ...], layout: Layout, settings: Extract, progress: Progress, new_here: bool
 ) -> tuple[TeacherFeatures, dict[str, str], int]:
     """Make the parts that are missing, stale or damaged; return the entry, what was made and why, and its rows."""
     teacher = engine.card
     faults = _part_faults(teacher.slug, teacher.fingerprint, teacher.modality, teacher.dim, shards, layout)
+    if new_here:
+        check_replaced_parts(teacher.slug, faults, layout)
     names = {shard.name for shard in shards}
-    unplanned = [path for path in layout.features(teacher.slug, "").parent.glob("*.h5") if path.stem not in names]
+    unplanned = unplanned_parts(teacher.slug, names, layout)
     if faults or unplanned:
         _withdraw(teacher.slug, layout)
     for path in (*unplanned, *(layout.features(teacher.slug, name) for name in faults)):
@@ -264,6 +274,12 @@ def _withdraw(slug: str, layout: Layout) -> None:
     write_manifest(replace(before, teachers=teachers, indices=indices), layout)
 
 
+def _remove_unplanned_indices(slug: str, shards: tuple[Shard, ...], before: Manifest | None, layout: Layout) -> None:
+    recorded = before.indices.get(slug, {}) if before else {}
+    for path in unplanned_indices(slug, {shard.split for shard in shards}, recorded, layout):
+        path.unlink(missing_ok=True)
+
+
 def _ensure_indices(
     slug: str,
     entry: TeacherFeatures,
@@ -273,10 +289,6 @@ def _ensure_indices(
     progress: Progress,
 ) -> tuple[dict[str, str], dict[str, str]]:
     features = Features(layout, slug, shards, entry)
-    splits = {shard.split for shard in shards}
-    for path in layout.index(slug, "").parent.glob("*"):
-        if path.stem not in splits:
-            path.unlink()
     digests, made = {}, {}
     for split in dict.fromkeys(shard.split for shard in shards):
         of_split = tuple(shard for shard in shards if shard.split == split)

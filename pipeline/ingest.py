@@ -23,8 +23,10 @@ from pipeline.pictures import shared_pictures
 from pipeline.receipts import read_receipt
 from pipeline.shards import PlannedShard, make_shard, shard_fault
 from pipeline.sources import BadRecord, Record, Rejected, Source
+from pipeline.sources.base import KnowsTruth
 from pipeline.tabulate import write_tables, write_truth
 from pipeline.tally import Tally, write_quarantine
+from pipeline.unplanned import check_replaced_shard, check_truth, unplanned_shards
 from stores import Manifest, Shard, SourceError
 from stores.digests import file_digest
 from stores.layout import SAFE_NAME, Layout, shard_name
@@ -80,7 +82,10 @@ def ingest(
 
     Raises:
         SourceError: a larger share than `data.max_bad_fraction` of the samples or captions is bad.
+        StoreError: a person's file lies where one of the store belongs.
     """
+    if not isinstance(source, KnowsTruth):
+        check_truth(before, layout)
     unfinished = not layout.manifest.exists()
     with (
         first_seen(layout.root) as seen,
@@ -95,6 +100,7 @@ def ingest(
             if fault is None and _worth_another_try(plan.name, layout, every=retry, unfinished=unfinished):
                 fault = "tried again: something was rejected"
             if fault:
+                check_replaced_shard(plan.name, before, layout)
                 withdraw_manifest(layout)
                 tally.made[f"shards/{plan.name}"] = fault
                 for done in make_shard(plan, fingerprint, layout, readers):
@@ -123,7 +129,10 @@ def _finish(source: Source, once: Source, tally: Tally, layout: Layout, before: 
         raise SourceError("The source holds no records: there is nothing to extract.")
     tables = (layout.samples, layout.captions, layout.relevance, layout.caption_pairs)
     found = _digests(*tables, layout.quarantine)
-    _remove_unplanned(set(tally.names), layout)
+    if unplanned := unplanned_shards(set(tally.names), before, layout):
+        withdraw_manifest(layout)
+        for path in unplanned:
+            path.unlink()
     write_quarantine(tally.names, layout)
     tally.check(final=True)
     shards = tuple(tally.shards)
@@ -194,12 +203,3 @@ def _once(
 def _duplicate(record: Record) -> BadRecord:
     rejected = Rejected("duplicate-id", f"{record.source_id} came before; the first is kept")
     return BadRecord(source_id=record.source_id, rejected=rejected, captions=len(record.captions))
-
-
-def _remove_unplanned(names: set[str], layout: Layout) -> None:
-    """Remove shards that the source, or the shard size, no longer gives; the manifest goes first."""
-    stale = [path for path in (layout.root / "shards").glob("*") if path.stem not in names]
-    if stale:
-        withdraw_manifest(layout)
-    for path in stale:
-        path.unlink()

@@ -109,7 +109,6 @@ def make_shard(shard: PlannedShard, fingerprint: str, layout: Layout, readers: T
     quarantined: list[Quarantined] = []
     samples = captions = 0
     tar = layout.shard(shard.name)
-    layout.shard_receipt(shard.name).unlink(missing_ok=True)
     with atomic_path(tar) as temporary:
         # Closed before its stream is, even where the disk is full: it would complain of that for ever after.
         with temporary.open("wb") as stream, closing(_tar_writer(stream)) as writer:
@@ -129,7 +128,8 @@ def make_shard(shard: PlannedShard, fingerprint: str, layout: Layout, readers: T
             captions=captions,
             quarantined=tuple(quarantined),
         )
-    write_receipt(receipt, layout.shard_receipt(shard.name))
+        # Before its tar is there: a kill in between leaves a checksum that does not hold, and no tar of unknown origin.
+        write_receipt(receipt, layout.shard_receipt(shard.name))
 
 
 def _tar_writer(stream: IO[bytes]) -> webdataset.TarWriter:

@@ -9,12 +9,13 @@ from rich.table import Table
 from pipeline.extract import Extracted
 from pipeline.ingest import Ingested
 from pipeline.pictures import shared_lines
+from stores.console import Listing
 
 
 def summary(extracted: Extracted, store: Path) -> Table:
     """Return the closing table: what is in the store, what was left out and why, what was made, how fast."""
     manifest, rejected, examples = extracted.manifest, extracted.ingested.rejected, extracted.ingested.examples
-    table = Table(title=f"store {store}", show_header=False, title_justify="left")
+    table = Listing(title=f"store {store}", show_header=False, title_justify="left")
     for split in manifest.splits:
         of_split = [shard for shard in manifest.shards if shard.split == split]
         samples, captions = sum(s.samples for s in of_split), sum(s.captions for s in of_split)

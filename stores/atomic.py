@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all.
+"""Files that appear whole or not at all, with the access that the umask gives.
 
 Each is written beside its target under a temporary name, synced, renamed, and its folder synced.
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-_TEMPORARY = re.compile(r"\.tmp-\d+$")
+TEMPORARY: Final = re.compile(r"\.tmp-[1-9]\d{0,6}$")
+"""How a temporary file's name ends: a process number, of at most seven digits (a date has eight)."""
 
 
 @contextmanager
@@ -22,7 +24,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
+        # Some writers (safetensors) make a file of their own, for the owner alone.
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:
+            temporary.chmod(mode)
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
@@ -39,14 +46,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def remove_leftovers(folder: Path) -> int:
-    """Remove the temporary files that a killed run left anywhere below `folder`; return how many there were."""
-    leftovers = [path for path in folder.rglob("*.tmp-*") if _TEMPORARY.search(path.name)]
-    for path in leftovers:
-        path.unlink()
-    return len(leftovers)
 
 
 def _sync(path: Path) -> None:

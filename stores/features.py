@@ -27,6 +27,7 @@ from stores.atomic import atomic_path
 from stores.errors import StoreError
 from stores.layout import Layout
 from stores.manifest import Shard, TeacherFeatures
+from stores.ownership import is_plain
 
 PART_FORMAT: Final = 2
 _DIGEST_BYTES: Final = 32
@@ -101,6 +102,14 @@ def read_part(path: Path, rows: int, dim: int, origin: PartOrigin) -> tuple[NDAr
             return held
     except (OSError, KeyError, RuntimeError, ValueError):
         raise PartFault("damaged: not readable as HDF5") from None
+
+
+def is_part(path: Path) -> bool:
+    """Tell whether a file is a part as `write_part` wrote it, of whatever origin."""
+    if not is_plain(path):
+        return False
+    data = path.read_bytes()
+    return hashlib.sha256(memoryview(data)[:-_DIGEST_BYTES]).digest() == data[-_DIGEST_BYTES:]
 
 
 def part_batch_size(path: Path) -> int:

@@ -26,6 +26,10 @@ def teacher_slug(spec: str, modality: Literal["image", "text"]) -> str:
     return slug
 
 
+SHARD: Final = r"(?P<split>[A-Za-z0-9][A-Za-z0-9_.-]*)-\d{6,}"
+"""What the names look like that `shard_name` gives."""
+
+
 def shard_name(split: str, number: int) -> str:
     """Return the name of a split's shard, such as `train-000000`."""
     return f"{split}-{number:06d}"

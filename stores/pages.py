@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jinja2
 
-from stores.atomic import write_text
+from stores.ownership import write_signed
 
 
 def write_html(path: Path, template: Path, **values: object) -> None:
@@ -25,5 +25,5 @@ def write_html(path: Path, template: Path, **values: object) -> None:
         lstrip_blocks=True,
     )
     page = environment.get_template(template.name).render(**values)
-    # Half of a surrogate pair or a NUL is nothing that a page can hold.
-    write_text(path, page.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}"))
+    # A NUL is nothing that a page can hold.
+    write_signed(path, page.replace("\0", "\N{REPLACEMENT CHARACTER}"))

@@ -212,13 +212,13 @@ def test_a_damaged_manifest_is_damage(copy: Path) -> None:
 def test_files_that_nobody_names_are_a_remark(copy: Path) -> None:
     (copy / "notes.txt").touch()
     (copy / "shards" / "train-000009.tar").touch()
-    (copy / "features" / "hog-color" / "x.h5.tmp-12").touch()
+    (copy / "features" / "hog-color" / "test-000000.h5.tmp-12").touch()
     result = run("verify", copy)
     assert result.exit_code == 0
     shown = words(result)
     assert "notes.txt belongs to nothing" in shown
     assert "shards/train-000009.tar belongs to nothing" in shown
-    assert "x.h5.tmp-12 was left by a run that was stopped" in shown
+    assert "test-000000.h5.tmp-12 was left by a run that was stopped" in shown
     assert shown.count("Remark") == 3
 
 

@@ -16,7 +16,7 @@ import pipeline
 import stores
 import train
 from stores import Features, Shard, Store, StoreError
-from stores.atomic import atomic_path, remove_leftovers
+from stores.atomic import atomic_path
 from stores.features import PartOrigin, part_fault, write_part
 from stores.index import Index
 from stores.layout import Layout, teacher_slug
@@ -69,14 +69,6 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
         raise RuntimeError("stop")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_leftovers_of_a_killed_run_are_removed_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "inner").mkdir()
-    (tmp_path / "inner" / "a.h5.tmp-123").touch()
-    (tmp_path / "notes.tmp-draft").touch()
-    assert remove_leftovers(tmp_path) == 1
-    assert (tmp_path / "notes.tmp-draft").exists()
 
 
 def test_slugs_are_safe_folder_names() -> None:

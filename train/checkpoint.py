@@ -17,6 +17,8 @@ from stores.errors import TrainingError
 
 CHECKPOINT_FORMAT: Final = 3
 _RECORD: Final = "cusa"
+_SOFTWARE: Final = {"software": "cusa"}
+"""In the header of every file of tensors that we write."""
 
 
 def save_checkpoint(
@@ -40,12 +42,22 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, s
     copied = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
         try:
-            save_file(copied, temporary, header)
+            save_file(copied, temporary, {**header, **_SOFTWARE})
         except SafetensorError as error:  # which is no OSError, even of a full disk
             raise TrainingError(
                 f"{path} could not be written: {error}. What is finished is kept; mend this and run the same command "
                 f"again."
             ) from None
+
+
+def is_our_tensors(path: Path) -> bool:
+    """Tell whether a file of tensors is one that we wrote, by its header."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except (SafetensorError, OSError):
+        return False
+    return _RECORD in header or _SOFTWARE.items() <= header.items()
 
 
 def read_record(path: Path) -> dict[str, Any]:

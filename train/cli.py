@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from stores import Store, TrainParameters, load_parameters
 from stores.commands import resumable
+from stores.console import output
+from stores.streams import Command
 from train.report import read_metrics, result_table
 
 
-@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--params", type=click.Path(path_type=Path), help="Parameters file; without it, ./params.yaml.")
 @click.option(
     "--store", type=click.Path(path_type=Path), default=Path("artifacts/store"), help="The store to train from."
@@ -25,7 +26,7 @@ from train.report import read_metrics, result_table
 @click.option("--image-teacher", help="family:name  [teachers.image]")
 @click.option("--text-teacher", help="family:name  [teachers.text]")
 @click.option("-S", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override any parameter.")
-@click.option("--overwrite", is_flag=True, help="Delete another run in the same folder, and train anew.")
+@click.option("--overwrite", is_flag=True, help="Remove another run's files from the folder, and train anew.")
 @click.option("--show", is_flag=True, help="Print the results of the finished run again, and nothing more.")
 def main(
     params: Path | None,
@@ -60,7 +61,7 @@ def main(
 
 
 def _show(metrics: dict[str, Any], run: Path) -> None:
-    Console().print(result_table(metrics, run))
+    output().print(result_table(metrics, run))
     if (run / "report.html").exists():
         click.echo(f"Report: {run / 'report.html'}")
     click.echo(f"Plots: {run / 'plots' / 'curves.png'}, {run / 'dvclive' / 'plots'} (dvc plots show)")

@@ -10,14 +10,31 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from dvclive import Live
 from scmrepo.exceptions import SCMError
 
 from stores import ParameterError, TrainingError
+from stores.ownership import Kinds, is_plain, remove_ours
 from train.epoch import Epoch
 from train.live import Look
+
+
+def _is_curve(path: Path) -> bool:
+    with path.open("rb") as stream:
+        first = stream.readline()
+    return not first or first.startswith(b"step\t")  # empty: killed before it was written
+
+
+_DVCLIVE: Final = {
+    r"dvclive/metrics\.json": is_plain,  # which a kill may cut off
+    **{rf"dvclive/plots/metrics/{group}\w+\.tsv": _is_curve for group in ("", "loss/", "temperature/", "validation/")},
+}
+CURVES: Final[Kinds] = _DVCLIVE | {
+    rf"tensorboard/{writer}/events\.out\.tfevents\..+": is_plain for writer in ("steps", "epochs")
+}
+"""The files of a training's curves in its folder."""
 
 
 class Curves:
@@ -50,7 +67,7 @@ class Curves:
         if tensorboard:
             kept = len(history) * steps_per_epoch + first_step
             self._tensorboard = self._writer(folder, "steps", kept + 1), self._writer(folder, "epochs", 0)
-        self._dvclive = self._open.enter_context(_live(folder / "dvclive"))
+        self._dvclive = self._open.enter_context(_live(folder))
         for figures in history:
             self.epoch(figures)
 
@@ -109,8 +126,14 @@ def event_writer() -> Any:
 
 
 def _live(folder: Path) -> Live:
+    """Open the training's `dvclive` folder, emptied of what was logged before.
+
+    By itself Live would empty it of all that it could have logged, and so of a person's plots; resumed, it removes
+    nothing, and begins at step 0 where no metrics.json is.
+    """
+    remove_ours(folder, _DVCLIVE)
     try:
-        return Live(str(folder), report=None, save_dvc_exp=False, dvcyaml=None)
+        return Live(str(folder / "dvclive"), report=None, save_dvc_exp=False, dvcyaml=None, resume=True)
     except SCMError as error:
         raise TrainingError(
             f"dvclive cannot work in this git repository: {error}. Make a first commit, or train outside of it."

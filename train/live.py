@@ -24,6 +24,8 @@ from train.epoch import Epoch
 WAIT_MARKED: Final = 0.2
 """From this share of the time on, waiting for input is worth a word."""
 _HINT: Final = "The model waits for its input: raise train.workers, or train.cache_gib."
+_ABREAST: Final = 78
+"""Columns from which on losses, temperatures and speed stand side by side."""
 _UNKNOWN: Final = "–"
 
 
@@ -112,13 +114,15 @@ class LiveView:
         look = self._look
         if look is None:
             return self._bar
+        groups = (_losses(look.loss, self._before), _temperatures(look), _speed(look, self._best))
+        hint = [Text(_HINT, style="yellow", no_wrap=True, overflow="ellipsis")] if look.wait > WAIT_MARKED else []
+        if console.width < _ABREAST:
+            return Group(self._bar, *groups, *hint)
         figures = Table.grid(padding=(0, 3), expand=True)
         for width in (28, 20, 24):  # what they need at most; in a wider terminal they spread alike
             figures.add_column(ratio=width)
-        figures.add_row(_losses(look.loss, self._before), _temperatures(look), _speed(look, self._best))
-        if look.wait > WAIT_MARKED:
-            return Group(self._bar, figures, Text(_HINT, style="yellow", no_wrap=True, overflow="ellipsis"))
-        return Group(self._bar, figures)
+        figures.add_row(*groups)
+        return Group(self._bar, figures, *hint)
 
 
 def _losses(loss: dict[str, float], before: dict[str, float]) -> Table:

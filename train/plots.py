@@ -7,6 +7,8 @@ from typing import Final
 
 import matplotlib
 
+from stores.atomic import atomic_path
+from stores.ownership import SOFTWARE
 from train.epoch import Epoch
 
 matplotlib.use("Agg")
@@ -51,5 +53,6 @@ def draw_curves(histories: dict[str, list[Epoch]], folder: Path) -> None:
     for axis in axes[1, 1:]:
         axis.update_datalim([(1, 0)])  # from zero on
         axis.autoscale_view()
-    figure.savefig(folder / "curves.png", dpi=110)
+    with atomic_path(folder / "curves.png") as temporary:
+        figure.savefig(temporary, dpi=110, format="png", metadata=SOFTWARE)
     pyplot.close(figure)

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from stores import TrainingError
+from stores.console import Listing
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 def result_table(metrics: dict[str, Any], folder: Path) -> Table:
     """Return the test figures, a column a training, and what the soft labels change."""
-    table = Table(title=f"test split · run {folder}", title_justify="left")
+    table = Listing(title=f"test split · run {folder}", title_justify="left")
     table.add_column("metric")
     for title in metrics:
         table.add_column(title, justify="right")

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache
 
 from stores import Store, TrainingError, TrainParameters
-from stores.atomic import remove_leftovers, write_json
+from stores.atomic import write_json
 from stores.console import console
 from stores.digests import file_digest, value_digest
 from stores.layout import teacher_slug
 from stores.lock import lock_held
 from stores.parameters import Loss, as_dict
 from train.checkpoint import load_checkpoint
+from train.claim import claim
 from train.curves import event_writer
 from train.embed import SplitEmbeddings, embed_split
 from train.environment import record_start
@@ -33,11 +32,6 @@ from train.processes import Processes, make_accelerator
 from train.run_folder import PLAIN, SOFT, Facts, describe
 from train.stops import Stop, stopping
 from train.trainer import Training
-
-NO_EFFECT: Final = tuple(
-    f"train.{name}" for name in ("workers", "cache_gib", "device_table_gib", "save_every", "keep_every", "tensorboard")
-)
-"""Parameters that change how fast a run is and not what it gives: a stopped run goes on under other ones."""
 
 
 def run(
@@ -144,16 +138,9 @@ def _trainings(parameters: TrainParameters, folder: Path) -> list[tuple[str, Pat
 
 
 def _claim(folder: Path, parameters: TrainParameters, store: Store, accelerator: Accelerator, overwrite: bool) -> None:
-    """Take the folder for this run: it is empty, or holds the same run, or may be overwritten."""
+    """Take the folder for this run, and write down which it is and on what it started."""
     wanted = _identity(parameters, store)
-    if _is_another(folder, wanted, overwrite):
-        for path in folder.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != "run.json":  # which says whose the folder is, until the new one replaces it
-                path.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
+    claim(folder, wanted, overwrite)
     write_json(folder / "run.json", wanted)
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
     record_start(folder, str(accelerator.device), precision, accelerator.num_processes)
@@ -173,32 +160,6 @@ def _identity(parameters: TrainParameters, store: Store) -> dict[str, Any]:
     }
 
 
-def _is_another(folder: Path, wanted: dict[str, Any], overwrite: bool) -> bool:
-    """Return whether the folder holds another run, which may be overwritten.
-
-    Raises:
-        TrainingError: it holds another run, or something else that is not ours.
-    """
-    if not folder.exists() or not any(folder.iterdir()):
-        return False
-    try:
-        found = json.loads((folder / "run.json").read_bytes())
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict) or not {"parameters", "code"} <= found.keys():
-        raise TrainingError(f"{folder} is not empty and holds no run of ours. Choose another folder with --run.")
-    if not any(folder.rglob("*.safetensors")):
-        # A run that was refused before its first checkpoint keeps no one from the folder.
-        return False
-    changed = _differences(found, wanted)
-    if changed and not overwrite:
-        raise TrainingError(
-            f"{folder} holds a run that differs in {', '.join(changed)}. "
-            f"Choose another folder with --run, or say --overwrite."
-        )
-    return bool(changed)
-
-
 def _fingerprints(store: Store, parameters: TrainParameters) -> dict[str, str]:
     """Return what tells a store's data and features from others."""
     features = {slug: store.features(slug).fingerprint for slug in _slugs(parameters)}
@@ -207,16 +168,6 @@ def _fingerprints(store: Store, parameters: TrainParameters) -> dict[str, str]:
 
 def _slugs(parameters: TrainParameters) -> tuple[str, str]:
     return teacher_slug(parameters.teachers.image, "image"), teacher_slug(parameters.teachers.text, "text")
-
-
-def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
-    """Return what is not the same in two run.json, but for what changes no result."""
-    if name.removeprefix("parameters.") in NO_EFFECT:
-        return []
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        keys = sorted(found.keys() | wanted.keys())
-        return [d for key in keys for d in _differences(found.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))]
-    return [] if found == wanted else [f"{name.removeprefix('parameters.')} ({found} → {wanted})"]
 
 
 def _train_and_measure(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from stores.atomic import write_text
+from stores.ownership import write_signed
 from stores.parameters import Loss, TrainParameters
 from train.curves import by_name
 from train.environment import command_line
@@ -72,7 +73,7 @@ def describe(folder: Path, facts: Facts, history: Sequence[Epoch], measured: Map
     write_epochs(folder / "epochs.csv", history)
     sections = [
         f"# {facts.title}: a training of {facts.parameters.student.model}",
-        "cusa-train writes this page after each epoch and at the end; what you add to it is lost.",
+        "cusa-train writes this page after each epoch and at the end, unless it is changed: keep notes elsewhere.",
         f"## What it is\n\n{_what(facts)}",
         f"## How it stands\n\n{_standing(facts, history)}",
         *([f"## On the test split\n\n{_tested(facts, measured)}"] if measured else []),
@@ -81,7 +82,7 @@ def describe(folder: Path, facts: Facts, history: Sequence[Epoch], measured: Map
     ]
     if (folder / "student.safetensors").exists():
         sections.append(f"## Loading the student\n\n{_loading(folder, facts.parameters.student.model)}")
-    write_text(folder / "README.md", "\n\n".join(sections) + "\n")
+    write_signed(folder / "README.md", "\n\n".join(sections) + "\n")
 
 
 def write_epochs(path: Path, history: Sequence[Epoch]) -> None:

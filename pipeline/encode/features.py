@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from functools import partial
 
 from rich.progress import Progress
@@ -35,7 +35,8 @@ def extract_features(
     total = sum(shard.rows(teacher.modality) for shard in pending)
     title = f"{teacher.modality}s · {teacher.slug}"
     task = progress.add_task(title, total=total, note=f"{teacher.precision}, {engine.description}")
-    batch_size = _batch_size(engine, layout, settings)
+    names = {shard.name for shard in pending}
+    batch_size = _batch_size(engine, {shard.name for shard in shards} - names, layout, settings)
     writer = PartWriter(teacher, shards, layout, batch_size)
     planned: deque[Window] = deque()
 
@@ -45,7 +46,6 @@ def extract_features(
             yield window
 
     with first_seen(layout.root) as seen:
-        names = {shard.name for shard in pending}
         windows = plan_windows(shards, names, teacher.modality, settings.window, layout, seen)
         advance = partial(progress.advance, task)
         for encoded in engine.encode(noted(windows), shards, layout, batch_size, advance):
@@ -54,8 +54,9 @@ def extract_features(
                 progress.update(task, note=f"{writer.invalid:,} failed")
 
 
-def _batch_size(engine: Engine, layout: Layout, settings: Extract) -> int:
-    """Return the engine's batch size, or for `auto` that of the parts in place: another would round otherwise."""
+def _batch_size(engine: Engine, whole: Set[str], layout: Layout, settings: Extract) -> int:
+    """Return the engine's batch size, or for `auto` that of the `whole` parts: another would round otherwise."""
     given = settings.image_batch if engine.card.modality == "image" else settings.text_batch
-    parts = sorted(layout.features(engine.card.slug, "").parent.glob("*.h5"))
-    return part_batch_size(parts[0]) if parts and given == "auto" else engine.batch_size
+    if given != "auto" or not whole:
+        return engine.batch_size
+    return part_batch_size(layout.features(engine.card.slug, min(whole)))

@@ -7,12 +7,14 @@ from pathlib import Path
 import click
 
 from stores.commands import resumable
+from stores.console import output
+from stores.streams import Group
 
 STORE = click.argument("store", type=click.Path(path_type=Path), default=Path("artifacts/store"))
 FILE = click.Path(path_type=Path)
 
 
-@click.group(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Look into a store, prove it whole, and find what its data set leaves out."""
 
@@ -24,7 +26,6 @@ def info(store: Path, as_json: bool) -> None:
     """Say what is in STORE."""
     # Imported late, as in every command here: the libraries behind them take seconds, a wrong flag should not.
     from pipeline.inspection.info import describe, render, to_json
-    from pipeline.inspection.output import output
 
     with resumable():
         found = describe(store)
@@ -50,7 +51,6 @@ def verify(
     text_weights: str | None,
 ) -> None:
     """Check all of STORE and change nothing. Exit code 1 says that something is damaged."""
-    from pipeline.inspection.output import output
     from pipeline.inspection.verify import render, verify
 
     with resumable():
@@ -64,7 +64,6 @@ def verify(
 @STORE
 def retry(store: Path) -> None:
     """Try again to take in what was quarantined of STORE, as its last run would."""
-    from pipeline.inspection.output import output
     from pipeline.inspection.retry import retry
 
     with resumable():
@@ -96,7 +95,6 @@ def neighbours(
     if sum(given is not None for given in (row, text, image)) != 1:
         raise click.UsageError("Name one of --row, --text and --image.")
     from pipeline.inspection.neighbours import Query, neighbours, render
-    from pipeline.inspection.output import output
 
     with resumable():
         query = Query(row=row, text=text, image=image, modality=modality, teacher=teacher, split=split, weights=weights)
@@ -113,7 +111,6 @@ def neighbours(
 def missing(store: Path, split: str, count: int, width: int, shown: int, out: Path | None) -> None:
     """List the pairs of STORE that belong together by its teachers, though its data set does not say so."""
     from pipeline.inspection.missing import missing
-    from pipeline.inspection.output import output
 
     with resumable():
         output().print(missing(store, split=split, count=count, width=width, shown=shown, out=out))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,15 +13,15 @@ from numpy.typing import NDArray
 from pipeline.inspection.checks import AGAIN, Check, Fault, digest_fault
 from pipeline.inspection.teachers import is_default
 from pipeline.receipts import read_receipt
+from pipeline.unplanned import STORE_KINDS
 from stores import Manifest, Shard, Store, StoreError
 from stores.features import PartFault, PartOrigin, read_part
 from stores.layout import Layout
 from stores.manifest import TeacherFeatures
+from stores.ownership import leftovers
 
 NORM_TOLERANCE: Final = 1e-2
 """How far a valid row's length may be from 1; rounding to float16 stays far within."""
-
-_LEFTOVER: Final = re.compile(r"\.tmp-\d+$")
 
 
 def file_checks(store: Store) -> list[Check]:
@@ -185,11 +184,12 @@ def strays(store: Store) -> Iterator[str]:
     manifest, layout = store.manifest, Layout(store.root)
     names = {shard.name for shard in manifest.shards}
     fixed = {layout.mark, layout.lock, layout.manifest, *(layout.root / name for name in manifest.files)}
+    left = leftovers(layout.root, STORE_KINDS)
     for path in sorted(layout.root.rglob("*")):
         if path.is_dir() or path in fixed:
             continue
         place = path.relative_to(layout.root).as_posix()
-        if _LEFTOVER.search(path.name):
+        if path in left:
             yield f"{place} was left by a run that was stopped; the next cusa-extract removes it."
         elif not _named(place, names, manifest, layout):
             yield f"{place} belongs to nothing that the manifest names. Nothing reads it; delete it if it is not yours."

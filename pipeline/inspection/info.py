@@ -13,6 +13,7 @@ from rich.table import Table
 
 from pipeline.inspection.output import cell
 from stores import ExtractParameters, Manifest, Store, StoreError, tables
+from stores.console import Listing
 from stores.layout import Layout
 from stores.parameters import as_dict
 
@@ -146,7 +147,7 @@ def render(found: dict[str, Any]) -> list[RenderableType]:
 
 
 def _overview(found: dict[str, Any]) -> Table:
-    table = Table(title=f"store {found['store']}", show_header=False, title_justify="left")
+    table = Listing(title=f"store {found['store']}", show_header=False, title_justify="left")
     quarantined = found["quarantined"]
     files = {f"files of {split}": _files(value) for split, value in found["source"].get("files", {}).items()}
     facts = {name: value for name, value in found["source"].items() if name != "files"}
@@ -201,7 +202,7 @@ def _facts(values: dict[str, Any]) -> str:
 
 
 def _listed(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Listing(title=title, title_justify="left")
     numbers = ("samples", "captions", "shards", "dim", "rows", "invalid", "size")
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left")

@@ -17,6 +17,7 @@ from pipeline.inspection.teachers import default_slug
 from pipeline.inspection.truth import Truth, read_truth
 from stores import Store, StoreError
 from stores.candidates import Evidence
+from stores.console import Listing
 from stores.missing import missing_matches
 
 
@@ -56,7 +57,7 @@ def _beside(root: Path, split: str) -> Path:
 
 
 def _summary(folder: Path, split: str, evidence: Evidence, listed: pa.Table, truth: Truth | None, shown: int) -> Table:
-    table = Table(title=f"missing matches of {split}", show_header=False, title_justify="left")
+    table = Listing(title=f"missing matches of {split}", show_header=False, title_justify="left")
     table.add_row("teachers", f"{evidence.image_slug} for images, {evidence.text_slug} for texts")
     table.add_row("pairs", f"{len(listed):,}, the best of each two samples; {folder / 'missing.parquet'}")
     table.add_row("page", f"the first {shown:,}; {folder / 'missing.html'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from stores import Store, StoreError
 from stores.atomic import atomic_path
 from stores.columns import Column
 from stores.missing import LISTED
+from stores.ownership import Kinds, is_signed, leftovers, ours_below
 from stores.pages import write_html
 from stores.thumbnails import thumbnail
 
@@ -37,24 +39,31 @@ def claim_folder(store: Path, folder: Path) -> Path:
         raise StoreError(
             f"{folder} lies in the store {store}, which this command never writes to. Choose another --out."
         )
-    if folder.exists() and not _is_ours(folder):
+    if others := _others(folder):
         raise StoreError(
-            f"{folder} holds something else than an earlier list of missing matches. Choose another --out."
+            f"{folder} holds something else than an earlier list of missing matches: {', '.join(others)}. "
+            f"Choose another --out."
         )
     return folder
 
 
-def _is_ours(folder: Path) -> bool:
+def _others(folder: Path) -> list[str]:
+    """Return the names of all in the folder that this command did not write, or not so."""
     if not folder.is_dir():
-        return False
-    names = {path.name for path in folder.iterdir()}
-    if LIST_NAME not in names:
-        return not names
+        return [folder.name] if folder.exists() else []
+    paths = set(folder.iterdir())
+    ours = {*ours_below(folder, _KINDS), *leftovers(folder, _KINDS)}
+    return sorted(path.name for path in paths - ours)
+
+
+def _is_list(path: Path) -> bool:
     try:
-        columns = pq.read_schema(folder / LIST_NAME).names
+        return bool(pq.read_schema(path).names == [*LISTED.names, _RELEVANT.name])
     except (OSError, pa.ArrowInvalid):
         return False
-    return names <= {LIST_NAME, PAGE_NAME} and columns == [*LISTED.names, _RELEVANT.name]
+
+
+_KINDS: Final[Kinds] = {re.escape(LIST_NAME): _is_list, re.escape(PAGE_NAME): is_signed}
 
 
 def write_list(folder: Path, listed: pa.Table, truth: Truth | None) -> None:

@@ -15,6 +15,7 @@ from pipeline.inspection.rows import shard_of
 from pipeline.inspection.teachers import default_slug
 from stores import CusaError, Modality, Store, StoreError
 from stores.columns import Column
+from stores.console import Listing
 from stores.images import decode_rgb
 
 _CAPTIONS_SHOWN = 2
@@ -154,7 +155,7 @@ def _described(
 def render(near: Neighbours) -> Table:
     """Return the neighbours as a table."""
     what = "images" if near.modality == "image" else "captions"
-    table = Table(title=f"nearest {what} of {near.split}, by {near.teacher}", title_justify="left")
+    table = Listing(title=f"nearest {what} of {near.split}, by {near.teacher}", title_justify="left")
     for column in ("rank", "similarity", "row", "sample"):
         table.add_column(column, justify="right")
     table.add_column("key")

@@ -1,21 +1,12 @@
-"""What the commands print on standard output: tables, and texts of foreign data sets that a terminal may show."""
+"""Texts of foreign data sets, made such that a terminal may show them."""
 
 from __future__ import annotations
 
-import sys
 from typing import Final
 
-from rich.console import Console
 from rich.text import Text
 
 _JOINER: Final = "\N{ZERO WIDTH JOINER}"
-_WIDTH: Final = 160
-"""Columns where there is no terminal to ask."""
-
-
-def output() -> Console:
-    """Return a console on standard output."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
 
 
 def printable(text: str) -> str:

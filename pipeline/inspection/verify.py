@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import RenderableType
-from rich.table import Table
 
 from pipeline.inspection.checks import AGAIN, Check, Fault
 from pipeline.inspection.files import file_checks, strays
@@ -19,7 +18,7 @@ from pipeline.inspection.output import cell
 from pipeline.inspection.rows import row_check
 from pipeline.pictures import shared_lines
 from stores import Store, StoreError
-from stores.console import progress_bar
+from stores.console import Listing, progress_bar
 from stores.layout import Layout
 
 
@@ -86,7 +85,7 @@ def _broken_manifest(error: StoreError) -> Check:
 
 def render(report: Report) -> list[RenderableType]:
     """Return the report as tables: the checks with their counts, each fault, each remark, and a last word."""
-    checks = Table(title=f"store {report.store}", title_justify="left")
+    checks = Listing(title=f"store {report.store}", title_justify="left")
     for column in ("check", "checked", "damaged"):
         checks.add_column(column, justify="left" if column == "check" else "right")
     checks.add_column("")

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, get_args
 
 import click
-from rich.console import Console
 
 from stores.commands import resumable
-from stores.console import console
+from stores.console import console, output
 from stores.errors import CusaError, ParameterError
 from stores.parameters import Precision
+from stores.streams import Command
 from train.evaluation.folder import FIGURES, claim_folder, write_figures
 from train.evaluation.result import TASKS, Evaluation, Result
 
@@ -28,7 +28,7 @@ WIDTH: Final = 1000
 """Columns where there is no terminal to ask."""
 
 
-@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option(
     "--model",
     "models",
@@ -145,10 +145,10 @@ def _show(results: Sequence[Result]) -> None:
     for message in dict.fromkeys(message for result in results for message in result.messages):
         console.print(printable(message), style="yellow", soft_wrap=True)
     names = short_names([*dict.fromkeys(result.model for result in results)])
-    output = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    printer = output(WIDTH)
     for task in TASKS:
         if table := task_table(task, [result for result in results if result.task == task], names):
-            output.print(table)
+            printer.print(table)
     if not any(result.figures for result in results):
         raise CusaError("Nothing was measured; what is missing is said above.")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -11,11 +11,13 @@ from typing import Final
 from stores.atomic import write_json
 from stores.errors import ParameterError
 from stores.layout import Layout
+from stores.ownership import Kinds, holds, in_the_way, is_ours, is_signed
 from train.evaluation.result import Evaluation
 
 FORMAT: Final = 1
 FIGURES: Final = "figures.json"
 REPORT: Final = "report.html"
+_KINDS: Final[Kinds] = {re.escape(FIGURES): holds("format", "results"), re.escape(REPORT): is_signed}
 _OF_A_TRAINING: Final = ("run.json", "epochs.csv", "last.safetensors")
 
 
@@ -36,16 +38,17 @@ def claim_folder(out: Path, store: Path) -> None:
         raise ParameterError(f"--out {out} lies in the store {store}, which is never written to. Name another folder.")
     if found := [name for name in _OF_A_TRAINING if (out / name).exists()]:
         raise ParameterError(f"--out {out} holds a training of cusa-train ({found[0]}). Name another folder.")
-    others = [name for name in (FIGURES, REPORT) if (out / name).exists()]
-    if others and not _is_ours(out / FIGURES):
+    if others := in_the_way(out, _KINDS):
         raise ParameterError(
-            f"--out {out} holds a {others[0]} that is not from cusa-eval, and is not overwritten. Name another folder."
+            f"--out {out} holds a {others[0]} that is not from cusa-eval, or was changed since, and is not "
+            f"overwritten. Move it elsewhere, or name another folder."
         )
 
 
 def write_figures(out: Path, evaluation: Evaluation) -> None:
     """Write all figures at full precision; a report of others, left by an earlier evaluation, is removed."""
-    (out / REPORT).unlink(missing_ok=True)
+    if is_ours(out, out / REPORT, _KINDS):
+        (out / REPORT).unlink()
     record = {
         "format": FORMAT,
         "store": str(evaluation.store),
@@ -55,11 +58,3 @@ def write_figures(out: Path, evaluation: Evaluation) -> None:
         "results": [asdict(result) for result in evaluation.results],
     }
     write_json(out / FIGURES, record)
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and {"format", "results"} <= found.keys()

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
+from stores.console import Listing
 from train.evaluation.paper import PAPER
 from train.evaluation.paper import Path as FigurePath
 from train.evaluation.result import Result
@@ -73,7 +74,7 @@ def task_table(task: str, results: Sequence[Result], names: Mapping[str, str]) -
     figures = task_figures(task, results)
     if figures is None:
         return None
-    table = Table(title=figures.heading, title_justify="left")
+    table = Listing(title=figures.heading, title_justify="left")
     table.add_column("", no_wrap=True)
     for heading in (*(names[model] for model in figures.models), *(["difference"] if len(figures.models) == 2 else [])):
         table.add_column(printable(heading), justify="right", overflow="fold")
