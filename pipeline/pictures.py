@@ -30,6 +30,13 @@ def shared_pictures(layout: Layout, shards: Sequence[Shard]) -> dict[str, dict[s
     return {split: dict(sorted(found.items())) for split, found in counts.items() if found}
 
 
+def picture_lines(manifest: Manifest) -> list[str]:
+    """Say how many records were merged, and which pictures stand in several splits or several times in one."""
+    joined = ", ".join(f"{split} {count:,}" for split, count in manifest.merged.items())
+    merged = [f"records that joined another one of the same picture (data.merge): {joined}"] if joined else []
+    return merged + shared_lines(manifest)
+
+
 def shared_lines(manifest: Manifest) -> list[str]:
     """Say which pictures stand in several splits, or several times in one: a sentence for each pair of splits."""
     return [

@@ -7,8 +7,7 @@ from pathlib import Path
 from rich.table import Table
 
 from pipeline.extract import Extracted
-from pipeline.ingest import Ingested
-from pipeline.pictures import shared_lines
+from pipeline.pictures import picture_lines
 from stores.console import Listing
 
 
@@ -25,8 +24,10 @@ def summary(extracted: Extracted, store: Path) -> Table:
     for slug, teacher in manifest.teachers.items():
         left_out = f", {teacher.invalid:,} rows failed" if teacher.invalid else ""
         table.add_row(f"{teacher.modality} features", f"{slug}: {teacher.dim}-d, {teacher.precision}{left_out}")
-    for said in (*_merged(extracted.ingested), *shared_lines(manifest)):
+    for said in picture_lines(manifest):
         table.add_row("pictures", said)
+    if relabelled := extracted.ingested.relabelled:
+        table.add_row("pictures", f"{relabelled:,} samples had several labels; the first is kept")
     reasons = [f"{reason} {count:,}, first {examples[reason]}" for reason, count in rejected.most_common()]
     if lost := extracted.ingested.lost_captions:
         reasons.append(f"{lost:,} captions went with these samples")
@@ -50,11 +51,3 @@ def summary(extracted: Extracted, store: Path) -> Table:
             "time", f"{extracted.seconds:.1f} s; nothing to do: the store was complete, and every checksum holds"
         )
     return table
-
-
-def _merged(ingested: Ingested) -> list[str]:
-    joined = ", ".join(f"{split} {count:,}" for split, count in ingested.merged.items())
-    lines = [f"records that joined another one of the same picture (data.merge): {joined}"] if joined else []
-    if ingested.relabelled:
-        lines.append(f"{ingested.relabelled:,} samples had several labels; the first is kept")
-    return lines

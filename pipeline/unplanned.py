@@ -22,7 +22,7 @@ from stores.ownership import Kinds, is_plain
 _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 _SHARD: Final = SHARD.replace("?P<split>", "")
 STORE_KINDS: Final[Kinds] = {
-    r"(store\.txt|(manifest|manifest\.former)\.json|quarantine\.jsonl|first-seen)": is_plain,
+    r"(store\.txt|(manifest|manifest\.former)\.json|quarantine\.jsonl|first-seen|merge)": is_plain,
     r"(samples|captions|relevance|caption_pairs)\.arrow": is_plain,
     rf"shards/{_SHARD}\.(tar|json)": is_plain,
     rf"features/{_NAME}/{_SHARD}\.h5": is_plain,

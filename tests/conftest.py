@@ -35,6 +35,12 @@ def _fresh_accelerate() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Print tables as in a wide terminal, however the suite is run: pytest's own processes say 80 columns."""
+    monkeypatch.setenv("COLUMNS", "160")
+
+
 @pytest.fixture(scope="session")
 def scenes_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A finished store of 80 scenes; tests must not change it."""

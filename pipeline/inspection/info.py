@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from pipeline.inspection.output import cell
+from pipeline.pictures import picture_lines
 from stores import ExtractParameters, Manifest, Store, StoreError, tables
 from stores.console import Listing
 from stores.layout import Layout
@@ -46,6 +47,7 @@ def describe(path: Path) -> dict[str, Any]:
         "tables": [_table(layout.root / name) for name in manifest.files],
         "truth": [name.removesuffix(".arrow") for name in TRUTH if name in manifest.files],
         "quarantined": _quarantined(layout.quarantine),
+        "pictures": picture_lines(manifest),
         "parameters": manifest.parameters,
     }
 
@@ -158,6 +160,8 @@ def _overview(found: dict[str, Any]) -> Table:
     table.add_row("truth", ", ".join(found["truth"]) or "none: the source knows only its own pairs")
     for what in ("samples", "captions"):
         table.add_row(f"{what} left out", cell(_facts(quarantined[what]) or "none"))
+    for said in found["pictures"]:
+        table.add_row("pictures", cell(said, 400))
     changed = _changed(found["parameters"])
     table.add_row("parameters", "the defaults, but for:" if changed else "the defaults")
     for name, value in changed.items():
