@@ -10,13 +10,13 @@ import torch
 from rich.progress import Progress
 
 from benchmarks.measure import Result, in_turn
+from models.teachers import Teacher, TeacherSpec
+from models.teachers.unicom import MODELS, UnicomViT
 from pipeline.batch_size import batch_size
 from pipeline.encode import extract_features
 from pipeline.encode.local import InProcess
 from pipeline.ingest import ingest
 from pipeline.sources import open_source
-from pipeline.teachers import Teacher, TeacherSpec
-from pipeline.teachers.unicom import MODELS, UnicomViT
 from stores import Shard
 from stores.images import Images, decode_rgb
 from stores.layout import Layout

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Result, in_turn
+from models.temperatures import Taus
 from stores.parameters import Loss
-from train import tiles
-from train.objective import Compared, Taus, objective
+from train.losses import tiles
+from train.losses.objective import Compared, objective
 
 DIM, LARGE = 512, 32_768
 ROUNDS = 2

@@ -16,8 +16,8 @@ from scipy import sparse
 from torch import Tensor
 
 from benchmarks.measure import Result, seconds
-from train.evaluate import cross_modal
-from train.rankings import ranks_both_ways
+from train.evaluation.evaluate import cross_modal
+from train.evaluation.rankings import ranks_both_ways
 
 IMAGES, CAPTIONS, DIM = 5000, 5, 512
 LARGE = (100_000, 500_000)

@@ -20,10 +20,10 @@ from pipeline.extract import extract
 from stores import ExtractParameters, Store, TrainParameters
 from stores.hardware import resolve_device, resolve_precision
 from stores.parameters import Data, Extract, Loss, Student, Train
-from train.data import Batch, TrainingData
-from train.processes import Processes
-from train.stops import Stop
-from train.trainer import Training
+from train.data.batches import Batch, TrainingData
+from train.fit.processes import Processes
+from train.fit.stops import Stop
+from train.fit.trainer import Training
 
 STUDENT = "open-clip:ViT-B-32"
 BATCH = {"cpu": 64, "cuda": 1024}

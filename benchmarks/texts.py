@@ -14,12 +14,12 @@ from rich.progress import Progress
 from sentence_transformers import SentenceTransformer
 
 from benchmarks.measure import Result, in_turn, seconds
+from models.teachers import TeacherSpec
+from models.teachers.sentences import minilm_folder
 from pipeline.encode import extract_features
 from pipeline.encode.local import InProcess
 from pipeline.ingest import ingest
 from pipeline.sources import open_source
-from pipeline.teachers import TeacherSpec
-from pipeline.teachers.sentences import minilm_folder
 from stores import Shard
 from stores.layout import Layout
 from stores.parameters import Data, Extract

@@ -14,7 +14,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.teachers import Teacher
+from models.teachers import Teacher
 from stores.console import console
 from stores.errors import TeacherError
 from stores.parameters import Extract

@@ -15,11 +15,11 @@ from typing import Any, Final
 
 from rich.progress import Progress
 
+from models.teachers import TeacherSpec
 from pipeline.encode import Engine, extract_features, open_engines
 from pipeline.indices import check_index_kind, ensure_index
 from pipeline.ingest import Ingested, ingest
 from pipeline.sources import open_source
-from pipeline.teachers import TeacherSpec
 from pipeline.unplanned import STORE_KINDS, check_replaced_parts, unplanned_indices, unplanned_parts
 from stores import ExtractParameters, Features, Manifest, Shard, StoreError, TeacherError
 from stores.atomic import write_text

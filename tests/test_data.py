@@ -17,12 +17,12 @@ from open_clip import image_transform
 from PIL import Image
 from torch import Tensor
 
+from models.student import load_student
 from pipeline.extract import extract
 from stores import ExtractParameters, Store, StoreError, TrainingError
 from stores.images import decode_rgb
 from stores.parameters import Data, Extract, Student, Teachers, Train
-from train.data import Batch, TrainingData
-from train.student import load_student
+from train.data.batches import Batch, TrainingData
 
 CPU = torch.device("cpu")
 SLUGS = ("tiny_teachers-mean_colour", "tiny_teachers-no_e")

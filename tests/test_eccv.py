@@ -15,10 +15,10 @@ import torch
 from scipy import sparse
 
 from stores import CusaError
-from train.eccv import _package, coco_ids, eccv_caption
-from train.evaluate import cross_modal
-from train.metrics import many_to_many, most_relevant
-from train.rankings import Rows, top
+from train.evaluation.eccv import _package, coco_ids, eccv_caption
+from train.evaluation.evaluate import cross_modal
+from train.evaluation.metrics import many_to_many, most_relevant
+from train.evaluation.rankings import Rows, top
 
 
 @pytest.fixture(scope="module")

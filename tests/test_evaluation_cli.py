@@ -16,18 +16,18 @@ from conftest import small_scenes
 from PIL import Image
 from torch import nn
 
+from models.aligned import AlignedModel
+from models.checkpoint import save_checkpoint
+from models.student import load_student
 from pipeline.extract import extract
 from stores import ExtractParameters, Store, TrainParameters
 from stores.parameters import Data, Extract, Student, Teachers, as_dict
-from train.checkpoint import save_checkpoint
-from train.eccv import _package
-from train.evaluate import caption_pairs
-from train.evaluation.cli import main
+from train.eval_cli import main
+from train.evaluation.eccv import _package
+from train.evaluation.evaluate import caption_pairs
 from train.evaluation.paper import PAPER
 from train.evaluation.result import Result as Measured
 from train.evaluation.tables import task_table
-from train.model import AlignedModel
-from train.student import load_student
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PLAIN = ["--device", "cpu", "--precision", "fp32", "--workers", "0"]

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline.teachers import load_teacher
+from models.aligned import AlignedModel
+from models.checkpoint import save_checkpoint
+from models.student import load_student
+from models.teachers import load_teacher
 from stores import CusaError, ParameterError, StudentError, TeacherError, TrainingError, TrainParameters
 from stores.parameters import Student, as_dict
-from train.checkpoint import save_checkpoint
 from train.evaluation.models import StudentModel, check_embeddings, load_model
-from train.model import AlignedModel
-from train.student import load_student
 
 TEXTS = [f"a picture of {'many ' * (number % 7)}things, number {number}" for number in range(70)]
 SMALL = Student().model

@@ -12,24 +12,24 @@ import torch
 from browsers import fits, needs_browser
 from click.testing import CliRunner, Result
 
+from models.aligned import AlignedModel
+from models.checkpoint import save_checkpoint
+from models.student import load_student
+from models.temperatures import Taus
 from stores import Store, TrainingError, TrainParameters
 from stores.parameters import Loss, Student, Teachers, as_dict
-from train.checkpoint import save_checkpoint
-from train.embed import SplitEmbeddings
-from train.evaluation.cli import main
+from train.eval_cli import main
+from train.evaluation.embed import SplitEmbeddings
 from train.evaluation.names import short_names
 from train.evaluation.result import Evaluation
 from train.evaluation.result import Result as Measured
-from train.model import AlignedModel
-from train.objective import Taus
-from train.page import Embedded, shown, write_evaluation
-from train.page.charts import Series, line_chart
-from train.page.curves import curves
-from train.page.run_files import read_epochs
-from train.page.shown import Shown, dashed
-from train.page.soft_labels import soft_labels
-from train.page.tables import task_tables
-from train.student import load_student
+from train.report.page import Embedded, shown, write_evaluation
+from train.report.page.charts import Series, line_chart
+from train.report.page.curves import curves
+from train.report.page.run_files import read_epochs
+from train.report.page.shown import Shown, dashed
+from train.report.page.soft_labels import soft_labels
+from train.report.page.tables import task_tables
 
 HOSTILE = '"><script>alert(1)</script>'
 PLAIN = ("--device", "cpu", "--precision", "fp32", "--workers", "0")

@@ -8,10 +8,11 @@ from accelerate.utils import set_seed
 from tiny_students import Dropping
 from torch import Tensor
 
+from models.aligned import AlignedModel, Embeddings
+from models.temperatures import Taus
 from stores.parameters import Loss
-from train.grad_cache import cached_backward
-from train.model import AlignedModel, Embeddings
-from train.objective import Compared, Taus, objective
+from train.fit.grad_cache import cached_backward
+from train.losses.objective import Compared, objective
 
 PAIRS, MICRO = 11, 4
 

@@ -32,7 +32,7 @@ def loaded_by(module: str, *arguments: str | Path) -> set[str]:
     return loaded(f"from {module} import main; main()", *arguments)
 
 
-@pytest.mark.parametrize("module", ["pipeline.cli", "pipeline.inspection.cli", "train.cli", "train.evaluation.cli"])
+@pytest.mark.parametrize("module", ["pipeline.cli", "pipeline.inspection.cli", "train.cli", "train.eval_cli"])
 def test_help_loads_none(module: str) -> None:
     assert loaded_by(module, "--help") == set()
 

@@ -83,7 +83,7 @@ def test_karpathy_becomes_a_store_that_webdataset_reads(pictures: Path) -> None:
 
 
 def test_features_are_those_of_each_row(pictures: Path) -> None:
-    from pipeline.teachers import load_teacher
+    from models.teachers import load_teacher
     from stores.images import decode_rgb
 
     store_path = pictures / "store"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from train.losses import (
+from train.losses.functional import (
     cosine_similarity,
     csa_loss,
     info_nce,

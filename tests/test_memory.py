@@ -26,10 +26,10 @@ from stores.features import PART_FORMAT
 from stores.layout import Layout, shard_name
 from stores.manifest import TeacherFeatures
 from stores.tables import CAPTIONS, table_writer
-from train.mixture import MixedFeatures, Numbers
-from train.passes import Passes, Unusable
-from train.shares import Shares
-from train.stream import PairStream
+from train.data.mixture import MixedFeatures, Numbers
+from train.data.passes import Passes, Unusable
+from train.data.shares import Shares
+from train.data.stream import PairStream
 
 ROWS, DIM, BATCH = 2**21, 512, 1024
 """2 GiB of float16."""

@@ -10,8 +10,8 @@ import torch
 from scipy import sparse
 
 from stores import CusaError
-from train.metrics import class_recall, many_to_many, median_rank, most_relevant, recalls, spearman
-from train.rankings import Rows, first_ranks, top
+from train.evaluation.metrics import class_recall, many_to_many, median_rank, most_relevant, recalls, spearman
+from train.evaluation.rankings import Rows, first_ranks, top
 
 
 def relevance(rows: list[list[int]]) -> sparse.csr_array:

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.temperatures import Taus
 from stores.parameters import Loss
-from train import tiles
-from train.losses import cosine_similarity, csa_loss, info_nce, mixed_targets, usa_loss
-from train.objective import Compared, Taus, objective
+from train.losses import tiles
+from train.losses.functional import cosine_similarity, csa_loss, info_nce, mixed_targets, usa_loss
+from train.losses.objective import Compared, objective
 
 COUNT, DIM = 22, 8
 GROUPS = torch.tensor([0, 0, 1, 2, 3, 1, 4, 0, 5, 6, 7, 8, 9, 9, 10, 11, 12, 13, 13, 13, 14, 15])
@@ -216,8 +217,9 @@ MEMORY = """
 import torch
 from pathlib import Path
 from stores.parameters import Loss
-from train import tiles
-from train.objective import Compared, Taus, objective
+from train.losses import tiles
+from models.temperatures import Taus
+from train.losses.objective import Compared, objective
 
 def peak(count):
     tensors = [torch.randn(count, 16) for _ in range(6)]

@@ -15,6 +15,7 @@ import torch
 from conftest import content, small_scenes
 from matplotlib import pyplot
 
+from models.checkpoint import write_tensors
 from pipeline.extract import extract
 from pipeline.inspection.missing_files import claim_folder as claim_missing
 from pipeline.inspection.missing_files import write_list
@@ -23,10 +24,9 @@ from stores.atomic import write_json
 from stores.layout import Layout
 from stores.ownership import is_signed, write_signed
 from stores.parameters import Data, Extract, Student, Teachers, Train
-from train.checkpoint import write_tensors
-from train.claim import claim
-from train.curves import Curves
 from train.evaluation.folder import claim_folder as claim_eval
+from train.fit.claim import claim
+from train.fit.curves import Curves
 from train.run import run
 
 TINY = Teachers(image="tiny_teachers:mean_colour", text="tiny_teachers:length")

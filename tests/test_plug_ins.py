@@ -11,15 +11,15 @@ from conftest import content
 
 import pipeline.cli
 import train.cli
-import train.evaluation.cli
+import train.eval_cli
+from models.teachers import load_teacher
 from pipeline.inspection.cli import main as store_main
-from pipeline.teachers import load_teacher
 from stores import Store, TeacherError
 
 SCENES = [f"-Sdata.scenes.{name}={value}" for name, value in {"train": 32, "val": 8, "test": 8, "pixels": 32}.items()]
 IMAGE, TEXT = "tiny_teachers:unlike_its_name", "tiny_teachers:unlike_any_name"
 TEACHERS = ["--image-teacher", IMAGE, "--text-teacher", TEXT]
-MAIN = {"extract": pipeline.cli.main, "store": store_main, "train": train.cli.main, "eval": train.evaluation.cli.main}
+MAIN = {"extract": pipeline.cli.main, "store": store_main, "train": train.cli.main, "eval": train.eval_cli.main}
 
 
 def cusa(command: str, *arguments: str | Path) -> Result:

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from models.checkpoint import read_record
 from stores import Store
-from train.checkpoint import read_record
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 FAST = ["-S", "train.device=cpu", "-S", "train.precision=fp32", "-S", "train.compare=false"]
@@ -109,7 +109,7 @@ def test_processes_and_micro_batches_give_the_gradient_of_the_whole_batch(
 SEEN = """
 import json, os, sys
 from pathlib import Path
-from train import trainer
+from train.fit import trainer
 take = trainer.Training.step
 def step(self, batch, epoch, step):
     with open(Path(os.environ["SEEN"]) / f"{self._processes.rank}.jsonl", "a") as file:

@@ -12,10 +12,10 @@ from scipy import sparse
 from torch import Tensor
 
 from stores import CusaError
-from train import rankings
-from train.evaluate import cross_modal
-from train.exact_cosine import unit_rows
-from train.rankings import Rows, first_ranks, nearest, nearest_other, ranks_both_ways, top
+from train.evaluation import rankings
+from train.evaluation.evaluate import cross_modal
+from train.evaluation.exact_cosine import unit_rows
+from train.evaluation.rankings import Rows, first_ranks, nearest, nearest_other, ranks_both_ways, top
 
 
 def embeddings(random: np.random.Generator, rows: int, kind: str, size: int = 8) -> Tensor:

@@ -11,9 +11,9 @@ import click
 import open_clip
 import pytest
 
+from models.teachers import FAMILIES
+from models.teachers.unicom import MODELS
 from pipeline.cli import main as extract_command
-from pipeline.teachers import FAMILIES
-from pipeline.teachers.unicom import MODELS
 from stores import ExtractParameters, TrainParameters, load_parameters
 from train.cli import main as train_command
 

@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from models.checkpoint import read_record
 from stores import Store, TrainParameters
 from stores.parameters import Student, Train
-from train import trainer
-from train.checkpoint import read_record
+from train.fit import trainer
 from train.run import run
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -134,7 +134,7 @@ def test_a_stop_while_measuring_loses_nothing(
 
 KILL = """
 import os, signal, sys
-from train import trainer
+from train.fit import trainer
 take, at = trainer.Training.step, int(sys.argv.pop())
 def step(self, batch, epoch, step):
     if epoch * {steps} + step == at:

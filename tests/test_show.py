@@ -26,12 +26,12 @@ from rich.console import Console
 
 from stores import ParameterError, TrainingError, TrainParameters
 from stores.parameters import Loss, Student
-from train import environment, live
-from train.curves import Curves
-from train.epoch import Epoch
-from train.live import LiveView, Look
-from train.plots import draw_curves
-from train.run_folder import Facts, describe, write_epochs
+from train.fit import environment, live
+from train.fit.curves import Curves
+from train.fit.epoch import Epoch
+from train.fit.live import LiveView, Look
+from train.fit.run_folder import Facts, describe, write_epochs
+from train.report.plots import draw_curves
 
 TEMPERATURES = {"contrast": 0.05, "cross": 0.45, "image": 0.46, "text": 0.47}
 NAN = float("nan")
@@ -142,8 +142,8 @@ def test_losses_are_set_against_the_epoch_before(monkeypatch: pytest.MonkeyPatch
 
 DEMO = """
 import time
-from train.epoch import Epoch
-from train.live import LiveView, Look
+from train.fit.epoch import Epoch
+from train.fit.live import LiveView, Look
 figures = dict(loss={{"InfoNCE": 1.0}}, temperatures={{}}, learning_rate=1e-3, samples_per_second=1.0, wait=0.0)
 with LiveView("t", 3, 20, 64) as view:
     for number in range(3):
@@ -371,7 +371,7 @@ def test_the_page_s_own_words_load_the_student(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from train.open_clip_student import OpenClipStudent
+    from models.open_clip_student import OpenClipStudent
 
     student = OpenClipStudent("small-clip", None)
     save_file(

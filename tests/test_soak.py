@@ -109,8 +109,8 @@ import json, time
 import numpy as np
 import torch
 from scipy import sparse
-from train.exact_cosine import unit_rows
-from train.rankings import ranks_both_ways
+from train.evaluation.exact_cosine import unit_rows
+from train.evaluation.rankings import ranks_both_ways
 
 def mebibytes(name):
     line = next(line for line in open("/proc/self/status") if line.startswith(name))

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from written_stores import write_store
 
 from stores import Store, StoreError, TrainingError
-from train.captions import Captions
-from train.passes import Passes, Unusable
-from train.shares import PERIOD, Shares
-from train.stream import PairStream
+from train.data.captions import Captions
+from train.data.passes import Passes, Unusable
+from train.data.shares import PERIOD, Shares
+from train.data.stream import PairStream
 
 Pair = tuple[int, int]
 FAR = 10_000

@@ -17,10 +17,10 @@ from pipeline.inspection.cli import main
 from stores import Store
 from stores.console import Listing, output
 from stores.streams import Output
-from train import live
 from train.evaluation.result import Result
 from train.evaluation.tables import task_table
-from train.report import read_metrics, result_table
+from train.fit import live
+from train.report.results import read_metrics, result_table
 
 TINY = "--image-teacher tiny_teachers:mean_colour --text-teacher tiny_teachers:length"
 

@@ -21,12 +21,12 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 
+from models.aligned import AlignedModel
+from models.export import export_student
+from models.open_clip_student import OpenClipStudent
+from models.student import load_student
 from stores import StudentError
 from stores.parameters import Student
-from train.export import export_student
-from train.model import AlignedModel
-from train.open_clip_student import OpenClipStudent
-from train.student import load_student
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 TEXT = {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}

@@ -21,12 +21,12 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import MPNetConfig, MPNetModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
+from models.teachers import TeacherCard, load_teacher
+from models.teachers.base import Teacher
+from models.teachers.sentences import MINILM_PACKAGE
+from models.teachers.unicom import MODELS, UnicomViT
 from pipeline.batch_size import batch_size, encode_backing_off, largest_batch, precision_cosine
 from pipeline.extract import extract
-from pipeline.teachers import TeacherCard, load_teacher
-from pipeline.teachers.base import Teacher
-from pipeline.teachers.sentences import MINILM_PACKAGE
-from pipeline.teachers.unicom import MODELS, UnicomViT
 from stores import ExtractParameters, TeacherError
 from stores.parameters import Data, Extract, Scenes, Teachers
 
@@ -523,7 +523,7 @@ def test_the_largest_batch_is_fixed_without_a_gpu_and_else_found() -> None:
 
 
 def test_minilm_is_checked_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.teachers.sentences.MINILM_SHA256", "0" * 64)
+    monkeypatch.setattr("models.teachers.sentences.MINILM_SHA256", "0" * 64)
     with pytest.raises(TeacherError, match=r"is not the genuine all-MiniLM-L6-v2: sha256 53aa5117"):
         load_teacher("minilm", device="cpu")
 
@@ -560,7 +560,7 @@ def test_a_user_s_own_teacher_plugs_in_by_name() -> None:
         ("unicom:ViT-H/14", "is not a Unicom model; there are unicom:ViT-B/32"),
         ("no_such_module:factory", "the module no_such_module cannot be imported"),
         ("tiny_teachers:nothing", "has nothing callable named 'nothing'"),
-        ("tiny_teachers:not_a_teacher", "returned a str, expected a pipeline.teachers.Teacher"),
+        ("tiny_teachers:not_a_teacher", "returned a str, expected a models.teachers.Teacher"),
         ("sentence-transformers:/nowhere/model", "could not be loaded"),
         ("timm:resnet5O", "timm has no model 'resnet5O'. Nearest: resnet50"),
         ("timm:resnet50.nothing_in1k", "timm has no weights 'resnet50.nothing_in1k'. There are: resnet50."),

@@ -18,18 +18,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from models.aligned import AlignedModel, Head, Temperature
+from models.checkpoint import load_checkpoint, read_record, save_checkpoint
+from models.student import load_student
 from stores import Store, StoreError, TrainingError, TrainParameters
 from stores.parameters import Evaluation, Loss, Student, Train
-from train import trainer
-from train.checkpoint import load_checkpoint, read_record, save_checkpoint
-from train.embed import embed_split
-from train.evaluate import evaluate
-from train.model import AlignedModel, Head, Temperature
-from train.objective import Compared, objective
-from train.processes import Processes
+from train.evaluation.embed import embed_split
+from train.evaluation.evaluate import evaluate
+from train.fit import trainer
+from train.fit.processes import Processes
+from train.fit.stops import Stop
+from train.losses.objective import Compared, objective
 from train.run import run
-from train.stops import Stop
-from train.student import load_student
 
 QUICK = TrainParameters(train=Train(epochs=2, batch_size=16, device="cpu", precision="fp32", compare=False))
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.teachers import Teacher
+from models.teachers import Teacher
 
 
 class MeanColour(Teacher):

@@ -11,7 +11,7 @@ from stores import Store, TrainParameters, load_parameters
 from stores.commands import resumable
 from stores.console import output
 from stores.streams import Command
-from train.report import read_metrics, result_table
+from train.report.results import read_metrics, result_table
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache
 
+from models.checkpoint import load_checkpoint
+from models.export import export_student
 from stores import Store, TrainingError, TrainParameters
 from stores.atomic import write_json
 from stores.console import console
@@ -18,20 +20,18 @@ from stores.digests import file_digest, value_digest
 from stores.layout import teacher_slug
 from stores.lock import lock_held
 from stores.parameters import Loss, as_dict
-from train.checkpoint import load_checkpoint
-from train.claim import claim
-from train.curves import event_writer
-from train.embed import SplitEmbeddings, embed_split
-from train.environment import record_start
-from train.epoch import Epoch
-from train.evaluate import evaluate
-from train.export import export_student
-from train.objective import Similarity
-from train.plots import draw_curves
-from train.processes import Processes, make_accelerator
-from train.run_folder import PLAIN, SOFT, Facts, describe
-from train.stops import Stop, stopping
-from train.trainer import Training
+from train.evaluation.embed import SplitEmbeddings, embed_split
+from train.evaluation.evaluate import evaluate
+from train.fit.claim import claim
+from train.fit.curves import event_writer
+from train.fit.environment import record_start
+from train.fit.epoch import Epoch
+from train.fit.processes import Processes, make_accelerator
+from train.fit.run_folder import PLAIN, SOFT, Facts, describe
+from train.fit.stops import Stop, stopping
+from train.fit.trainer import Training
+from train.losses.objective import Similarity
+from train.report.plots import draw_curves
 
 
 def run(
@@ -103,7 +103,7 @@ def _write_figures(folder: Path, finished: dict[str, _Finished]) -> None:
 
 def _write_report(folder: Path, store: Store, finished: dict[str, _Finished], accelerator: Accelerator) -> None:
     # Imported late: the libraries behind it take seconds, which a run without a report need not wait for.
-    from train.page import Tested, write_report
+    from train.report.page import Tested, write_report
 
     console.print("writing report.html …")
     tested = {

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from models.teachers import Teacher
+from models.teachers.base import MIN_COSINE
 from pipeline.batch_size import encode_backing_off, first_rows, precision_cosine
 from pipeline.encode.windows import Window
-from pipeline.teachers import Teacher
-from pipeline.teachers.base import MIN_COSINE
 from stores import CusaError, Shard, TeacherError, tables
 from stores.commands import leave_interrupts_to_the_parent
 from stores.console import console

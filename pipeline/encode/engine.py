@@ -8,11 +8,11 @@ from typing import Protocol
 
 import torch
 
+from models.teachers import TeacherCard, TeacherSpec
 from pipeline.encode.encoder import Encoded
 from pipeline.encode.local import InProcess
 from pipeline.encode.processes import open_processes
 from pipeline.encode.windows import Window
-from pipeline.teachers import TeacherCard, TeacherSpec
 from stores import Shard
 from stores.layout import Layout
 from stores.parameters import Extract

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
+from models.teachers import TeacherCard, TeacherSpec
 from pipeline.batch_size import batch_size
 from pipeline.encode.encoder import Encoded, Encoder
 from pipeline.encode.windows import Window
-from pipeline.teachers import TeacherCard, TeacherSpec
 from stores import Shard
 from stores.layout import Layout
 from stores.parameters import Extract

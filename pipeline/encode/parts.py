@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from models.teachers import TeacherCard
 from pipeline.encode.encoder import Encoded
 from pipeline.encode.windows import Window
-from pipeline.teachers import TeacherCard
 from stores import Features, Shard
 from stores.features import PartOrigin, write_part
 from stores.layout import Layout

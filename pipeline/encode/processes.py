@@ -14,10 +14,10 @@ from typing import Any, Final
 
 import torch
 
+from models.teachers import TeacherCard, TeacherSpec
 from pipeline.batch_size import batch_size
 from pipeline.encode.encoder import Encoded, Encoder
 from pipeline.encode.windows import Window
-from pipeline.teachers import TeacherCard, TeacherSpec
 from stores import Shard, TeacherError
 from stores.commands import leave_interrupts_to_the_parent
 from stores.errors import CusaError

@@ -11,12 +11,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from models.teachers import Teacher
+from models.teachers.base import MIN_COSINE
 from pipeline.inspection.checks import AGAIN, Check, Fault, only_if_whole
 from pipeline.inspection.loaded import encode, load_stored
 from pipeline.inspection.rows import shard_of
 from pipeline.inspection.teachers import is_default
-from pipeline.teachers import Teacher
-from pipeline.teachers.base import MIN_COSINE
 from stores import Shard, Store, StoreError, TeacherError
 from stores.columns import Column
 from stores.images import decode_rgb

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.teachers import Teacher, load_teacher
 from pipeline.inspection.teachers import is_default, recorded
-from pipeline.teachers import Teacher, load_teacher
 from stores import Store, TeacherError
 
 

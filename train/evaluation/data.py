@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 
 from stores import Store, StoreError
-from train.evaluate import caption_pairs, true_relevance
+from train.evaluation.evaluate import caption_pairs, true_relevance
 from train.evaluation.image_folders import BENCHMARKS
 from train.evaluation.paper import COCO, FLICKR
 from train.evaluation.result import DataSetError

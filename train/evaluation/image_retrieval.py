@@ -21,10 +21,10 @@ from stores.console import progress_bar
 from stores.images import decode_rgb
 from train.evaluation.image_folders import BENCHMARKS, Benchmark, open_benchmark
 from train.evaluation.labelled_images import LabelledImages
+from train.evaluation.metrics import class_recall
 from train.evaluation.models import MeasuredModel, check_embeddings, require
+from train.evaluation.rankings import Rows, nearest, nearest_other
 from train.evaluation.result import DataSetError, Result
-from train.metrics import class_recall
-from train.rankings import Rows, nearest, nearest_other
 
 TASK: Final = "image-retrieval"
 BATCH: Final = 64

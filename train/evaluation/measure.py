@@ -9,9 +9,9 @@ from typing import Final
 from accelerate import Accelerator
 
 from stores.errors import CusaError, StoreError
-from train.embed import SplitEmbeddings
 from train.evaluation import image_retrieval, sts
 from train.evaluation.data import DataSets
+from train.evaluation.embed import SplitEmbeddings
 from train.evaluation.image_folders import BENCHMARKS
 from train.evaluation.models import MeasuredModel, StudentModel, TeacherModel, require
 from train.evaluation.on_store import StudentOnStore, TeacherOnStore

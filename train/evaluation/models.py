@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from models.aligned import AlignedModel
+from models.checkpoint import load_checkpoint, read_record
+from models.student import load_student
 from stores.errors import CusaError, StudentError, TeacherError, TrainingError
 from stores.hardware import resolve_device, resolve_precision
 from stores.manifest import Modality
 from stores.parameters import Precision, Student, TrainParameters, recorded_parameters
 from stores.plugins import import_factory
-from train.checkpoint import load_checkpoint, read_record
-from train.model import AlignedModel
-from train.student import load_student
 
 BEST: Final = "best.safetensors"
 TEXT_BATCH: Final = 64
-TEACHERS: Final = "pipeline.teachers:load_teacher"
+TEACHERS: Final = "models.teachers:load_teacher"
 """Teachers belong to stage 1, which this stage never imports (import-linter holds that). To evaluation a teacher is
 what a user's own model is: a plug-in, found by its name when it is asked for."""
 
@@ -52,7 +52,7 @@ class MeasuredModel(Protocol):
 
 
 class Teacher(Protocol):
-    """What evaluation needs of a teacher; see `pipeline.teachers.Teacher`."""
+    """What evaluation needs of a teacher; see `models.teachers.Teacher`."""
 
     modality: Modality
     dim: int

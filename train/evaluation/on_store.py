@@ -20,10 +20,18 @@ from torch import Tensor
 from stores.console import console, progress_bar
 from stores.errors import CusaError
 from stores.layout import teacher_slug
-from train.eccv import coco_ids, eccv_caption
-from train.embed import SplitEmbeddings, embed_split
-from train.evaluate import Evaluated, caption_pairs, cross_modal, evaluate, on_device, ownership, true_relevance
 from train.evaluation.data import COCO_TEST, FOLDS, DataSets
+from train.evaluation.eccv import coco_ids, eccv_caption
+from train.evaluation.embed import SplitEmbeddings, embed_split
+from train.evaluation.evaluate import (
+    Evaluated,
+    caption_pairs,
+    cross_modal,
+    evaluate,
+    on_device,
+    ownership,
+    true_relevance,
+)
 from train.evaluation.image_retrieval import measure_images, recall_at_1
 from train.evaluation.labelled_images import split_images
 from train.evaluation.models import StudentModel, TeacherModel

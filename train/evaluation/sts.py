@@ -11,10 +11,10 @@ from rich.markup import escape
 
 from stores.console import progress_bar
 from stores.errors import CusaError
+from train.evaluation.metrics import paired_cosine, spearman
 from train.evaluation.models import MeasuredModel, check_embeddings, require
 from train.evaluation.result import DataSetError, Result
 from train.evaluation.sts_files import PAIRS, Pairs, read_pairs
-from train.metrics import paired_cosine, spearman
 
 TASK: Final = "sts"
 AT_ONCE: Final = 512

@@ -1,0 +1,88 @@
+"""Teachers: frozen single-modality models, by name."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from models.teachers.base import Teacher
+from models.teachers.card import TeacherCard, TeacherSpec
+from stores.errors import TeacherError
+from stores.hardware import resolve_device, resolve_precision
+from stores.manifest import Modality
+from stores.parameters import Precision
+from stores.plugins import import_factory
+
+__all__ = ["Teacher", "TeacherCard", "TeacherSpec", "load_teacher"]
+
+FAMILIES: Final = (
+    "hog-color",
+    "minilm",
+    "unicom:<ViT-B/32, ViT-B/16, ViT-L/14 or ViT-L/14@336px>",
+    "sentence-transformers:<hub name or folder>",
+    "timm:<model>",
+    "open-clip:<model>/<pretrained>",
+    "package.module:factory",
+)
+
+
+def load_teacher(
+    spec: str,
+    weights: str | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+    modality: Modality | None = None,
+) -> Teacher:
+    """Load the teacher that `spec` (`family:name`) names.
+
+    `modality` chooses the tower of an open-clip model (the image tower if it is None); other families have but one.
+
+    A `package.module:factory` is called with the keywords `weights`, `device` and `precision` (resolved), and returns
+    a `Teacher`. Whatever that calls itself, its name here is `spec`, by which it is asked for again.
+
+    Raises:
+        TeacherError: there is no such teacher, or it cannot be loaded.
+    """
+    teacher = _load(spec, weights, device, precision, modality)
+    teacher.spec = spec
+    return teacher
+
+
+def _load(spec: str, weights: str | None, device: str, precision: Precision, modality: Modality | None) -> Teacher:
+    where = resolve_device(device)
+    how = resolve_precision(precision, where)
+    family, _, name = spec.partition(":")
+    if weights is not None and family in ("hog-color", "minilm", "sentence-transformers"):
+        raise TeacherError(f"The teacher {spec} takes no separate weights, but {weights} was given. Leave them out.")
+    # Each family is imported when it is asked for: their libraries take seconds to load.
+    match family, name:
+        case "hog-color", "":
+            from models.teachers.hog_color import HogColorTeacher
+
+            return HogColorTeacher()
+        case "minilm", "":
+            from models.teachers.sentences import minilm
+
+            return minilm(where, how)
+        case "sentence-transformers", _:
+            from models.teachers.sentences import SentenceTeacher
+
+            return SentenceTeacher(name, where, how)
+        case "unicom", _:
+            from models.teachers.unicom import UnicomTeacher
+
+            return UnicomTeacher(name, weights, where, how)
+        case "timm", _:
+            from models.teachers.timm_images import TimmTeacher
+
+            return TimmTeacher(name, weights, where, how)
+        case "open-clip", _:
+            from models.teachers.open_clip_towers import open_clip_teacher
+
+            return open_clip_teacher(name, weights, where, how, modality or "image")
+    if not re.fullmatch(r"[\w.]+:\w+", spec):
+        raise TeacherError(f"No teacher is called {spec!r}. Known: {'; '.join(FAMILIES)}.")
+    teacher = import_factory(spec, TeacherError)(weights=weights, device=where, precision=how)
+    if not isinstance(teacher, Teacher):
+        raise TeacherError(f"{spec} returned a {type(teacher).__name__}, expected a models.teachers.Teacher.")
+    return teacher

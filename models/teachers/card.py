@@ -1,0 +1,61 @@
+"""A teacher by name, to be loaded where it is needed, and what others need to know of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from models.teachers.base import Teacher
+from stores.errors import TeacherError
+from stores.layout import teacher_slug
+from stores.manifest import Modality
+from stores.parameters import Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSpec:
+    """Which teacher of a modality, with its weights where the name does not say."""
+
+    spec: str
+    weights: str | None
+    modality: Modality
+
+    def load(self, device: str, precision: Precision) -> Teacher:
+        """Load the teacher onto `device`.
+
+        Raises:
+            TeacherError: it cannot be loaded, or is of the other modality.
+        """
+        from models.teachers import load_teacher
+
+        teacher = load_teacher(self.spec, self.weights, device, precision, self.modality)
+        if teacher.modality != self.modality:
+            raise TeacherError(f"teachers.{self.modality} is {self.spec}, which is a teacher of {teacher.modality}s.")
+        return teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherCard:
+    """What a store records of a teacher; see `Teacher`."""
+
+    spec: str
+    modality: Modality
+    dim: int
+    precision: Literal["fp32", "bf16"]
+    fingerprint: str
+
+    @property
+    def slug(self) -> str:
+        """The name of its folder in a store."""
+        return teacher_slug(self.spec, self.modality)
+
+    @classmethod
+    def of(cls, teacher: Teacher) -> Self:
+        """Describe a loaded teacher."""
+        return cls(
+            spec=teacher.spec,
+            modality=teacher.modality,
+            dim=teacher.dim,
+            precision=teacher.precision,
+            fingerprint=teacher.fingerprint,
+        )

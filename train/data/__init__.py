@@ -1,0 +1,1 @@
+"""From stores to batches: the order of pairs, the join of features by row, augmentation."""

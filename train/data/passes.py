@@ -1,0 +1,116 @@
+"""Passes over the pairs of one split: each an order of its own, known before anything is read, and skipped by counting.
+
+Shards are permuted, runs of them form windows, and the pairs of a window are shuffled together. Each window draws from
+a generator of its own, so a pass can begin at any pair without making the windows before it. In memory lie one window,
+a count a shard (8 bytes) and the rows without features (8 bytes each); nothing else grows with the data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stores import Store
+from train.data.captions import Captions
+
+
+class Unusable(NamedTuple):
+    """Sorted global rows that a teacher could not encode."""
+
+    samples: NDArray[np.int64]
+    captions: NDArray[np.int64]
+
+
+class Passes:
+    """The usable (sample row, caption row) pairs of a split, in one order after another."""
+
+    def __init__(
+        self,
+        store: Store,
+        split: str,
+        unusable: Unusable,
+        *,
+        captions: Literal["all", "one"],
+        shuffle_shards: int,
+        seed: tuple[int, int],
+        offsets: tuple[int, int] = (0, 0),
+    ) -> None:
+        """Count the pairs.
+
+        Args:
+            store: where they are.
+            split: which of them.
+            unusable: rows whose pairs are left out.
+            captions: every pair once a pass, or every sample once with a caption drawn anew each pass.
+            shuffle_shards: how many shards make a window.
+            seed: the run's and the store's number.
+            offsets: what is added to sample rows and to caption rows, to tell them from other stores' rows.
+
+        Raises:
+            StoreError: there is no such split, or captions.arrow is damaged.
+        """
+        self.where = f"The split {split!r} of {store.root}"
+        store.shards(split)  # refuses a split that is not there
+        self._shards = store.manifest.shards
+        self._numbers = np.array([number for number, shard in enumerate(self._shards) if shard.split == split])
+        self._table, self._unusable = Captions(store), unusable
+        self._one, self._shuffle_shards = captions == "one", shuffle_shards
+        self._seed, self._offsets = seed, np.array(offsets)
+        counted = np.array([self._count(number) for number in self._numbers], dtype=np.int64)
+        self._counts = counted[:, 0]
+        self.pairs = int(self._counts.sum())
+        """Pairs of one pass."""
+        self.left_out = int(counted[:, 1].sum())
+        """Pairs that no pass uses, since a teacher could not encode the image or the caption."""
+
+    def read(self, position: int) -> Iterator[NDArray[np.int64]]:
+        """Yield pairs for ever, (n, 2) a window, from a position in the endless row of passes; pass 0 begins at 0."""
+        number, skipped = divmod(position, self.pairs)
+        while True:
+            yield from self._pass(number, skipped)
+            number, skipped = number + 1, 0
+
+    def _pass(self, number: int, skipped: int) -> Iterator[NDArray[np.int64]]:
+        order = self._random(number, 0).permutation(len(self._numbers))
+        for window, start in enumerate(range(0, len(order), self._shuffle_shards), 1):
+            chosen = order[start : start + self._shuffle_shards]
+            size = int(self._counts[chosen].sum())
+            if skipped < size:
+                yield self._window(self._numbers[chosen], self._random(number, window))[skipped:] + self._offsets
+            skipped = max(0, skipped - size)
+
+    def _random(self, number: int, window: int) -> np.random.Generator:
+        # Always as many numbers: numpy's seeds are padded with zeros, so (1, 2) and (1, 2, 0) are the same one.
+        return np.random.default_rng((*self._seed, number, window))
+
+    def _window(self, numbers: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
+        pairs = random.permutation(np.concatenate([self._usable(int(number)) for number in numbers]))
+        # The first caption of each image in a random order is a random caption, in a random order.
+        return pairs[np.sort(np.unique(pairs[:, 0], return_index=True)[1])] if self._one else pairs
+
+    def _count(self, number: int) -> tuple[int, int]:
+        """Return how many pairs a pass takes of a shard, and how many it leaves out."""
+        captions = self._shards[number].captions
+        if not self._one and not any(map(len, self._unusable)):
+            return captions, 0  # by the manifest alone
+        usable = self._usable(number)
+        samples = np.bincount(usable[:, 0] - self._shards[number].first_sample)
+        return int(np.count_nonzero(samples)) if self._one else len(usable), captions - len(usable)
+
+    def _usable(self, number: int) -> NDArray[np.int64]:
+        shard, owners = self._shards[number], self._table.owners(number)
+        samples = _usable_rows(self._unusable.samples, shard.first_sample, shard.samples)
+        captions = _usable_rows(self._unusable.captions, shard.first_caption, shard.captions)
+        rows = shard.first_caption + np.arange(shard.captions)
+        return np.stack([owners, rows], axis=1)[captions & samples[owners - shard.first_sample]]
+
+
+def _usable_rows(unusable: NDArray[np.int64], first: int, count: int) -> NDArray[np.bool_]:
+    """Return which of `count` rows from `first` are not among the `unusable`."""
+    low, high = np.searchsorted(unusable, (first, first + count))
+    usable = np.ones(count, dtype=bool)
+    usable[unusable[low:high] - first] = False
+    return usable

@@ -1,0 +1,166 @@
+"""cusa-eval: any model on any of the paper's tasks, from the command line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, get_args
+
+import click
+
+from stores.commands import resumable
+from stores.console import console, output
+from stores.errors import CusaError, ParameterError
+from stores.parameters import Precision
+from stores.streams import Command
+from train.evaluation.folder import FIGURES, claim_folder, write_figures
+from train.evaluation.result import TASKS, Evaluation, Result
+
+if TYPE_CHECKING:
+    from train.evaluation.data import DataSets
+    from train.evaluation.models import StudentModel, TeacherModel
+    from train.report.page import Embedded
+
+FILE: Final = click.Path(path_type=Path)
+WIDTH: Final = 1000
+"""Columns where there is no terminal to ask."""
+
+
+@click.command(cls=Command, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    default=("artifacts/run",),
+    help="A run's folder, a checkpoint, open-clip:<model>/<pretrained tag or file>, or a teacher (family:name). "
+    "Several are set side by side.",
+)
+@click.option(
+    "--task", "tasks", multiple=True, type=click.Choice(TASKS), help="Without it, all that there is data for."
+)
+@click.option("--store", type=FILE, default=Path("artifacts/store"), help="A store, for all tasks.")
+@click.option("--split", default="test", help="The split of the store.")
+@click.option(
+    "--images", multiple=True, metavar="[NAME=]FOLDER", help="cub, sop, in-shop or inaturalist; or all in one."
+)
+@click.option("--sts", type=FILE, metavar="FOLDER", help="STS12 to 16, STS-B and SICK-R, from SentEval or as tables.")
+@click.option("--coco-annotations", type=FILE, help="dataset_coco.json or captions_val2014.json, for eccv.")
+@click.option("--weights", "weights", multiple=True, metavar="MODEL=FILE", help="A teacher's weights.")
+@click.option("--out", type=FILE, default=Path("artifacts/eval"), help="The folder for figures.json and report.html.")
+@click.option("--device", default="auto", help="auto, cpu, cuda, …")
+@click.option(
+    "--precision", type=click.Choice(get_args(Precision)), default="auto", help="auto: bf16 on hardware for it."
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=256, help="Images and captions of a store at once.")
+@click.option("--workers", type=click.IntRange(min=0), default=2, help="Processes or threads that decode images.")
+def main(
+    models: tuple[str, ...],
+    tasks: tuple[str, ...],
+    store: Path,
+    split: str,
+    images: tuple[str, ...],
+    sts: Path | None,
+    coco_annotations: Path | None,
+    weights: tuple[str, ...],
+    out: Path,
+    device: str,
+    precision: Precision,
+    batch_size: int,
+    workers: int,
+) -> None:
+    """Measure models on retrieval tasks, and set them beside each other and the paper's: in tables and on a page.
+
+    A data set that is missing is named, with where to get it and the layout expected; the other tasks run. The exit
+    code is 0 where anything was measured, else 2.
+    """
+    results: list[Result] = []
+    with resumable(), _figures_kept(out, results):
+        # Imported late: the libraries behind it take seconds, a wrong flag should not.
+        from stores.parameters import Train, TrainParameters
+        from train.evaluation.data import DataSets, parse_images
+        from train.evaluation.measure import measure, tasks_of
+        from train.fit.processes import make_accelerator
+        from train.report.page import Embedded
+
+        places = parse_images(images)
+        data = DataSets(store=store, split=split, images=places, sts=sts, coco_annotations=coco_annotations)
+        claim_folder(out, store)
+        loaded = _load(models, weights, device, precision)
+        accelerator = make_accelerator(TrainParameters(train=Train(device=device, precision=precision)))
+        evaluation = Evaluation(
+            models=models,
+            store=store,
+            split=split,
+            device=accelerator.device.type,
+            precision="bf16" if accelerator.mixed_precision == "bf16" else "fp32",
+            results=results,
+        )
+        embedded, wanted = Embedded(), tasks or tasks_of(data)
+        for result in measure(loaded, wanted, data, accelerator, batch_size, workers, embedded.add):
+            results.append(result)
+            if result.figures:
+                write_figures(out, evaluation)
+        _show(results)
+        _write_page(out, evaluation, data, embedded)
+
+
+def _load(
+    models: Sequence[str], weights: Sequence[str], device: str, precision: Precision
+) -> list[StudentModel | TeacherModel]:
+    """Load all models before any is measured: a mistake in the last should not cost the hours of the first."""
+    from train.evaluation.models import load_model
+
+    if len(set(models)) < len(models):
+        raise ParameterError(f"--model names one model twice: {', '.join(models)}. Each is measured once.")
+    files: dict[str, str] = {}
+    for given in weights:
+        model = next((name for name in models if given.startswith(f"{name}=")), None)
+        if model is None:
+            raise ParameterError(
+                f"--weights {given!r} is for no model that is measured. Expected MODEL=FILE, the model as --model "
+                f"names it: {', '.join(models)}."
+            )
+        files[model] = given.removeprefix(f"{model}=")
+    return [load_model(model, files.get(model), device, precision) for model in models]
+
+
+@contextmanager
+def _figures_kept(out: Path, results: list[Result]) -> Iterator[None]:
+    """Say on Ctrl-C (exit code 130, as shells expect) what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = any(result.figures for result in results)
+        what = f"What was measured is in {out / FIGURES}." if kept else "Nothing was measured yet."
+        click.echo(f"Stopped. {what}", err=True)
+        sys.exit(130)
+
+
+def _show(results: Sequence[Result]) -> None:
+    from train.evaluation.names import short_names
+    from train.evaluation.tables import printable, task_table
+
+    for message in dict.fromkeys(message for result in results for message in result.messages):
+        console.print(printable(message), style="yellow", soft_wrap=True)
+    names = short_names([*dict.fromkeys(result.model for result in results)])
+    printer = output(WIDTH)
+    for task in TASKS:
+        if table := task_table(task, [result for result in results if result.task == task], names):
+            printer.print(table)
+    if not any(result.figures for result in results):
+        raise CusaError("Nothing was measured; what is missing is said above.")
+
+
+def _write_page(out: Path, evaluation: Evaluation, data: DataSets, embedded: Embedded) -> None:
+    from train.report.page import write_evaluation
+
+    with console.status("writing report.html"):
+        page = write_evaluation(out, evaluation, data.found, embedded)
+    click.echo(f"Report: {page}")
+    click.echo(f"Figures: {out / FIGURES}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""ECCV Caption, CxC and COCO 5K as their authors measure them: by the package eccv-caption, from COCO's own ids.
+
+1. The ids of a split's images are the source's; those of its captions are looked up in COCO's annotations by image and
+   text, since the store keeps captions without ids (`coco_ids`).
+2. The images and captions of COCO's test split are ranked, other rows left out: COCO has images with more than five
+   captions, of which the benchmark takes five.
+3. The package turns the best `DEPTH` of each query into its figures. Its data lie inside it; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import redirect_stderr
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stores import Store
+from stores.errors import CusaError
+from train.evaluation.evaluate import DIRECTIONS, both_ways
+from train.evaluation.rankings import Similarity, top
+
+DEPTH: Final = 50
+"""How many candidates of a query are handed over: the protocol's least; no query has more than 48 relevant ones."""
+
+Ids = NDArray[np.int64]
+
+
+def eccv_caption(
+    images: Tensor, texts: Tensor, image_ids: Ids, caption_ids: Ids, similarity: Similarity | None = None
+) -> dict[str, Any]:
+    """Return in percent, both ways: mAP@R, R-Precision and R@1 of ECCV Caption; R@1, R@5, R@10 of CxC and COCO 5K.
+
+    Args:
+        images: (S, D).
+        texts: (T, D), on the same device.
+        image_ids: (S,) COCO's ids of the images.
+        caption_ids: (T,) COCO's ids of the captions.
+        similarity: the model's own, of images with texts; None: cosine.
+
+    Raises:
+        CusaError: the package is not installed, or the test split is not there whole.
+    """
+    package = _package()
+    image_rows = _places(image_ids, package.coco_gts["i2t"], "images")
+    caption_rows = _places(caption_ids, package.coco_gts["t2i"], "captions")
+    ids = image_ids[image_rows], caption_ids[caption_rows]
+    to_texts, to_images = both_ways(_taken(images, image_rows), _taken(texts, caption_rows), similarity)
+    retrieved = {
+        "i2t": dict(_by_id(ids[0], ids[1], top(to_texts, DEPTH))),
+        "t2i": dict(_by_id(ids[1], ids[0], top(to_images, DEPTH))),
+    }
+    # The package shows progress on stderr whether or not that is asked for.
+    with redirect_stderr(io.StringIO()):
+        found = package.eccv_metrics(retrieved, "all")
+    names = {"mAP@R": "eccv_map_at_r", "R-Precision": "eccv_rprecision", "R@1": "eccv_r1"}
+    cxc = {f"R@{k}": package.cxc_recalls(retrieved, "all", K=k) for k in (1, 5, 10)}
+    coco = {f"R@{k}": package.coco_5k_recalls(retrieved, "all", K=k) for k in (1, 5, 10)}
+    return {
+        "eccv_caption": _percent({name: found[theirs] for name, theirs in names.items()}),
+        "cxc": _percent(cxc),
+        "coco_5k": _percent(coco),
+    }
+
+
+def coco_ids(store: Store, split: str, annotations: Path) -> tuple[Ids, Ids]:
+    """Return COCO's ids of a split's images and captions: (S,) and (T,).
+
+    Args:
+        store: made from COCO, so that its source ids are COCO's image ids.
+        split: the split.
+        annotations: COCO's captions file (captions_val2014.json) or Karpathy's dataset_coco.json.
+
+    Raises:
+        CusaError: the file cannot be read, or an image or caption is not COCO's.
+    """
+    known: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for image, text, caption in _captions(annotations):
+        known[image, text.strip()].append(caption)
+    samples, rows = store.rows(split, "image"), store.rows(split, "text")
+    images = store.samples["source_id"].slice(samples[0], len(samples)).to_pylist()
+    texts = store.captions["text"].slice(rows[0], len(rows)).to_pylist()
+    owners = store.captions["sample"].slice(rows[0], len(rows)).to_numpy() - samples[0]
+    found = np.empty(len(rows), dtype=np.int64)
+    for row, (owner, text) in enumerate(zip(owners, texts, strict=True)):
+        candidates = known.get((images[owner], text))
+        if not candidates:
+            raise CusaError(
+                f"{annotations} has no caption {text[:100]!r} of image {images[owner]}, which the split {split} of "
+                f"{store.root} holds. ECCV Caption needs COCO's own captions: captions_val2014.json or "
+                f"dataset_coco.json, and a store made from them."
+            )
+        found[row] = candidates.pop(0)
+    return np.array([int(image) for image in images], dtype=np.int64), found
+
+
+def _captions(annotations: Path) -> Iterator[tuple[str, str, int]]:
+    """Yield (image id, text, caption id) of a COCO or Karpathy file."""
+    try:
+        opener = gzip.open if annotations.suffix == ".gz" else open
+        with opener(annotations, "rb") as stream:
+            content = json.load(stream)
+        if "annotations" in content:
+            yield from ((str(int(a["image_id"])), str(a["caption"]), int(a["id"])) for a in content["annotations"])
+            return
+        for image in content["images"]:
+            for sentence in image["sentences"]:
+                yield str(int(image["cocoid"])), str(sentence["raw"]), int(sentence["sentid"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CusaError(
+            f"{annotations} does not give COCO's caption ids ({type(error).__name__}: {error}). Expected COCO's "
+            f"captions_val2014.json or Karpathy's dataset_coco.json."
+        ) from None
+
+
+def _package() -> Any:
+    try:
+        with warnings.catch_warnings():
+            # It warns that it would rather have ujson, which makes no difference here.
+            warnings.simplefilter("ignore")
+            package = import_module("eccv_caption")
+    except ImportError:
+        raise CusaError(
+            "ECCV Caption and CxC are measured by the package eccv-caption, which is not installed. "
+            "Install the extra: pip install -e '.[eccv]'."
+        ) from None
+    return package.Metrics()
+
+
+def _places(ids: Ids, wanted: Iterable[int], what: str) -> Ids:
+    """Return the rows of the wanted ids, by rising row."""
+    needed = np.fromiter(wanted, dtype=np.int64)
+    rows = np.flatnonzero(np.isin(ids, needed))
+    missing = np.setdiff1d(needed, ids)
+    if len(missing) or len(rows) != len(needed):
+        raise CusaError(
+            f"ECCV Caption and CxC are defined on the whole test split of COCO (Karpathy's), {len(needed):,} {what}: "
+            f"{len(missing):,} of them are missing here (first: {', '.join(map(str, missing[:3])) or 'none'}) and "
+            f"{len(rows) + len(missing) - len(needed):,} are there twice. Make the store from dataset_coco.json and "
+            f"COCO's images, and look at its quarantine.jsonl."
+        )
+    return rows
+
+
+def _taken(embeddings: Tensor, rows: Ids) -> Tensor:
+    return embeddings[torch.from_numpy(rows).to(embeddings.device)]
+
+
+def _by_id(queries: Ids, candidates: Ids, ranked: Iterator[Ids]) -> Iterator[tuple[int, list[int]]]:
+    """Yield (query id, candidate ids, best first), as Python's own integers: the package looks them up in sets."""
+    for query, row in zip(queries.tolist(), (row for block in ranked for row in block), strict=True):
+        yield query, candidates[row].tolist()
+
+
+def _percent(figures: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Return the package's {metric: {i2t, t2i}} as {direction: {metric}}, in percent."""
+    return {
+        direction: {name: 100.0 * float(both[theirs]) for name, both in figures.items()}
+        for direction, theirs in zip(DIRECTIONS, ("i2t", "t2i"), strict=True)
+    }

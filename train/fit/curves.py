@@ -1,0 +1,147 @@
+"""The curves of a training as it goes: dvclive's by epoch always, TensorBoard's by step too when asked.
+
+What is already finished is the checkpoint's to say, not the curves': a training that goes on gives its history, and the
+curves are made to agree with it. A run that was killed between saving and logging loses no point and doubles none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from dvclive import Live
+from scmrepo.exceptions import SCMError
+
+from stores import ParameterError, TrainingError
+from stores.ownership import Kinds, is_plain, remove_ours
+from train.fit.epoch import Epoch
+from train.fit.live import Look
+
+
+def _is_curve(path: Path) -> bool:
+    with path.open("rb") as stream:
+        first = stream.readline()
+    return not first or first.startswith(b"step\t")  # empty: killed before it was written
+
+
+_DVCLIVE: Final = {
+    r"dvclive/metrics\.json": is_plain,  # which a kill may cut off
+    **{rf"dvclive/plots/metrics/{group}\w+\.tsv": _is_curve for group in ("", "loss/", "temperature/", "validation/")},
+}
+CURVES: Final[Kinds] = _DVCLIVE | {
+    rf"tensorboard/{writer}/events\.out\.tfevents\..+": is_plain for writer in ("steps", "epochs")
+}
+"""The files of a training's curves in its folder."""
+
+
+class Curves:
+    """The curves of one training in its folder; a context manager, for the main process alone.
+
+    Args:
+        folder: the training's; curves go to its `dvclive` and `tensorboard`.
+        history: the epochs that are finished.
+        steps_per_epoch: how many optimiser steps one has; TensorBoard's abscissa is the step of the whole training.
+        tensorboard: write TensorBoard's event files too.
+        first_step: steps of the unfinished epoch that are kept; looks at later ones, of a run that was stopped, are
+            purged.
+
+    Raises:
+        ParameterError: TensorBoard is asked for and not installed.
+        TrainingError: dvclive cannot work here.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        history: Sequence[Epoch],
+        steps_per_epoch: int,
+        tensorboard: bool,
+        first_step: int = 0,
+    ) -> None:
+        self._steps_per_epoch = steps_per_epoch
+        self._open = ExitStack()
+        self._tensorboard: tuple[Any, Any] | None = None
+        if tensorboard:
+            kept = len(history) * steps_per_epoch + first_step
+            self._tensorboard = self._writer(folder, "steps", kept + 1), self._writer(folder, "epochs", 0)
+        self._dvclive = self._open.enter_context(_live(folder))
+        for figures in history:
+            self.epoch(figures)
+
+    def __enter__(self) -> Curves:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+    def look(self, epoch: int, look: Look) -> None:
+        """Add the figures within `epoch` (from 0) to TensorBoard."""
+        if self._tensorboard:
+            _add(self._tensorboard[0], by_name(look), epoch * self._steps_per_epoch + look.step)
+
+    def epoch(self, figures: Epoch) -> None:
+        """Add the figures of a finished epoch."""
+        named = by_name(figures)
+        for name, value in named.items():
+            self._dvclive.log_metric(name, value)
+        self._dvclive.next_step()
+        if self._tensorboard:
+            _add(self._tensorboard[1], named, (figures.epoch + 1) * self._steps_per_epoch)
+
+    def _writer(self, folder: Path, name: str, purge_step: int) -> Any:
+        """Open a folder of event files, in which points from `purge_step` on, of an earlier run, no longer count."""
+        writer = event_writer()
+        return self._open.enter_context(writer(str(folder / "tensorboard" / name), purge_step=purge_step))
+
+
+def by_name(figures: Epoch | Look) -> dict[str, float]:
+    """Return the figures under the names that they have in every curve and table, such as loss/CSA."""
+    named = {f"loss/{part}": value for part, value in figures.loss.items()}
+    named |= {f"temperature/{name}": value for name, value in figures.temperatures.items()}
+    named["learning_rate"] = figures.learning_rate
+    if isinstance(figures, Epoch):
+        named["validation/RSUM"] = figures.validation_rsum
+    return named | {"samples_per_second": figures.samples_per_second, "wait": figures.wait}
+
+
+def event_writer() -> Any:
+    """Return the class that writes TensorBoard's event files.
+
+    Raises:
+        ParameterError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ParameterError(
+            "train.tensorboard is true, and TensorBoard is not installed. "
+            "In the checkout: pip install -c constraints.txt -e '.[tensorboard]'."
+        ) from None
+    return SummaryWriter
+
+
+def _live(folder: Path) -> Live:
+    """Open the training's `dvclive` folder, emptied of what was logged before.
+
+    By itself Live would empty it of all that it could have logged, and so of a person's plots; resumed, it removes
+    nothing, and begins at step 0 where no metrics.json is.
+    """
+    remove_ours(folder, _DVCLIVE)
+    try:
+        return Live(str(folder / "dvclive"), report=None, save_dvc_exp=False, dvcyaml=None, resume=True)
+    except SCMError as error:
+        raise TrainingError(
+            f"dvclive cannot work in this git repository: {error}. Make a first commit, or train outside of it."
+        ) from None
+
+
+def _add(writer: Any, named: dict[str, float], step: int) -> None:
+    for name, value in named.items():
+        writer.add_scalar(name, value, step)
+    # Else a kill loses up to two minutes of points, which the checkpoint counts as seen.
+    writer.flush()

@@ -1,0 +1,186 @@
+"""The live view of a training: the epoch's bar, and under it the latest losses, temperatures and speed.
+
+Where there is a terminal the view stands at its foot while training goes on. After each epoch one line remains; where
+there is no terminal, in a log file, that line is all there is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Final
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from stores.console import console
+from train.fit.epoch import Epoch
+
+WAIT_MARKED: Final = 0.2
+"""From this share of the time on, waiting for input is worth a word."""
+_HINT: Final = "The model waits for its input: raise train.workers, or train.cache_gib."
+_ABREAST: Final = 78
+"""Columns from which on losses, temperatures and speed stand side by side."""
+_UNKNOWN: Final = "–"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """The latest figures within an epoch."""
+
+    step: int
+    """Steps done in this epoch."""
+    loss: dict[str, float]
+    """Of the latest step: the parts before weighting, and the total."""
+    temperatures: dict[str, float]
+    learning_rate: float
+    samples_per_second: float
+    """Pairs a second over all processes, since the last look."""
+    wait: float
+    """Share of the time since the last look in which the model waited for input, 0 to 1."""
+
+
+class LiveView:
+    """The live view of one training; a context manager, to be entered before the first epoch begins.
+
+    Args:
+        title: the training's name.
+        epochs: of the whole training.
+        steps: of one epoch.
+        batch_size: pairs of one step, over all processes.
+        validation_best: the best validation RSUM of the epochs before, where a training is resumed.
+    """
+
+    def __init__(
+        self, title: str, epochs: int, steps: int, batch_size: int, validation_best: float | None = None
+    ) -> None:
+        self._title, self._epochs, self._steps, self._batch_size = title, epochs, steps, batch_size
+        self._best = -math.inf if validation_best is None else validation_best
+        self._look: Look | None = None
+        self._before: dict[str, float] = {}
+        self._bar = Progress(
+            TextColumn("{task.description}", style="bold", markup=False),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} pairs", style="progress.download"),
+            TextColumn("{task.fields[left]}", style="progress.remaining", markup=False),
+            auto_refresh=False,
+            expand=True,
+        )
+        self._task = self._bar.add_task(title, total=steps * batch_size, left="")
+        # Transient: the view itself goes when training ends; the epochs' lines stay.
+        self._live = Live(console=console, get_renderable=self._view, transient=True)
+
+    def __enter__(self) -> LiveView:
+        if console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def begin(self, epoch: int, first_step: int) -> None:
+        """Show an epoch (from 0) that begins, or goes on after its first `first_step` steps."""
+        name = f"{self._title} · epoch {epoch + 1}/{self._epochs}"
+        self._bar.update(self._task, completed=first_step * self._batch_size, description=name, left="")
+
+    def look(self, look: Look) -> None:
+        """Show the latest figures."""
+        self._look = look
+        pairs_left = (self._steps - look.step) * self._batch_size
+        left = f"{_duration(pairs_left, look.samples_per_second)} left"
+        self._bar.update(self._task, completed=look.step * self._batch_size, left=left)
+
+    def measuring(self) -> None:
+        """Show that the epoch's training is over and validation runs."""
+        self._bar.update(self._task, completed=self._steps * self._batch_size, left="validation …")
+
+    def end(self, epoch: Epoch) -> None:
+        """Print the epoch's permanent line."""
+        better = epoch.validation_rsum > self._best
+        if better:
+            self._best = epoch.validation_rsum
+        self._before = epoch.loss
+        # A log file gets one line, whole; a narrow terminal may fold it between words.
+        console.print(_epoch_line(epoch, self._title, self._epochs, better), soft_wrap=not console.is_terminal)
+
+    def _view(self) -> RenderableType:
+        look = self._look
+        if look is None:
+            return self._bar
+        groups = (_losses(look.loss, self._before), _temperatures(look), _speed(look, self._best))
+        hint = [Text(_HINT, style="yellow", no_wrap=True, overflow="ellipsis")] if look.wait > WAIT_MARKED else []
+        if console.width < _ABREAST:
+            return Group(self._bar, *groups, *hint)
+        figures = Table.grid(padding=(0, 3), expand=True)
+        for width in (28, 20, 24):  # what they need at most; in a wider terminal they spread alike
+            figures.add_column(ratio=width)
+        figures.add_row(*groups)
+        return Group(self._bar, figures, *hint)
+
+
+def _losses(loss: dict[str, float], before: dict[str, float]) -> Table:
+    """Each part, and how it differs from its mean over the epoch before."""
+    table = _figures("loss")
+    table.add_column(justify="right", style="dim", no_wrap=True)
+    for part, value in loss.items():
+        digits = _digits(value)
+        table.add_row(part, f"{value:{digits}}", f"{value - before[part]:+{digits}}" if part in before else "")
+    return table
+
+
+def _temperatures(look: Look) -> Table:
+    table = _figures("temperature")
+    for name, value in look.temperatures.items():
+        table.add_row(name, f"{value:.3f}")
+    return table
+
+
+def _speed(look: Look, best: float) -> Table:
+    table = _figures("training")
+    table.add_row("pairs/s", f"{look.samples_per_second:,.0f}")
+    marked = look.wait > WAIT_MARKED
+    table.add_row("input wait", Text(f"{look.wait:.0%}", style="bold yellow" if marked else ""))
+    table.add_row("learning rate", f"{look.learning_rate:.2e}")
+    table.add_row("best RSUM", _UNKNOWN if best == -math.inf else f"{best:.1f}")
+    return table
+
+
+def _figures(heading: str) -> Table:
+    """Return a small table of names and figures under a heading."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column(heading, no_wrap=True)
+    table.add_column(justify="right", style="cyan", no_wrap=True)
+    return table
+
+
+def _epoch_line(epoch: Epoch, title: str, epochs: int, better: bool) -> Text:
+    losses = " ".join(f"{name} {value:{_digits(value)}}" for name, value in _parts(epoch.loss).items())
+    line = Text(f"{title} {epoch.epoch + 1}/{epochs} · ")
+    line.append(f"RSUM {epoch.validation_rsum:.1f}{' ↑' if better else ''}", style="bold green" if better else "")
+    line.append(f" · {losses} · {epoch.samples_per_second:,.0f}/s")
+    if epoch.wait > WAIT_MARKED:
+        line.append(f" · wait {epoch.wait:.0%}", style="yellow")
+    return line
+
+
+def _parts(loss: dict[str, float]) -> dict[str, float]:
+    """Leave the total out where it stands beside its parts: it follows from them."""
+    return {name: value for name, value in loss.items() if name != "total" or len(loss) == 1}
+
+
+def _digits(value: float) -> str:
+    """Return a format in which a small loss (InfoNCE of `reduction: reference`) is not 0.000."""
+    return ".3f" if abs(value) >= 0.01 or value == 0 else ".1e"
+
+
+def _duration(pairs: int, rate: float) -> str:
+    if not (math.isfinite(rate) and rate > 0):
+        return _UNKNOWN
+    return str(timedelta(seconds=math.ceil(pairs / rate)))

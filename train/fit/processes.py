@@ -1,0 +1,127 @@
+"""Training in several processes (torchrun, accelerate launch): who does what once, and embeddings of all processes.
+
+In a single process all of this does nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Final, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_gather
+
+from stores import ParameterError, TrainParameters
+from stores.errors import CusaError
+from stores.hardware import resolve_device, resolve_precision
+from train.losses.objective import Compared
+
+T = TypeVar("T")
+PATIENCE: Final = timedelta(days=7)
+"""How long processes wait while the main one measures or writes."""
+
+
+def make_accelerator(parameters: TrainParameters) -> Accelerator:
+    """Return this process's device and precision, joined with the other processes that the launcher started.
+
+    Raises:
+        ParameterError: one device is named for several processes.
+    """
+    device = resolve_device(parameters.train.device)
+    precision = resolve_precision(parameters.train.precision, device)
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
+    if accelerator.num_processes > 1 and device.index is not None:
+        raise ParameterError(
+            f"train.device is {parameters.train.device!r}, one device for {accelerator.num_processes} processes. "
+            f"Say cuda or auto: each process then takes its own."
+        )
+    if accelerator.num_processes == 1 and device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return accelerator
+
+
+class Processes:
+    """What the processes of a training tell each other."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.rank, self.count = accelerator.process_index, accelerator.num_processes
+        self.is_main: bool = accelerator.is_main_process
+        # Flags travel on the host, so that asking never waits for the device.
+        self._host = distributed.new_group(backend="gloo", timeout=PATIENCE) if self.count > 1 else None
+
+    def alone(self, work: Callable[[], T]) -> T | None:
+        """Let the main process alone do `work`, while the others wait; return its result there, None elsewhere.
+
+        If it fails, every process ends: the main one with the error, the others without a word.
+        """
+        result: T | None = None
+        failure: CusaError | OSError | None = None
+        if self.is_main:
+            try:
+                result = work()
+            except (CusaError, OSError) as error:
+                failure = error
+        if self.any(failure is not None):
+            if failure is not None:
+                raise failure
+            sys.exit(CusaError.exit_code)
+        return result
+
+    def once(self, work: Callable[[], T]) -> T:
+        """Let the main process alone do `work`, and give every process its (picklable) result."""
+        outcome = [self.alone(work)]
+        if self.count > 1:
+            broadcast_object_list(outcome)
+        result: T = outcome[0]  # type: ignore[assignment] # every process has the main one's by now
+        return result
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every process the main one's buffers: batch statistics differ, each process having seen its share."""
+        if self.count > 1:
+            for buffer in model.buffers():
+                distributed.broadcast(buffer, 0)
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process; all of them must ask."""
+        if self._host is None:
+            return flag
+        flags = torch.tensor([int(flag)])
+        distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=self._host)
+        return bool(flags.item())
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean of a tensor over the processes."""
+        if self.count == 1:
+            return values
+        values = values.clone()
+        distributed.all_reduce(values)
+        mean: Tensor = values / self.count
+        return mean
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Return the equally long tensors of all processes, one after another, without gradient."""
+        if self.count == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.count)]
+        distributed.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    def columns(self, rows: Compared) -> Compared:
+        """Return the pairs of all processes, each with as many; the gradient flows back to the process it came from.
+
+        Every process then compares its own rows with all columns, so that the mean over the processes of their
+        losses is the loss of the whole batch.
+        """
+        if self.count == 1:
+            return rows
+        # One exchange for all four embeddings: (4, N, D) of each process.
+        embeddings = torch.stack([rows.image, rows.text, rows.uni_image, rows.uni_text])
+        image, text, uni_image, uni_text = torch.cat(all_gather(embeddings), dim=1)  # type: ignore[no-untyped-call]
+        teachers = [rows.teacher_image, rows.teacher_text]
+        teacher_image, teacher_text = (None if t is None else self.gather(t) for t in teachers)
+        return Compared(image, text, uni_image, uni_text, teacher_image, teacher_text, self.gather(rows.groups))

@@ -1,0 +1,364 @@
+"""One training: from a store and parameters to a best checkpoint; stopped at any step, it goes on as if never stopped.
+
+1. The stream deals the pairs of an epoch; workers decode and tokenise; teachers' features are joined by row.
+2. InfoNCE + α·CSA + β·USA over the whole batch of all processes, gradient clipping, AdamW, cosine schedule with
+   warm-up; temperatures stay in bounds.
+3. After each epoch the validation split is measured. `last.safetensors` holds everything to go on from (written after
+   each epoch, every `save_every` steps and on a stop), `best.safetensors` the weights with the highest validation RSUM.
+
+Everything random in a step follows from (seed, epoch, step, process): a checkpoint needs no generator's state.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Final
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from models.aligned import AlignedModel, Embeddings
+from models.checkpoint import load_checkpoint, read_record, save_checkpoint
+from models.student import load_student
+from models.temperatures import Taus
+from stores import Store, TrainingError, TrainParameters
+from stores.console import console
+from stores.layout import teacher_slug
+from stores.parameters import as_dict
+from train.data.batches import Batch, TrainingData
+from train.data.seeds import derived_seed
+from train.evaluation.embed import embed_split, measuring
+from train.evaluation.evaluate import retrieval
+from train.fit.curves import Curves
+from train.fit.epoch import Epoch
+from train.fit.grad_cache import cached_backward, check_cacheable
+from train.fit.live import LiveView, Look
+from train.fit.optimisation import load_schedule, make_optimizer, make_schedule, schedule_state
+from train.fit.processes import Processes
+from train.fit.run_folder import Facts, describe
+from train.fit.stops import Stop, Stopped
+from train.losses.objective import Compared, objective
+
+GRADIENT: Final = "gradient"
+LOOK_EVERY: Final = 10
+"""Steps between two looks at the losses: each look waits for the device."""
+
+
+@dataclass
+class Done:
+    """What is done of the epoch under way; a checkpoint keeps it."""
+
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    """Sums over the steps of the loss's parts and total."""
+    seconds: float = 0.0
+    waited: float = 0.0
+    """Seconds of those in which the model waited for input."""
+
+
+class Training:
+    """The state of one training, in the folder `run`."""
+
+    def __init__(
+        self,
+        run: Path,
+        store: Store,
+        parameters: TrainParameters,
+        title: str,
+        accelerator: Accelerator,
+        stop: Stop,
+    ) -> None:
+        self.best, self.last = run / "best.safetensors", run / "last.safetensors"
+        self._run, self._store, self._parameters, self._loss = run, store, parameters, parameters.loss
+        self._title, self._accelerator, self._stop = title, accelerator, stop
+        self._processes: Processes = stop.processes
+        self._settings = parameters.train
+        set_seed(derived_seed(self._settings.seed))
+        self.model = AlignedModel(load_student(parameters.student), uni_modal=bool(parameters.loss.beta))
+        self.model.leave_out_what_weighs_nothing(parameters.loss)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions run faster so
+        slugs = (teacher_slug(parameters.teachers.image, "image"), teacher_slug(parameters.teachers.text, "text"))
+        rank, processes = self._processes.rank, self._processes.count
+        self.data = TrainingData(store, self._settings, slugs, self.model.student, accelerator.device, rank, processes)
+        self.model.train()  # pretrained towers may come in evaluation mode
+        check_cacheable(self.model, self._settings.micro_batch, self._settings.batch_size // processes)
+        self._steps = len(self.data.stream)
+        optimizer = make_optimizer(self.model, self._settings)
+        self._schedule = make_schedule(optimizer, self._settings, self._steps)
+        if self._settings.compile:
+            self.model.compile()
+        self._wrapped, self._optimizer = accelerator.prepare(self.model, optimizer)
+        self.history: list[Epoch] = []
+        self._done = Done()
+
+    def fit(self) -> list[Epoch]:
+        """Train, from the last checkpoint if there is one, and return every epoch's figures.
+
+        Raises:
+            Stopped: a stop was asked for; the state is saved.
+            TrainingError: the loss is no longer finite.
+        """
+        self._resume()
+        self._announce()
+        settings, steps = self._settings, self._steps
+        best = max((epoch.validation_rsum for epoch in self.history), default=None)
+        with ExitStack() as stack:
+            view = stack.enter_context(LiveView(self._title, settings.epochs, steps, settings.batch_size, best))
+            step = self._done.step
+            opened = self._processes.alone(lambda: Curves(self._run, self.history, steps, settings.tensorboard, step))
+            curves = stack.enter_context(opened) if opened else None
+            stack.callback(self.data.close)
+            self._processes.alone(self.describe)
+            try:
+                while len(self.history) < settings.epochs:
+                    self._epoch(view, curves)
+            except Stopped:
+                # All wait: a launcher ends every process, the one that saves as well, as soon as one has ended.
+                self._processes.alone(self._save)
+                raise Stopped(
+                    f"{self._title} after step {self._done.step} of {steps} of epoch {len(self.history) + 1}, "
+                    f"saved in {self.last}"
+                ) from None
+        return self.history
+
+    def describe(self) -> None:
+        """Write the page that explains the training's folder."""
+        describe(self._run, self.facts(), self.history)
+
+    def facts(self) -> Facts:
+        """Return what the page of the training's folder says beside figures."""
+        return Facts(
+            title=self._title,
+            parameters=self._parameters,
+            store=self._store.root,
+            fingerprint=self._store.manifest.source_fingerprint,
+            data=self.data.announce(),
+            device=self._accelerator.device.type,
+            precision=self._precision,
+            processes=self._processes.count,
+        )
+
+    def _resume(self) -> None:
+        if self.last.exists():
+            record = load_checkpoint(self.last, self.model, self._optimizer)
+            self.history = [Epoch(**epoch) for epoch in record["history"]]
+            self._done = Done(**record["done"])
+            load_schedule(self._schedule, record["schedule"], self._optimizer)
+        place = (len(self.history), self._done.step)
+        if self._processes.any(place != self._processes.once(lambda: place)):
+            raise TrainingError(
+                f"The processes do not see the same {self.last}: this one goes on after epoch {place[0]} and step "
+                f"{place[1]}. Choose a folder that all machines share with --run."
+            )
+
+    def _announce(self) -> None:
+        done, step = len(self.history), self._done.step
+        epochs = self._settings.epochs
+        place = f"; resumed after epoch {done} of {epochs}" if 0 < done < epochs else ""
+        place = f"; resumed in epoch {done + 1} after step {step} of {self._steps}" if step else place
+        processes = f"{self._processes.count} processes on " if self._processes.count > 1 else ""
+        console.print(
+            f"{self._title}: {self.data.announce()}; {processes}{self._accelerator.device.type}, {self._precision}"
+            f"{place}"
+        )
+
+    @property
+    def _learning_rate(self) -> float:
+        return float(self._schedule.get_last_lr()[0])
+
+    @property
+    def _precision(self) -> str:
+        return "bf16" if self._accelerator.mixed_precision == "bf16" else "fp32"
+
+    def _epoch(self, view: LiveView, curves: Curves | None) -> None:
+        epoch = len(self.history)
+        view.begin(epoch, self._done.step)
+        if self._done.step < self._steps:
+            self._train(epoch, view, curves)
+        view.measuring()
+        done, rsum = self._done, self._validation_rsum()
+        figures = Epoch(
+            epoch=epoch,
+            loss={name: total / done.step for name, total in done.sums.items()},
+            temperatures=self._temperatures(),
+            learning_rate=self._learning_rate,
+            validation_rsum=rsum,
+            samples_per_second=done.step * self._settings.batch_size / done.seconds,
+            wait=done.waited / done.seconds,
+        )
+        self.history.append(figures)
+        self._done = Done()
+        self._processes.alone(lambda: self._keep(figures, curves))
+        view.end(figures)
+
+    def _train(self, epoch: int, view: LiveView, curves: Curves | None) -> None:
+        """Take the steps that the epoch still wants."""
+        stream = self.data.stream
+        stream.epoch, stream.first_step = epoch, self._done.step
+        self.model.train()
+        batches = iter(self.data.loader)
+        try:
+            self._take_steps(batches, epoch, view, curves)
+        finally:
+            del batches  # an exception keeps this frame alive, and with it a loader's workers
+
+    def _take_steps(self, batches: Iterator[Batch], epoch: int, view: LiveView, curves: Curves | None) -> None:
+        waiting: list[dict[str, Tensor]] = []
+        looked, waited = time.monotonic(), 0.0
+        for step in range(self._done.step, self._steps):
+            asked = time.monotonic()
+            batch = next(batches)
+            waited += time.monotonic() - asked
+            waiting.append(self.step(batch, epoch, step))
+            stop, last = self._stop.asked(), step + 1 == self._steps
+            save = (step + 1) % self._settings.save_every == 0 and not last
+            if len(waiting) == LOOK_EVERY or stop or save or last:
+                latest = self._look(waiting, epoch, step)
+                now = time.monotonic()
+                look = self._figures(latest, len(waiting), now - looked, waited)
+                view.look(look)
+                if curves:
+                    curves.look(epoch, look)
+                waiting.clear()
+                looked, waited = now, 0.0
+            if stop:
+                raise Stopped
+            if save:
+                self._processes.alone(self._save)
+
+    def step(self, batch: Batch, epoch: int = 0, step: int = 0) -> dict[str, Tensor]:
+        """Take one optimiser step; return what it gave, still on the device.
+
+        That is the loss's parts and total over this process's rows, and the norm of the gradient.
+        """
+        batch = batch.to(self._accelerator.device)
+        place = (self._settings.seed, epoch, step, self._processes.rank)
+        self._optimizer.zero_grad()
+        micro = self._settings.micro_batch
+        if micro is None or micro >= len(batch.samples):
+            set_seed(derived_seed(*place))
+            total, parts = self._objective(batch, *self._wrapped(batch.images, batch.tokens))
+            self._accelerator.backward(total)
+        else:
+            total, parts = cached_backward(
+                self._wrapped,
+                batch.images,
+                batch.tokens,
+                micro,
+                lambda embeddings, taus: self._objective(batch, embeddings, taus),
+                lambda number: set_seed(derived_seed(*place, number)),
+                self._accelerator,
+            )
+        norm = self._accelerator.clip_grad_norm_(self._wrapped.parameters(), self._settings.clip_norm)
+        self._optimizer.step()
+        self._schedule.step()
+        self.model.temperatures.clamp_()
+        return {name: value.detach() for name, value in {**parts, "total": total, GRADIENT: norm}.items()}
+
+    def _objective(self, batch: Batch, embeddings: Embeddings, taus: Taus) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compare this process's pairs with the pairs of all processes."""
+        softly = self._loss.alpha or self._loss.beta
+        image, text = self.data.teachers(batch) if softly else (None, None)
+        rows = Compared(**embeddings._asdict(), teacher_image=image, teacher_text=text, groups=batch.groups)
+        return objective(rows, self._processes.columns(rows), taus, self._loss, self.model.similarity)
+
+    def _look(self, waiting: list[dict[str, Tensor]], epoch: int, last_step: int) -> dict[str, float]:
+        """Fetch the losses of the latest steps from the device, add them up, and stop at one that is not finite."""
+        fetched = self._processes.mean(torch.stack([torch.stack(list(losses.values())) for losses in waiting]))
+        first = last_step - len(waiting) + 1
+        for step, row in enumerate(fetched.tolist(), first):
+            values = dict(zip(waiting[0], row, strict=True))
+            finite = all(map(math.isfinite, row))
+            norm = values.pop(GRADIENT)
+            if not finite:
+                raise TrainingError(
+                    f"The loss, or its gradient (norm {norm:.3g}), is not finite at step {step + 1} of epoch "
+                    f"{epoch + 1}: {_written(values)}. {self._last_good()} Lower train.learning_rate, or look at the "
+                    f"data of that step."
+                )
+            for name, value in values.items():
+                self._done.sums[name] = self._done.sums.get(name, 0.0) + value
+        self._done.step = last_step + 1
+        return values
+
+    def _figures(self, latest: dict[str, float], steps: int, seconds: float, waited: float) -> Look:
+        self._done.seconds += seconds
+        self._done.waited += waited
+        return Look(
+            step=self._done.step,
+            loss=latest,
+            temperatures=self._temperatures(),
+            learning_rate=self._learning_rate,
+            samples_per_second=steps * self._settings.batch_size / seconds,
+            wait=waited / seconds,
+        )
+
+    def _temperatures(self) -> dict[str, float]:
+        return {name: tau.item() for name, tau in self.model.temperatures()._asdict().items()}
+
+    def _validation_rsum(self) -> float:
+        settings = self._parameters.eval
+        self._processes.share_buffers(self.model)
+        with measuring(self.model):
+            embeddings = embed_split(
+                self.model,
+                self._store,
+                settings.validation,
+                self._accelerator,
+                settings.batch_size,
+                self._settings.workers,
+                self._stop.check,
+            )
+            return self._processes.once(
+                lambda: float(retrieval(self.model, embeddings, self._store, settings.validation)["RSUM"])
+            )
+
+    def _last_good(self) -> str:
+        if not self.last.exists():
+            return "No checkpoint had been written."
+        record = read_record(self.last)
+        within = f", step {record['done']['step']} of the next" if record["done"]["step"] else ""
+        return f"The last good checkpoint is {self.last} (epoch {len(record['history'])}{within})."
+
+    def _keep(self, figures: Epoch, curves: Curves | None) -> None:
+        """Write down a finished epoch; for the main process alone."""
+        # The best weights first: a run that is killed in between measures this epoch again, and loses nothing.
+        self._save_weights(figures)
+        self._save()
+        if curves:
+            curves.epoch(figures)
+        self.describe()
+
+    def _save(self) -> None:
+        """Write everything to go on from; for the main process alone."""
+        record = {
+            "history": [asdict(epoch) for epoch in self.history],
+            "done": asdict(self._done),
+            "schedule": schedule_state(self._schedule),
+            "parameters": as_dict(self._parameters),
+        }
+        save_checkpoint(self.last, self.model, record, self._optimizer)
+
+    def _save_weights(self, figures: Epoch) -> None:
+        """Keep the weights of an epoch, if a rule says so."""
+        earlier = [epoch.validation_rsum for epoch in self.history[:-1]]
+        record = {
+            "epoch": figures.epoch,
+            "validation_rsum": figures.validation_rsum,
+            "parameters": as_dict(self._parameters),
+        }
+        if figures.validation_rsum > max(earlier, default=-1.0):
+            save_checkpoint(self.best, self.model, record)
+        if self._settings.keep_every and (figures.epoch + 1) % self._settings.keep_every == 0:
+            save_checkpoint(self._run / f"epoch-{figures.epoch + 1:03}.safetensors", self.model, record)
+
+
+def _written(losses: dict[str, float]) -> str:
+    return " · ".join(f"{name} {value:.3f}" for name, value in losses.items() if name != "total" or len(losses) > 2)

@@ -1,0 +1,1 @@
+"""Losses: pure functions, their weighted sum, and its tiles."""

@@ -1,0 +1,144 @@
+"""The page of an evaluation: all models side by side, in figures and, where they embedded a store's split, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import torch
+
+from stores import Store, TrainParameters
+from stores.errors import CusaError
+from stores.layout import teacher_slug
+from stores.manifest import Modality
+from stores.pages import write_html
+from stores.parameters import Teachers
+from train.evaluation.embed import SplitEmbeddings
+from train.evaluation.folder import REPORT
+from train.evaluation.models import StudentModel
+from train.evaluation.names import short_names
+from train.evaluation.result import Evaluation
+from train.report.page.cases import cases
+from train.report.page.curves import curves
+from train.report.page.projection import projections
+from train.report.page.run_files import read_epochs
+from train.report.page.shown import Shown, dashed, tested
+from train.report.page.soft_labels import soft_labels
+from train.report.page.suspects import suspects
+from train.report.page.tables import task_tables
+
+PICTURED: Final = 4
+"""Models that have pictures, at most; the tables have all."""
+T = TypeVar("T")
+
+
+class Embedded:
+    """The students that embedded a store's split, in their order: the first `PICTURED` with their embeddings."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.pictured: list[tuple[StudentModel, SplitEmbeddings]] = []
+
+    def add(self, model: StudentModel, embeddings: SplitEmbeddings) -> None:
+        """Add a student, unless its embeddings are not finite and so show nothing."""
+        if all(bool(torch.isfinite(part).all()) for part in embeddings):
+            self.count += 1
+            if len(self.pictured) < PICTURED:
+                self.pictured.append((model, embeddings))
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation, store: Store | None, embedded: Embedded) -> Path:
+    """Write `folder`/report.html and return its path.
+
+    Args:
+        folder: where the figures are.
+        evaluation: what they are.
+        store: the store on which models were measured; None where there is none.
+        embedded: the students that have embedded the split of the store; without any, the page has no pictures.
+
+    What is not known, such as an open_clip model's teachers, leaves its section out; what is broken is said besides.
+    """
+    messages = list(dict.fromkeys(message for result in evaluation.results for message in result.messages))
+    names = short_names(evaluation.models)
+    pictures: dict[str, Any] = dict.fromkeys(("curves", "dashed", "projections", "soft", "cases", "suspects"))
+    if store is not None and embedded.pictured:
+        pictures |= _pictures(store, evaluation.split, embedded, names, messages)
+    write_html(
+        folder / REPORT,
+        Path(__file__).with_name("evaluation.html"),
+        evaluation=evaluation,
+        store=store,
+        split=evaluation.split,
+        names=names,
+        tables=task_tables(evaluation.results, names),
+        embedded=embedded,
+        messages=messages,
+        **pictures,
+    )
+    return folder / REPORT
+
+
+def _pictures(
+    store: Store, split: str, embedded: Embedded, names: dict[str, str], messages: list[str]
+) -> dict[str, Any]:
+    """Return the page's pictures by name, None where there are none; what goes wrong is added to the `messages`."""
+
+    def made(make: Callable[[], T]) -> T | None:
+        try:
+            return make()
+        except CusaError as error:
+            messages.append(error.message)
+            return None
+
+    models = [
+        Shown(
+            name=names[model.name],
+            tested=tested(model, embeddings),
+            loss=None if model.parameters is None else model.parameters.loss,
+            epochs=made(partial(_epochs, Path(model.name))) or [],
+        )
+        for model, embeddings in embedded.pictured
+    ]
+    trained = [model.parameters for model, _ in embedded.pictured if model.parameters is not None]
+    labels, teachers = _soft_parameters(store, trained), _teachers(store, trained)
+    with_epochs = [model for model in models if model.epochs]
+    return {
+        "curves": curves(with_epochs),
+        "dashed": dashed(with_epochs),
+        "projections": made(lambda: projections(store, split, models)),
+        "soft": labels and made(lambda: soft_labels(store, split, labels, models)),
+        "cases": made(lambda: cases(store, split, models)),
+        "suspects": teachers and "train" in store.manifest.splits and made(lambda: suspects(store, teachers)),
+    }
+
+
+def _epochs(folder: Path) -> list[dict[str, float]]:
+    """Return the epochs of the training whose folder it is; none of anything else."""
+    path = folder / "epochs.csv"
+    return read_epochs(path) if path.is_file() else []
+
+
+def _soft_parameters(store: Store, trained: Sequence[TrainParameters]) -> TrainParameters | None:
+    """Return the first parameters whose teachers the store has, of a training with soft labels if there is one."""
+    known = [parameters for parameters in trained if _has(store, parameters.teachers)]
+    softly = [parameters for parameters in known if parameters.loss.alpha or parameters.loss.beta]
+    return next(iter([*softly, *known]), None)
+
+
+def _teachers(store: Store, trained: Sequence[TrainParameters]) -> Teachers | None:
+    """Return the teachers of the first training, if the store has them, else the only ones of the store."""
+    if trained and _has(store, trained[0].teachers):
+        return trained[0].teachers
+    specs: dict[Modality, list[str]] = {"image": [], "text": []}
+    for teacher in store.manifest.teachers.values():
+        specs[teacher.modality].append(teacher.spec)
+    if any(len(found) != 1 for found in specs.values()):
+        return None
+    return Teachers(image=specs["image"][0], text=specs["text"][0])
+
+
+def _has(store: Store, teachers: Teachers) -> bool:
+    wanted = {teacher_slug(teachers.image, "image"), teacher_slug(teachers.text, "text")}
+    return wanted <= store.manifest.teachers.keys()

@@ -1,0 +1,82 @@
+"""The t-SNE of uni-modal embeddings (CUSA, figure 4): what a model puts together.
+
+Images and texts live in spaces of their own, where USA works; each has a picture, for every model of the page. The
+points are the same in all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.manifold import TSNE  # type: ignore[import-untyped]
+from torch import Tensor
+
+from stores import Store
+from stores.columns import Column
+from train.report.page.charts import Chart, scatter
+from train.report.page.sample import SEED, Pairs, draw_pairs
+from train.report.page.shown import Shown
+
+POINTS: Final = 300
+DRAWN: Final = 10_000
+"""Images of the split that are looked at for them."""
+FEWEST: Final = 8
+"""Fewer points than these show nothing."""
+CLASSES: Final = 5
+"""So many of the commonest classes have a colour of their own; the others share one."""
+
+
+def projections(store: Store, split: str, models: Sequence[Shown]) -> list[Chart]:
+    """Return a chart for every modality and model; none where the split is too small."""
+    pairs, groups, names = _points(store, split)
+    if len(pairs.images) < FEWEST:
+        return []
+    charts = []
+    for modality in ("images", "texts"):
+        for model in models:
+            embeddings = model.tested.embeddings
+            rows = embeddings.uni_image[pairs.images] if modality == "images" else embeddings.uni_text[pairs.captions]
+            told = (
+                f"{len(rows)} points in the plane, one for each of the {modality}, near where the model finds it like."
+            )
+            charts.append(scatter(f"{modality.capitalize()}, {_named(model)}", _project(rows), groups, names, told))
+    return charts
+
+
+def _named(model: Shown) -> str:
+    if model.loss is None:
+        return model.name
+    return f"{model.name} ({'with' if model.loss.beta else 'without'} USA)"
+
+
+def _points(store: Store, split: str) -> tuple[Pairs, NDArray[np.int64], dict[int, str]]:
+    """Return the pairs to show, each one's colour (n,), and what the colours mean; the last is of all other classes.
+
+    Images of the commonest classes come first, for of many classes a plain draw has too few of each.
+    """
+    first = store.rows(split, "image")[0]
+    pairs = draw_pairs(store, split, DRAWN)
+    labels = Column(store.samples["label"]).values(pairs.images + first)
+    common = [label for label, _ in Counter(label for label in labels if label is not None).most_common(CLASSES)]
+    numbers = {label: number for number, label in enumerate(common)}
+    groups = np.array([numbers.get(label, CLASSES) for label in labels], dtype=np.int64)
+    kept = np.sort(np.argsort(groups == CLASSES, kind="stable")[:POINTS])
+    names = {**dict(enumerate(common)), CLASSES: "other classes" if common else "all"}
+    return Pairs(pairs.images[kept], pairs.captions[kept]), groups[kept], names
+
+
+def _project(rows: Tensor) -> NDArray[np.float64]:
+    """Return (n, D) embeddings in the plane, (n, 2), by their cosine distances."""
+    unit = rows.double().numpy()
+    unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+    perplexity = min(30.0, (len(unit) - 1) / 3)
+    # Of unit vectors the squared Euclidean distance is the cosine's, but for a factor.
+    # Where all rows are one, there is no principal axis to begin from.
+    start = "pca" if np.ptp(unit, axis=0).max() > 1e-6 else "random"
+    found = TSNE(2, perplexity=perplexity, init=start, learning_rate="auto", random_state=SEED).fit_transform(unit)
+    points: NDArray[np.float64] = np.asarray(found, dtype=np.float64)
+    return points

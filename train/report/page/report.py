@@ -1,0 +1,71 @@
+"""The report of a run: one file, report.html, that needs no server, no network and no script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from stores import Store
+from stores.pages import write_html
+from train.evaluation.embed import embed_split
+from train.evaluation.models import StudentModel, load_model
+from train.fit.processes import make_accelerator
+from train.report.page.cases import cases
+from train.report.page.curves import curves
+from train.report.page.projection import projections
+from train.report.page.run_files import Run, Trained, read_run
+from train.report.page.shown import Shown, Tested, dashed, tested
+from train.report.page.soft_labels import soft_labels
+from train.report.page.suspects import suspects
+from train.report.page.tables import beside_the_paper, own_table
+
+PAGE_NAME: Final = "report.html"
+
+
+def write_report(folder: Path, store: Store, given: Mapping[str, Tested] | None = None) -> Path:
+    """Write `folder`/report.html and return its path.
+
+    Args:
+        folder: a finished run's.
+        store: what it was trained from.
+        given: by training, as metrics.json names them, the embeddings of the test split at its best epoch. One that
+            is not given is embedded again from its best.safetensors, which a single process alone can do.
+
+    Raises:
+        CusaError: the run has not finished, its files are damaged, or the store lacks what it was trained from.
+    """
+    run = read_run(folder)
+    split = run.parameters.eval.test
+    models = [_shown(trained, run, store, given or {}) for trained in run.trainings]
+    write_html(
+        folder / PAGE_NAME,
+        Path(__file__).with_name("run.html"),
+        run=run,
+        store=store,
+        split=split,
+        figures=own_table(run.trainings),
+        paper=beside_the_paper(run),
+        curves=curves(models),
+        dashed=dashed(models),
+        projections=projections(store, split, models),
+        soft=soft_labels(store, split, run.parameters, models),
+        cases=cases(store, split, models),
+        suspects=suspects(store, run.parameters.teachers),
+    )
+    return folder / PAGE_NAME
+
+
+def _shown(trained: Trained, run: Run, store: Store, given: Mapping[str, Tested]) -> Shown:
+    embedded = given.get(trained.title) or _embedded(trained, run, store)
+    return Shown(name=trained.spoken, tested=embedded, loss=trained.loss, epochs=trained.epochs)
+
+
+def _embedded(trained: Trained, run: Run, store: Store) -> Tested:
+    settings = run.parameters.train
+    model = load_model(str(trained.folder), device=settings.device, precision=settings.precision)
+    if not isinstance(model, StudentModel):
+        raise TypeError(f"{trained.folder} gave a {type(model).__name__}.")
+    accelerator = make_accelerator(run.parameters)
+    split, size = run.parameters.eval.test, run.parameters.eval.batch_size
+    return tested(model, embed_split(model.aligned, store, split, accelerator, size, settings.workers))

@@ -1,0 +1,96 @@
+"""What a run's folder says of its trainings: parameters, figures on the test split, and every epoch's figures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from stores import TrainingError, TrainParameters
+from stores.parameters import Loss, recorded_parameters
+from train.fit.run_folder import PLAIN, SOFT
+from train.report.results import read_metrics
+
+SPOKEN: Final = {PLAIN: "InfoNCE", SOFT: "soft labels"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """One finished training of a run."""
+
+    title: str
+    """As metrics.json has it."""
+    folder: Path
+    loss: Loss
+    figures: dict[str, Any]
+    """On the test split."""
+    epochs: list[dict[str, float]]
+    """By the names of epochs.csv; what a file leaves empty is absent."""
+
+    @property
+    def spoken(self) -> str:
+        """How a page calls it."""
+        return SPOKEN[self.title]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run: one training, or InfoNCE alone and then soft labels."""
+
+    folder: Path
+    parameters: TrainParameters
+    trainings: tuple[Trained, ...]
+
+
+def read_run(folder: Path) -> Run:
+    """Read a finished run.
+
+    Raises:
+        CusaError: the run has not finished, or its files are not those of a run.
+    """
+    metrics = read_metrics(folder)
+    path = folder / "run.json"
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))["parameters"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise TrainingError(f"{path} cannot be read as the record of a run. Train again with --overwrite.") from None
+    parameters = recorded_parameters(TrainParameters, recorded, str(path))
+    if not metrics or metrics.keys() - SPOKEN.keys():
+        raise TrainingError(
+            f"{folder / 'metrics.json'} has the trainings {', '.join(metrics) or 'none'}; {' and '.join(SPOKEN)} were "
+            f"expected. It is no run of this cusa-train; train again with --overwrite."
+        )
+    alone = len(metrics) == 1
+    trainings = [_trained(folder, title, figures, parameters.loss, alone) for title, figures in metrics.items()]
+    return Run(folder=folder, parameters=parameters, trainings=tuple(trainings))
+
+
+def _trained(folder: Path, title: str, figures: dict[str, Any], loss: Loss, alone: bool) -> Trained:
+    place = folder / PLAIN if title == PLAIN and not alone else folder
+    loss = replace(loss, alpha=0.0, beta=0.0) if title == PLAIN else loss
+    epochs = read_epochs(place / "epochs.csv")
+    best = figures.get("best_epoch")
+    if not isinstance(best, int) or not 1 <= best <= len(epochs):
+        raise TrainingError(
+            f"{place / 'epochs.csv'} has {len(epochs)} epochs, and metrics.json names {best!r} as the best of them. "
+            f"The run's files do not belong together; train again with --overwrite."
+        )
+    return Trained(title=title, folder=place, loss=loss, figures=figures, epochs=epochs)
+
+
+def read_epochs(path: Path) -> list[dict[str, float]]:
+    """Read an epochs.csv: every epoch's figures by name; what the file leaves empty is absent.
+
+    Raises:
+        TrainingError: it is none.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
+        if any("epoch" not in row for row in rows):
+            raise ValueError(path)
+    except (OSError, ValueError, TypeError, csv.Error):
+        raise TrainingError(f"{path} cannot be read as the epochs of a training. Run cusa-train again.") from None
+    return rows
