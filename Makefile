@@ -13,7 +13,7 @@ repro: .venv/ready-$(FAISS)
 	cusa-train --show
 
 ablation: .venv/ready-$(FAISS)
-	python -m benchmarks.ablation
+	python -m experiments.ablation
 
 test: .venv/ready-test
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONUTF8=1 python -m pytest -n 2 --dist worksteal -m "not soak"

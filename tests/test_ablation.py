@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.ablation import ablate, settings
-from benchmarks.comparison import Outcome, differences, spread, write_comparison
+from experiments.ablation import ablate, settings
+from experiments.comparison import Outcome, differences, spread, write_comparison
 from stores import ExtractParameters, Store, TrainingError, TrainParameters, load_parameters
 from stores.parameters import Loss, Train
 
 QUICK = TrainParameters(train=Train(epochs=1, batch_size=16, device="cpu", precision="fp32"))
 ALONE, CSA = ("", "InfoNCE"), ("ours", "+ CSA")
-COMMAND = [sys.executable, "-m", "benchmarks.ablation"]
+COMMAND = [sys.executable, "-m", "experiments.ablation"]
 
 
 def test_every_setting_is_trained_and_told(scenes_store: Store, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import numpy as np
 import torch
@@ -21,17 +21,14 @@ from torch import Tensor, nn
 from models.aligned import AlignedModel
 from models.checkpoint import load_checkpoint, read_record
 from models.student import load_student
-from stores.errors import CusaError, StudentError, TeacherError, TrainingError
+from models.teachers import Teacher, load_teacher
+from stores.errors import CusaError, StudentError, TrainingError
 from stores.hardware import resolve_device, resolve_precision
 from stores.manifest import Modality
 from stores.parameters import Precision, Student, TrainParameters, recorded_parameters
-from stores.plugins import import_factory
 
 BEST: Final = "best.safetensors"
 TEXT_BATCH: Final = 64
-TEACHERS: Final = "models.teachers:load_teacher"
-"""Teachers belong to stage 1, which this stage never imports (import-linter holds that). To evaluation a teacher is
-what a user's own model is: a plug-in, found by its name when it is asked for."""
 
 
 class MeasuredModel(Protocol):
@@ -49,20 +46,6 @@ class MeasuredModel(Protocol):
 
     def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
         """Return the uni-modal embeddings of any number of texts: (n, D), not normalised."""
-
-
-class Teacher(Protocol):
-    """What evaluation needs of a teacher; see `models.teachers.Teacher`."""
-
-    modality: Modality
-    dim: int
-    fingerprint: str
-
-    def preprocess(self, item: Any) -> Any: ...
-    def prepare(self, items: list[Any]) -> list[Any]: ...
-    def length(self, prepared: Any) -> int: ...
-    def collate(self, items: list[Any]) -> Any: ...
-    def encode(self, batch: Any) -> Tensor: ...
 
 
 class StudentModel:
@@ -168,8 +151,7 @@ def load_model(
             f"model is the folder of a run (cusa-train --run), a checkpoint in it, open-clip:<model>/<pretrained tag "
             f"or file>, or a teacher (family:name)."
         )
-    teacher: Teacher = import_factory(TEACHERS, TeacherError)(spec, weights, device, precision, modality)
-    return TeacherModel(spec, teacher)
+    return TeacherModel(spec, load_teacher(spec, weights, device, precision, modality))
 
 
 def require(model: MeasuredModel, modality: Modality, task: str) -> None:

@@ -1,6 +1,6 @@
 """Choose τ_P, α and β on the validation split, one after the other (docs/results.md).
 
-`python -m benchmarks.choose_loss` trains the embedded student on scenes and takes the value whose best validation RSUM
+`python -m experiments.choose_loss` trains the embedded student on scenes and takes the value whose best validation RSUM
 is highest, averaged over seeds that `make ablation` does not use; then it goes on to the next setting. It takes about a
 quarter of an hour on 2 cores; a stopped run goes on where it was.
 """
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import click
 
-from benchmarks.trainings import train_all
+from experiments.trainings import train_all
 from pipeline.extract import extract
 from stores import ExtractParameters, TrainParameters, load_parameters
 from stores.atomic import write_text

@@ -3,7 +3,7 @@
 `make ablation` extracts the data set of params.yaml, trains its student with InfoNCE, + CSA, + USA and + CUSA by the
 paper's settings and by those of params.yaml, three seeds each, and writes figures (CSV), tables (Markdown) and a plot.
 On scenes it takes about twenty minutes on 2 cores; a stopped run goes on where it was. Other data sets by their
-parameters, such as benchmarks/coco-mini.yaml.
+parameters, such as experiments/coco-mini.yaml.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, Final
 import click
 from rich.markdown import Markdown
 
-from benchmarks.comparison import INFONCE, PARTS, Outcome, check_folder, write_comparison
-from benchmarks.trainings import train_all
+from experiments.comparison import INFONCE, PARTS, Outcome, check_folder, write_comparison
+from experiments.trainings import train_all
 from pipeline.extract import extract
 from stores import ExtractParameters, TrainParameters, load_parameters
 from stores.commands import resumable

@@ -1,6 +1,6 @@
 """How the soft labels' temperature and top-k change what is learned at small and large batches (docs/soft-labels.md).
 
-`python -m benchmarks.soft_labels` trains the embedded student on scenes for every combination, measures mAP@R against
+`python -m experiments.soft_labels` trains the embedded student on scenes for every combination, measures mAP@R against
 the true relevance of the test split, and writes the table and the plot. It takes about half an hour on 2 cores; a
 stopped run goes on where it was.
 """
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import matplotlib
 
-from benchmarks.trainings import train_all
+from experiments.trainings import train_all
 from pipeline.extract import extract
 from stores import ExtractParameters, TrainParameters
 from stores.atomic import atomic_path, write_text
