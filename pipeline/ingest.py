@@ -92,7 +92,8 @@ def ingest(
         ThreadPoolExecutor(max_workers=min(32, 2 * (os.cpu_count() or 1)), thread_name_prefix="read") as readers,
         merged(source, data.merge, layout.root, readers, progress) as once,
     ):
-        tally = Tally(once, data.max_bad_fraction, layout)
+        joined = sum(once.merged.values()) if isinstance(once, MergedSource) else 0
+        tally = Tally(once, data.max_bad_fraction, layout, joined)
         task = progress.add_task("shards", total=tally.expected, note="")
         for plan in plan_shards(once, shard_size, data.max_pixels, seen):
             fingerprint = plan.fingerprint(readers)
@@ -193,13 +194,21 @@ def _once(
     records: Sequence[Record | BadRecord], scope: str, first_key: int, seen: FirstSeen
 ) -> Sequence[Record | BadRecord]:
     """Mark the records whose id came before in their scope."""
-    firsts = seen.rows((f"{scope}\0{record.source_id}" for record in records), first_key)
+    keys = range(first_key, first_key + len(records))
+    # A bad record takes no id away from a good one.
+    ids = (
+        f"{scope}\0{r.source_id}" if isinstance(r, Record) else f"\0{key}" for r, key in zip(records, keys, strict=True)
+    )
     return [
         record if first == key or isinstance(record, BadRecord) else _duplicate(record)
-        for record, first, key in zip(records, firsts, range(first_key, first_key + len(records)), strict=True)
+        for record, first, key in zip(records, seen.rows(ids, first_key), keys, strict=True)
     ]
 
 
 def _duplicate(record: Record) -> BadRecord:
-    rejected = Rejected("duplicate-id", f"{record.source_id} came before; the first is kept")
+    detail = (
+        f"{record.source_id} came before, with another picture; the first is kept. "
+        f"If a table's ids do not tell pictures apart, set data.columns.id to the image's column"
+    )
+    rejected = Rejected("duplicate-id", detail)
     return BadRecord(source_id=record.source_id, rejected=rejected, captions=len(record.captions))

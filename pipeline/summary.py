@@ -30,7 +30,7 @@ def summary(extracted: Extracted, store: Path) -> Table:
         table.add_row("pictures", f"{relabelled:,} samples had several labels; the first is kept")
     reasons = [f"{reason} {count:,}, first {examples[reason]}" for reason, count in rejected.most_common()]
     if lost := extracted.ingested.lost_captions:
-        reasons.append(f"{lost:,} captions went with these samples")
+        reasons.append(f"{lost:,} caption{'s' * (lost != 1)} went with these samples")
     table.add_row("left out", "\n".join([*reasons, "all are listed in quarantine.jsonl"]) if reasons else "none")
     repaired = [
         f"{name} ({why})"

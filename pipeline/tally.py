@@ -13,7 +13,7 @@ import pydantic
 
 from pipeline.receipts import Quarantined, Receipt, read_receipt
 from pipeline.shards import PlannedShard
-from pipeline.sources import Source
+from pipeline.sources import BadRecord, Source
 from stores import Shard, SourceError
 from stores.atomic import atomic_path
 from stores.layout import Layout
@@ -29,6 +29,8 @@ class Tally:
     source: Source
     fraction: float
     layout: Layout
+    joined: int
+    """Records that were merged into others."""
     names: list[str] = field(default_factory=list)
     shards: list[Shard] = field(default_factory=list)
     first_keys: dict[str, int] = field(default_factory=dict)
@@ -40,6 +42,8 @@ class Tally:
     captions: int = 0
     lost_captions: int = 0
     """Captions of rejected samples, which are not rejected one by one."""
+    _bad_records: int = 0
+    """Of the bad samples, those that their source showed to be bad, which can be merged with nothing."""
     _bad_samples: Counter[str] = field(default_factory=Counter)
     _bad_captions: Counter[str] = field(default_factory=Counter)
 
@@ -72,6 +76,7 @@ class Tally:
                 )
             )
         self.samples += len(plan.records)
+        self._bad_records += sum(isinstance(record, BadRecord) for record in plan.records)
         captions = sum(plan.caption_counts())
         self.captions += captions
         self.lost_captions += captions - receipt.captions - sum(e.caption is not None for e in receipt.quarantined)
@@ -84,17 +89,22 @@ class Tally:
 
     def lost(self) -> str:
         """Say how many captions went with rejected samples, in a line of its own; nothing where none did."""
-        return f"{self.lost_captions:,} captions went with these samples.\n" if self.lost_captions else ""
+        count = self.lost_captions
+        return f"{count:,} caption{'s' * (count != 1)} went with these samples.\n" if count else ""
 
     def check(self, *, final: bool = False) -> None:
         """Raise a `SourceError` if more are bad than the source, as far as its size is known, may hold."""
         known = 0 if final else self.expected or 0
         least = 0 if final else _ENOUGH_TO_JUDGE
-        for bad, total, what in (
-            (self._bad_samples, known or max(self.samples, least), "samples"),
-            (self._bad_captions, max(self.captions, least), "captions"),
+        samples, captions = known or max(self.samples, least), max(self.captions, least)
+        # A bad row weighs as one of all rows, a bad picture as one of all pictures.
+        share = self._bad_records / (samples + self.joined)
+        share += (self._bad_samples.total() - self._bad_records) / samples
+        for bad, total, what, is_much in (
+            (self._bad_samples, samples, "samples", share > self.fraction),
+            (self._bad_captions, captions, "captions", self._bad_captions.total() > self.fraction * captions),
         ):
-            if bad.total() <= self.fraction * total:
+            if not is_much:
                 continue
             write_quarantine(self.names, self.layout)
             listed = "\n".join(

@@ -153,10 +153,9 @@ def test_captions_that_no_text_file_holds_survive(pictures: Path) -> None:
     assert read(open_source(Data(source=str(pictures / "t.jsonl"))), pictures) == [("0", odd)]
 
 
-def stored(folder: Path, source: Any, merge: Any = "path", name: str = "store") -> Store:
-    parameters = ExtractParameters(
-        data=Data(source=source, merge=merge, columns=Columns()), extract=Extract(shard_size=3, workers=0)
-    )
+def stored(folder: Path, source: Any, merge: Any = "path", name: str = "store", bad: float = 0.05) -> Store:
+    data = Data(source=source, merge=merge, columns=Columns(), max_bad_fraction=bad)
+    parameters = ExtractParameters(data=data, extract=Extract(shard_size=3, workers=0))
     extracted = extract(parameters, folder / name)
     with console.capture() as shown:
         console.print(summary(extracted, folder / name))
@@ -214,6 +213,37 @@ def test_captions_lost_with_a_sample_are_counted(pictures: Path) -> None:
         stored(pictures, str(pictures / "t.csv"))
     parameters = ExtractParameters(data=Data(source=str(pictures / "t.csv"), max_bad_fraction=0.5))
     assert extract(parameters, pictures / "store").ingested.lost_captions == 3
+
+
+def test_a_bad_row_takes_no_id_from_a_good_one(pictures: Path) -> None:
+    (pictures / "t.csv").write_text("image,image_id,caption\n,7,lost\na.png,7,1\nb.png,8,2\na.png,7,3\nc.png,8,4\n")
+    store = stored(pictures, str(pictures / "t.csv"), bad=0.5)
+    assert store.captions["text"].to_pylist() == ["1", "3", "2"]
+    lines = [json.loads(line) for line in (pictures / "store" / "quarantine.jsonl").read_text().splitlines()]
+    assert [line["reason"] for line in lines] == ["malformed-record", "duplicate-id"]
+    assert "set data.columns.id to the image's column" in lines[1]["detail"]
+
+
+def test_few_bad_rows_of_many_do_not_stop_a_run_of_few_pictures(pictures: Path) -> None:
+    rows = [f"{'abc'[number % 3]}.png,{number}" for number in range(197)]
+    csv(pictures, *rows, "a.png", "a.png", "a.png")
+    assert len(stored(pictures, str(pictures / "t.csv")).captions) == 197
+
+
+def test_one_id_in_two_splits(pictures: Path) -> None:
+    (pictures / "t.csv").write_text("image,image_id,caption,split\na.png,1,x,train\na.png,1,y,test\nb.png,2,z,test\n")
+    store = stored(pictures, str(pictures / "t.csv"))
+    assert store.manifest.shared == {"test": {"train": 1}}
+    assert store.samples["source_id"].to_pylist() == ["1", "1", "2"]
+
+
+def test_a_coco_image_that_is_listed_twice_is_one(pictures: Path) -> None:
+    images = [{"id": 1, "file_name": "a.png"}, {"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}]
+    annotations = [{"image_id": number, "caption": str(number)} for number in (1, 1, 2)]
+    (pictures / "coco.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    store = stored(pictures, {"train": str(pictures / "coco.json")})
+    assert store.captions["text"].to_pylist() == ["1", "1", "2"]
+    assert store.manifest.merged == {"train": 1}
 
 
 @pytest.mark.parametrize("name", ["shuffled.csv", "with_id.csv"])

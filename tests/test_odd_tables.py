@@ -16,88 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import SHARED
 from merged_sources import merged_source
+from written_tables import opened, read
 
-from pipeline.sources import BadRecord, Record, Rejected, Source, open_source
-from pipeline.sources.captions import captions_in
+from pipeline.sources import BadRecord, Record, Rejected, open_source
 from stores import ParameterError, SourceError
 from stores.parameters import Columns, Data, ExtractParameters, load_parameters
 
 CASES = SHARED.parent / "cases"
-
-
-def opened(path: Path, data: bytes | str, columns: dict[str, Any] | None = None, **settings: Any) -> Source:
-    path.write_bytes(data if isinstance(data, bytes) else data.encode())
-    return open_source(Data(source=str(path), columns=Columns(**columns or {}), **settings))
-
-
-def read(source: Source) -> list[tuple[str, list[str]]]:
-    """Each record's image, or why it is bad, with its captions, or why each is none."""
-    return [
-        (str(r.image.name), [f"({c.reason})" if isinstance(c, Rejected) else c for c in r.captions])  # type: ignore[attr-defined]
-        if isinstance(r, Record)
-        else (r.rejected.detail, [])
-        for r in source.records("train")
-    ]
-
-
-LISTS = {
-    "json": ('["a", "b\'s"]', ["a", "b's"]),
-    "json with white space": ('[ "a" ,\n "b" ]', ["a", "b"]),
-    "json with escapes": ('["\\u00e9\\ud83e\\udd8a", "a\\nb"]', ["é🦊", "a\nb"]),
-    "json with null": ('["a", null, ""]', ["a", "(empty-caption)", ""]),
-    "json of objects": ('[{"raw": "a", "id": 1}, {"caption": "b"}]', ["a", "b"]),
-    "json with a number": ('["a", 3]', ["a", "(malformed-caption)"]),
-    "json of lists": ('[["a"]]', ["(malformed-caption)"]),
-    "python": ("['a', \"b's\"]", ["a", "b's"]),
-    "python escapes": (
-        r"['it\'s', 'a\\b', 'tab\there', '\xe9\u2019\U0001f98a']",
-        ["it's", "a\\b", "tab\there", "é’🦊"],
-    ),
-    "python with None": ("['a', None]", ["a", "(empty-caption)"]),
-    "python with nan": ("[nan, 'a']", ["(empty-caption)", "a"]),
-    "python of one": ("['a']", ["a"]),
-    "python over lines": ("['a',\n 'b',\n]", ["a", "b"]),
-    "python of objects": ("[{'raw': 'a', 'tokens': ['a']}, {'raw': \"b's\"}]", ["a", "b's"]),
-    "python 2": ("[u'a', u'b']", ["a", "b"]),
-    "tuple": ("('a', 'b')", ["a", "b"]),
-    "tuple of one": ("('a',)", ["a"]),
-    "numpy": ("['a' \"b's\"\n 'c']", ["a", "b's", "c"]),
-    "numpy repr": ("array(['a', 'b'], dtype=object)", ["a", "b"]),
-    "numpy, wide": ("array(['a', 'b'],\n      dtype='<U1')", ["a", "b"]),
-    "empty": ("[]", []),
-    "cut short": ("['a dog', 'a ca", ["(malformed-caption)"]),
-    "shortened by numpy": ("['a' 'b' ... 'y' 'z']", ["(malformed-caption)"]),
-    "never closed": ('["a dog"', ["(malformed-caption)"]),
-    "a quote inside": ("['it's', 'a']", ["(malformed-caption)"]),
-    "a caption in brackets": ("[music]", ["[music]"]),
-    "a caption that begins so": ("['80s music] plays", ["['80s music] plays"]),
-    "a caption in parentheses": ("(a dog) on a sofa (red)", ["(a dog) on a sofa (red)"]),
-    "a quote in parentheses": ('("hello")', ['("hello")']),
-    "numbers": ("[1, 2]", ["[1, 2]"]),
-}
-
-
-@pytest.mark.parametrize("name", LISTS)
-def test_a_list_in_a_cell_is_a_list(name: str, tmp_path: Path) -> None:
-    text, captions = LISTS[name]
-    rows = {
-        "t.tsv": "image\tcaption\na.png\t" + text.replace("\n", " ") + "\n",
-        "t.csv": 'image,caption\na.png,"' + text.replace('"', '""') + '"\n',
-        "t.jsonl": json.dumps({"image": "a.png", "caption": text}) + "\n" + json.dumps({"image": "b.png"}) + "\n",
-    }
-    for file, content in rows.items():
-        assert read(opened(tmp_path / file, content))[0] == ("a.png", captions), file
-
-
-def test_what_is_no_text_is_told_by_kind_and_never_shown() -> None:
-    told = [str(one) for one in (*captions_in(12.5), *captions_in([True, {"x": 1}, object()]))]
-    assert told == [
-        "malformed-caption: a caption is a number, expected text",
-        "malformed-caption: a caption is true or false, expected text",
-        "malformed-caption: a caption is an object with the keys x, expected text",
-        "malformed-caption: a caption is of the type object, expected text",
-    ]
-    assert captions_in(None) == captions_in(float("nan")) == ()
 
 
 def test_delimiters_are_seen_or_set(tmp_path: Path) -> None:
@@ -120,8 +45,54 @@ def test_delimiters_are_seen_or_set(tmp_path: Path) -> None:
         read(opened(tmp_path / "doubled", doubled, delimiter="||", format="csv"))
 
 
+def test_what_spreadsheets_write(tmp_path: Path) -> None:
+    plain = [("a.png", ["one"]), ("b.png", ["two"])]
+    for name, text in {
+        "empty rows": "image;caption\n;\na.png;one\n;\nb.png;two\n;\n",
+        "told": "sep=;\nimage;caption\na.png;one\nb.png;two\n",
+        "told, with tabs": '"sep=\t"\nimage\tcaption\na.png\tone\nb.png\ttwo\n',
+        "an old Macintosh": "image,caption\ra.png,one\rb.png,two\r",
+        "an old Macintosh, with tabs": "image\tcaption\ra.png\tone\rb.png\ttwo\r",
+        "blanks behind commas": 'image, caption\na.png, "one"\nb.png, two\n',
+    }.items():
+        assert read(opened(tmp_path / "t.txt", text)) == plain, name
+
+
+def test_a_quoted_line_break_between_tabs_is_told(tmp_path: Path) -> None:
+    text = 'image\tcaption\na.png\t"one\ntwo"\nb.png\t5" tall\nc.png\t"a" and "b"\n'
+    (cut, _), (rest, _), *others = read(opened(tmp_path / "t.tsv", text))
+    assert "a quoted field goes on over the line's end: set data.format=csv" in cut
+    assert rest.startswith("line 3: it has 1 fields")
+    assert others == [("b.png", ['5" tall']), ("c.png", ['"a" and "b"'])]
+    quoted = 'image\tcaption\na.png\t"one\ntwo"\n'
+    assert read(opened(tmp_path / "t.tsv", quoted, format="csv"))[0] == ("a.png", ["one\ntwo"])
+
+
+def test_a_null_caption_leaves_a_trace(tmp_path: Path) -> None:
+    columns = {"image": ["a.png", "a.png", "b.png"], "caption": ["x", None, None]}
+    source = open_source(Data(source=str(parquet(tmp_path / "t.parquet", columns))))
+    with merged_source(source, tmp_path) as once:
+        assert [captions for _, captions in read(once)] == [["x", "(empty-caption)"], ["(empty-caption)"]]
+    rows = [{"image": "a.png", "caption": "x"}, {"image": "a.png"}, {"image": "a.png", "caption": []}]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    assert read(opened(tmp_path / "t.jsonl", text))[1:] == [("a.png", ["(empty-caption)"])] * 2
+
+
+def test_a_column_that_tells_no_splits_stops_the_run(tmp_path: Path) -> None:
+    text = "".join(json.dumps({"image": "a.png", "caption": "x", "split": number}) + "\n" for number in (0, 1))
+    with pytest.raises(SourceError, match=r"column 'split' tells no splits: it holds a whole number, expected names"):
+        opened(tmp_path / "t.jsonl", text)
+    some = text + json.dumps({"image": "a.png", "caption": "x", "split": "test"}) + "\n"
+    source = opened(tmp_path / "t.jsonl", some)
+    assert source.splits == ("test",)
+    lost = [record.captions for record in source.records("test") if isinstance(record, BadRecord)]
+    assert lost == [1, 1], "captions of rows without a split count as lost"
+
+
 ENCODED = {
     "utf-8 with a mark": (codecs.BOM_UTF8 + "image,caption\na.png,é\n".encode(), None),
+    "utf-8 with a mark, set": (codecs.BOM_UTF8 + "image,caption\na.png,é\n".encode(), "utf-8"),
+    "utf-16 with a mark, set": ("image,caption\na.png,é\n".encode("utf-16"), "utf-16-le"),
     "utf-16 little": (codecs.BOM_UTF16_LE + "image,caption\na.png,é\n".encode("utf-16-le"), None),
     "utf-16 big": (codecs.BOM_UTF16_BE + "image\tcaption\r\na.png\té\r\n".encode("utf-16-be"), None),
     "utf-16 without a mark": ("image,caption\na.png,é\n".encode("utf-16-le"), None),
@@ -153,6 +124,7 @@ WITHOUT_NAMES = {
     "path and caption": ("a.png,a dog on a red sofa\nb.png,a cat\n", 1, 2),
     "address and caption": ("a dog\thttps://example.org/1\nb\thttps://example.org/2\n", 2, 1),
     "a number between": ("a.png;7;a dog that runs fast\nb.png;8;a cat\n", 1, 3),
+    "a comma in each": ("a.png;a dog, big and red\nb.png;a cat, small\n", 1, 2),
 }
 
 
@@ -199,6 +171,9 @@ def test_folder_and_file_name_in_two_columns(tmp_path: Path) -> None:
     assert read(opened(tmp_path / "t.csv", whole)) == [("train2014/a.jpg", ["x"])], "filepath is a whole path here"
 
 
+HUGE = [str(10**37 + n) for n in range(3)]
+
+
 def parquet(path: Path, columns: dict[str, Any]) -> Path:
     pq.write_table(pa.table(columns), path)
     return path
@@ -208,6 +183,7 @@ def test_odd_types_in_parquet(tmp_path: Path) -> None:
     sentences = [[{"raw": "a", "tokens": ["a"]}, {"raw": "b", "tokens": []}], [{"raw": None, "tokens": []}], None]
     names = pa.array(["a.png", "b.png", "c.png"])
     ids = {
+        "huge": (pa.array([decimal.Decimal(10**37 + n) for n in range(3)], pa.decimal128(38, 0)), HUGE),
         "decimal": (pa.array([decimal.Decimal(n) for n in (7, 8, 9)], pa.decimal128(20, 0)), ["7", "8", "9"]),
         "binary": (pa.array([b"x", "é".encode(), b"\xff\x00"]), ["x", "é", "ff00"]),
         "fixed": (pa.array([uuid.UUID(int=1).bytes] * 3, pa.binary(16)), [f"{1:032x}"] * 3),
@@ -219,7 +195,7 @@ def test_odd_types_in_parquet(tmp_path: Path) -> None:
         source = open_source(Data(source=str(parquet(tmp_path / f"{kind}.parquet", table))))
         records = list(source.records("train"))
         assert [record.source_id for record in records] == expected, kind
-        assert [captions for _, captions in read(source)] == [["a", "b"], ["(empty-caption)"], []]
+        assert [captions for _, captions in read(source)] == [["a", "b"], ["(empty-caption)"], ["(empty-caption)"]]
 
 
 def test_what_lies_within_a_column_is_named_with_a_dot(tmp_path: Path) -> None:
@@ -250,7 +226,7 @@ def test_a_value_that_is_no_text_is_told_with_its_column_and_kind(tmp_path: Path
     }
     source = open_source(Data(source=str(parquet(tmp_path / "t.parquet", columns))))
     details = [record.rejected.detail for record in source.records("train") if isinstance(record, BadRecord)]
-    assert details[0] == "row 0: its column 'id' holds of the type datetime, expected text or a whole number"
+    assert details[0] == "row 0: its column 'id' holds a value of the type datetime, expected text or a whole number"
     columns["id"] = [1, 2]
     source = open_source(Data(source=str(parquet(tmp_path / "t.parquet", columns))))
     details = [record.rejected.detail for record in source.records("train") if isinstance(record, BadRecord)]
@@ -258,7 +234,7 @@ def test_a_value_that_is_no_text_is_told_with_its_column_and_kind(tmp_path: Path
     columns["image"] = ["a.png", "b.png"]
     source = open_source(Data(source=str(parquet(tmp_path / "t.parquet", columns))))
     (caption,) = next(iter(source.records("train"))).captions  # type: ignore[union-attr, misc]
-    assert caption.detail == "row 0, column 'caption': a caption is of the type date, expected text"
+    assert caption.detail == "row 0, column 'caption': a caption is a value of the type date, expected text"
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -268,18 +244,22 @@ def test_a_picture_nearby_is_told(tmp_path: Path, form: str) -> None:
     for name in ("a.png", "Images/b.png", unicodedata.normalize(form, "é.png"), "Images/E.PNG"):
         (tmp_path / name).write_bytes(b"")
     odd = [r"Images\b.png", "b.png", unicodedata.normalize(other, "é.png"), "gone.png", "A.PNG", "pictures/a.png"]
+    odd += [f"{tmp_path.name}/a.png", "a", " a.png "]
     text = "".join(json.dumps({"image": name, "caption": "x"}) + "\n" for name in odd)
     told = []
     for record in opened(tmp_path / "t.jsonl", text).records("train"):
         with pytest.raises(Rejected) as caught:
             record.image.read()  # type: ignore[union-attr]
         told.append(caught.value.detail.partition(" does not exist")[2])
-    assert [bool(advice) for advice in told] == [True, True, True, False, True, True]
+    assert [bool(advice) for advice in told] == [True, True, True, False, True, True, True, True, True]
     assert told[0] == r"; it is there with / in place of \: write the names so"
     assert told[1].endswith(f"it is in Images/: set data.images (--images) to {tmp_path}/Images")
     assert f"in Unicode's form {form}" in told[2]
     assert "a.png is there: upper and lower case differ" in told[4]
-    assert "a.png is in the folder itself" in told[5]
+    assert told[5] == "; a.png is there, without pictures/: leave that out of the names"
+    assert told[6] == "; a.png is in the folder itself: set data.images (--images) to the folder above"
+    assert told[7] == "; a.png is there: write the names with their ending"
+    assert told[8] == "; it is there without the blanks around its name: write it so"
 
 
 SENT = {

@@ -104,4 +104,4 @@ def _open_tables(kind: str, splits: dict[str, Files], named: bool, images: Folde
     if not found:
         return StreamedSource(kind, splits, reader.read)
     order = in_usual_order(found)
-    return StreamedSource(kind, dict.fromkeys(order, files), reader.of_splits(order).read, one_scope=True)
+    return StreamedSource(kind, dict.fromkeys(order, files), reader.of_splits(order).read)

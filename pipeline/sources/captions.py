@@ -6,30 +6,34 @@ Tables keep lists in text in several spellings: JSON's, Python's (what pandas wr
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-import warnings
 from collections.abc import Sequence
 from typing import Any, Final
 
 from pipeline.sources.base import Caption, Rejected
 
-TEXT_KEYS: Final = ("raw", "caption", "text", "sentence", "value")
+TEXT_KEYS: Final = ("raw", "caption", "text", "sentence")
 """Under which name an object holds a caption, as Karpathy's `sentences` do; the first that it has is taken."""
-_LONGEST_LITERAL: Final = 1 << 20
-_TEXT: Final = r"""[uU]?(?:'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+")"""
-_ITEM: Final = rf"(?:{_TEXT}|None|null|nan)"
+_STRING: Final = r"""[uU]?(?:'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+")"""
+_ITEM: Final = rf"(?:(?:(?:np|numpy)\.)?str_\(\s*{_STRING}\s*\)|{_STRING}|None|null|nan)"
+_ITEMS: Final = rf"{_ITEM}(?:(?:\s*,\s*|\s*){_ITEM})*+\s*,?"
+# Behind `array(`, `Index(`, `frozenset(`: what numpy, pandas and Python put around a list; behind `c(`, as R does.
 _LIST: Final = re.compile(
-    rf"(?:array\(\s*)?(?:\[\s*(?P<listed>{_ITEM}(?:(?:\s*,\s*|\s*){_ITEM})*+)\s*,?\s*\]"
-    rf"(?:,\s*dtype=[^)]*\))?|\(\s*(?P<tuple>{_TEXT}\s*,(?:\s*{_TEXT}\s*,)*+(?:\s*{_TEXT})?)\s*\))",
+    rf"(?:\w+\(\s*)?(?P<listed>\[\s*(?:{_ITEMS})\s*\]|\{{\s*(?:{_ITEMS})\s*\}})(?:,\s*\w+=[^()]*)*\s*\)?"
+    rf"|c?(?P<tuple>\(\s*{_STRING}\s*,(?:\s*{_STRING}\s*,)*+(?:\s*{_STRING})?\s*\))",
     re.DOTALL,
 )
-_ITEMS: Final = re.compile(_ITEM, re.DOTALL)
+_LITERAL: Final = re.compile(rf"({_STRING})|None|null|nan", re.DOTALL)
 _ESCAPE: Final = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
 _ESCAPED: Final = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f", "v": "\v", "a": "\a", "0": "\0", "\n": ""}
-# A quote behind the bracket, and the bracket closed at the end or never: "['80s music] …" is a caption.
-_LOOKS_LISTED: Final = re.compile(r"""(?:array\(\s*)?\[[\[\s]*(?:[uUbB]?['"]|\{\s*['"])(?:[^\]]*|.*[\])])""", re.DOTALL)
+_OBJECTS: Final = re.compile(r"(?:\w+\(\s*)?(?:\[\s*)?\{\s*['\"]\w+['\"]\s*:.*\}\s*\]?.*", re.DOTALL)
+# A quote behind the bracket, and before the last bracket or a comma or never closed: "['80s music] …" is a caption.
+_LOOKS_LISTED: Final = re.compile(
+    r"""(?:\w+\(\s*)*[\[{][\[{(\s]*(?:\w+\(\s*\[?\s*)?[uUbB]?(['"])"""
+    r"""(?:[^\]}]*|.*['")]\s*,?\s*[\])}]+|.*['"]\s*[,:]\s*['"\[].*)""",
+    re.DOTALL,
+)
 
 
 def captions_in(value: Any) -> tuple[Caption, ...]:
@@ -41,6 +45,9 @@ def captions_in(value: Any) -> tuple[Caption, ...]:
         return _in_text(value)
     if value is None or value != value:  # as pandas says that there is none
         return ()
+    if isinstance(value, dict):
+        held = next((value[key] for key in TEXT_KEYS if value.get(key)), None)
+        value = held if isinstance(held, list | tuple) else [value]
     if isinstance(value, list | tuple):
         return tuple(caption_in(item) for item in value)
     return (caption_in(value),)
@@ -60,9 +67,10 @@ def caption_in(value: Any) -> Caption:
     return Rejected("malformed-caption", f"a caption is {kind_of(value)}, expected text")
 
 
-def captions_of_lines(text: str) -> tuple[str, ...]:
-    """Return the captions of a text file: one a line, empty lines left out."""
-    return tuple(line for line in (line.rstrip("\r") for line in text.split("\n")) if line)
+def captions_of_lines(text: str) -> tuple[Caption, ...]:
+    """Return the captions of a text file: one per line, blank lines left out; a line alone may spell a list."""
+    lines = tuple(line.strip() for line in text.split("\n") if line.strip())
+    return _in_text(lines[0]) if len(lines) == 1 else lines
 
 
 def kind_of(value: Any) -> str:
@@ -70,12 +78,14 @@ def kind_of(value: Any) -> str:
     if isinstance(value, dict):
         return f"an object with the keys {', '.join(str(key)[:40] for key in list(value)[:8]) or '(none)'}"
     names = {type(None): "null", bool: "true or false", int: "a whole number", float: "a number", list: "a list"}
-    return names.get(type(value), f"of the type {type(value).__name__}")
+    if isinstance(value, str):
+        return "text" if value.strip() else "no text"
+    return names.get(type(value), f"a value of the type {type(value).__name__}")
 
 
 def _in_text(text: str) -> tuple[Caption, ...]:
     plain = text.strip()
-    if not plain.startswith(("[", "(", "array(")):
+    if not any(sign in plain[:16] for sign in "[({") and plain[:2] not in ('"[', '"{'):
         return (text,)
     items = _items(plain)
     if items is not None:
@@ -97,17 +107,20 @@ def _items(plain: str) -> Sequence[Any] | None:
         value = json.loads(plain)
     except (ValueError, RecursionError):
         if match := _LIST.fullmatch(plain):
-            return [_literal(item[0]) for item in _ITEMS.finditer(match["listed"] or match["tuple"])]
-        value = _evaluated(plain)
+            return [_literal(item[1]) for item in _LITERAL.finditer(match["listed"] or match["tuple"])]
+        return _objects(plain)
+    if isinstance(value, str):  # a list that was written as JSON twice
+        return _items(value) if value[:1] in "[{" else None
+    if isinstance(value, dict):
+        held = next((value[key] for key in TEXT_KEYS if value.get(key)), value)
+        value = held if isinstance(held, list) else [value]
     if isinstance(value, list) and (not value or any(isinstance(item, str | dict | list) for item in value)):
         return value
     return None
 
 
-def _literal(item: str) -> str | None:
-    if item in ("None", "null", "nan"):
-        return None
-    return _ESCAPE.sub(_unescaped, item.lstrip("uU")[1:-1])
+def _literal(string: str | None) -> str | None:
+    return None if string is None else _ESCAPE.sub(_unescaped, string.lstrip("uU")[1:-1])
 
 
 def _unescaped(match: re.Match[str]) -> str:
@@ -117,12 +130,12 @@ def _unescaped(match: re.Match[str]) -> str:
     return _ESCAPED.get(match[4], match[4] if match[4] in "\\'\"/" else match[0])
 
 
-def _evaluated(plain: str) -> Any:
-    """Return the list of objects in Python's spelling; `ast` builds plain values alone."""
-    if not re.match(r"\[\s*\{", plain) or len(plain) > _LONGEST_LITERAL:
+def _objects(plain: str) -> Sequence[str | None] | None:
+    """Return the texts of objects in Python's or numpy's spelling, under the first usual key that they have."""
+    if not _OBJECTS.fullmatch(plain):
         return None
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            return ast.literal_eval(plain)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
+    for key in TEXT_KEYS:
+        found = re.findall(rf"""['"]{key}['"]\s*:\s*({_STRING})""", plain, re.DOTALL)
+        if found:
+            return [_literal(string) for string in found]
+    return None

@@ -120,6 +120,8 @@ def _record(places: ImagePlaces, images: _Images, number: int, by_image: dict[Id
     if own is None:
         return malformed(place, f"{place} {fault_of(entry, 'id', 'text or a whole number')}")
     first, name = images.numbers[own], images.name(number)
+    if first != number and name is not None and name == images.name(first):
+        return Record(source_id=str(own), captions=(), image=ImageFile(places.root, places.locate(name)))
     if first != number:
         # Under its place: under its id, it would stand in the way of the one that is kept.
         return bad(place, "duplicate-id", f"{place} has the id {own!r:.80}, as has images[{first}], which is kept")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from pipeline.sources.imagefolder import is_image
+from pipeline.sources.image_endings import is_image
 from stores.errors import SourceError
 from stores.parameters import Column, Columns
 
@@ -83,9 +83,12 @@ def check_names(where: object, names: Sequence[str], columns: Columns) -> None:
     Raises:
         SourceError: it looks like a row, or data.columns names one of its values.
     """
-    asked = [column for column in (columns.image, columns.caption) if isinstance(column, str)]
-    looked_at = [name for name in asked if name in names] if are_usual(names, columns) else names
-    if any(_is_data(name) for name in looked_at):
+    if are_usual(names, columns):
+        # What data.columns names may be a whole sentence (a form's question), but no image.
+        is_row = isinstance(columns.image, str) and columns.image in names and is_image(columns.image)
+    else:
+        is_row = any(map(_is_data, names))
+    if is_row:
         raise _without_names(where, names)
 
 

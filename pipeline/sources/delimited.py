@@ -16,7 +16,7 @@ from typing import Final
 
 from pipeline.sources.columns import are_usual, check_names, role_of
 from pipeline.sources.files import SourceFile, lines
-from pipeline.sources.imagefolder import is_image
+from pipeline.sources.image_endings import is_image
 from pipeline.sources.tables import Row
 from stores.errors import SourceError
 from stores.parameters import Columns, Data
@@ -27,6 +27,8 @@ _DELIMITERS: Final = ("\t", ",", ";", "|")
 _QUOTED: Final = (",", ";")
 _NUMBERED: Final = re.compile(r"(.+\.\w{3,4})#\d+")
 """An image's name in Flickr's token files, with the number of its caption."""
+_SEPARATOR: Final = re.compile(r'"?sep=(.)"?')
+"""A first line for Excel, which says what divides the columns and is no row."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,11 @@ class Dialect:
         """Return the fields of a line that is a whole row."""
         text = line.rstrip("\r\n")
         if self.quoted:
-            # Not strict: where a quoted field holds a line's end, this is only the beginning of the row.
-            return next(csv.reader([text], delimiter=self.delimiter), [])
+            try:
+                # Not strict: where a quoted field holds a line's end, this is only the beginning of the row.
+                return next(csv.reader([text], delimiter=self.delimiter, skipinitialspace=True), [])
+            except csv.Error:
+                return text.split(self.delimiter)
         values = text.split(self.delimiter)
         if self.delimiter == "|":
             values = [value.strip(" ") for value in values]
@@ -55,9 +60,10 @@ def seen_dialect(first: Sequence[str], columns: Columns) -> Dialect | None:
     for dialect in known:
         if are_usual(rows[dialect][0], columns) or _is_token_file(rows[dialect][0], dialect):
             return dialect
-    # A line of names need not have a column's every delimiter, but rows that all have the same number are no accident.
-    even = (dialect for dialect in known if len(first) > 1 and len({len(row) for row in rows[dialect]}) == 1)
-    return next(even, next(iter(known), None))
+    # Without names, what leaves an image's name alone divides the columns, or what does it in every row alike.
+    even = [dialect for dialect in known if len(first) > 1 and len({len(row) for row in rows[dialect]}) == 1]
+    named = [dialect for dialect in even if any(map(is_image, rows[dialect][0]))]
+    return next(iter([*named, *even, *known]), None)
 
 
 def file_dialect(file: SourceFile, data: Data, kind: str | None = None) -> Dialect | None:
@@ -66,7 +72,9 @@ def file_dialect(file: SourceFile, data: Data, kind: str | None = None) -> Diale
     Raises:
         SourceError: data.delimiter does not suit the format.
     """
-    first = [line for line in islice(lines(file, "\n", data.encoding), _LOOKED_AT) if line.strip()]
+    first = [line for line in islice(lines(file, "", data.encoding), _LOOKED_AT) if line.strip()]
+    if first and (told := _SEPARATOR.fullmatch(first[0].strip())):
+        return Dialect(told[1], kind == "csv" if kind else told[1] in _QUOTED)
     seen = seen_dialect(first, data.columns)
     delimiter = data.delimiter
     if delimiter is None:
@@ -115,28 +123,40 @@ class DelimitedTable:
         if self._has_names:
             next(fields, None)
         for number, (line, values) in enumerate(fields):
-            if len(values) != len(names):
-                fault = f"it has {len(values)} fields, the first line has {len(names)}"
+            if fault := self._fault(values):
                 yield Row(number, f"line {line}", (), fault)
                 continue
             if self._is_token_file and (match := _NUMBERED.fullmatch(values[0])):
                 values[0] = match[1]
             yield Row(number, f"line {line}", [values[place] for place in places])
 
+    def _fault(self, values: Sequence[str]) -> str:
+        """Say why a row cannot be used; nothing where it can."""
+        if not self._dialect.quoted and any(map(_is_cut, values)):
+            return "a quoted field goes on over the line's end: set data.format=csv if the file is quoted as CSV is"
+        if len(values) != len(self._names):
+            return f"it has {len(values)} fields, the first line has {len(self._names)}"
+        return ""
+
     def _fields(self) -> Iterator[tuple[int, list[str]]]:
         """Yield the number of each row's first line, from 1, with its fields; empty lines are left out."""
         return self._csv_fields() if self._dialect.quoted else self._plain_fields()
 
     def _plain_fields(self) -> Iterator[tuple[int, list[str]]]:
-        for number, line in enumerate(lines(self.file, "\n", self._encoding), start=1):
-            if line.rstrip("\r\n"):
-                yield number, self._dialect.fields(line)
+        # Lines that end in \r alone are an old Macintosh's; elsewhere it stands within a field.
+        first = next(lines(self.file, "", self._encoding), "")
+        for number, line in enumerate(
+            lines(self.file, "\r" if first.endswith("\r") else "\n", self._encoding), start=1
+        ):
+            values = self._dialect.fields(line)
+            if any(map(str.strip, values)) and not (number == 1 and _SEPARATOR.fullmatch(line.strip())):
+                yield number, values
 
     def _csv_fields(self) -> Iterator[tuple[int, list[str]]]:
         # The limit is the process's; it is only ever raised.
         csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
         text = lines(self.file, "", self._encoding)
-        reader = csv.reader(text, delimiter=self._dialect.delimiter, strict=True)
+        reader = csv.reader(text, delimiter=self._dialect.delimiter, skipinitialspace=True, strict=True)
         while True:
             first = reader.line_num + 1
             try:
@@ -148,7 +168,9 @@ class DelimitedTable:
                 ) from None
             if values is None:
                 return
-            if values:
+            # Spreadsheets write rows of empty cells; and a line for themselves, see _SEPARATOR.
+            is_told = first == 1 and _SEPARATOR.fullmatch(self._dialect.delimiter.join(values))
+            if any(map(str.strip, values)) and not is_told:
                 yield first, values
 
 
@@ -170,6 +192,11 @@ def _named(first: Sequence[str], has_names: bool) -> list[str]:
         name = value.strip() if has_names else ""
         names.append(name if name and name not in names else f"{name} ({number})" if name else str(number))
     return names
+
+
+def _is_cut(value: str) -> bool:
+    """Tell whether a field begins with a quote that nothing in it closes."""
+    return value.startswith('"') and value.count('"') % 2 == 1
 
 
 def _unwrapped(value: str) -> str:

@@ -35,6 +35,8 @@ LONGEST_LINE: Final = 64 << 20
 _DIGEST_WHOLE: Final = 64 << 20
 _DEEPEST: Final = 64
 _LOOKED_AT: Final = 4096
+_MARKS: Final = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+"""With which a text says its encoding itself, whatever data.encoding says; that of UTF-32 LE begins as UTF-16's."""
 # What file systems tell versions of a file apart by, the best first: a checksum, else the time of change.
 _VERSIONS: Final = (
     *("ETag", "etag", "md5Hash", "content_md5", "blob_id"),
@@ -260,8 +262,10 @@ def decoded(data: bytes, encoding: str | None) -> str:
         data: a whole text, or the beginning of one.
         encoding: what data.encoding says; None: UTF-8, or UTF-16 where the content shows it.
     """
+    if encoding is None or data.startswith(_MARKS):
+        encoding = text_encoding(data)
     try:
-        return data.decode(encoding or text_encoding(data), "surrogateescape").removeprefix("\ufeff")
+        return data.decode(encoding, "surrogateescape")
     except UnicodeDecodeError:
         # UTF-16 that breaks off has no escape; as UTF-8 it is all NULs, and rejected for them.
         return data.decode("utf-8", "surrogateescape")
@@ -304,9 +308,10 @@ def lines(file: SourceFile, newline: str, encoding: str | None = None) -> Iterat
 
 def open_text(file: SourceFile, newline: str, encoding: str | None = None) -> io.TextIOWrapper:
     """Open a text file, decompressed; the arguments are those of `lines`."""
-    if encoding is None:
-        with file.open_plain(_LOOKED_AT) as stream:
-            encoding = text_encoding(stream.read(_LOOKED_AT))
+    with file.open_plain(_LOOKED_AT) as stream:
+        head = stream.read(_LOOKED_AT)
+    if encoding is None or head.startswith(_MARKS):
+        encoding = text_encoding(head)
     return io.TextIOWrapper(file.open_plain(), encoding=encoding, errors="surrogateescape", newline=newline)
 
 

@@ -10,11 +10,11 @@ from typing import Any, Final, NamedTuple
 from pipeline.sources.base import BadRecord, Caption, Record, Rejected
 from pipeline.sources.captions import captions_of_lines
 from pipeline.sources.files import Folder, asked, decoded, entries, in_usual_order, readable, stem_and_ending, walk
+from pipeline.sources.image_endings import is_image
 from pipeline.sources.images import ImageFile
 from pipeline.sources.places import common_split
 from pipeline.sources.sidecars import (
     EXPECTED,
-    IMAGE_ENDINGS,
     IN_DIFFERENT_FOLDERS,
     LARGEST_TEXT,
     OTHER_TEXTS,
@@ -88,11 +88,6 @@ class FolderSource:
                     yield from reader.records(inner, files)
                     if not deep:
                         break
-
-
-def is_image(name: str) -> bool:
-    """Tell by a file's name whether it is meant for an image."""
-    return stem_and_ending(name)[1].lower().removeprefix(".") in IMAGE_ENDINGS
 
 
 class _SampleReader:

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from pipeline.sources.columns import role_of
 from pipeline.sources.files import SourceFile, open_text
-from pipeline.sources.imagefolder import is_image
+from pipeline.sources.image_endings import is_image
 from pipeline.sources.json_documents import MoreFollowsError, pieces
 from pipeline.sources.places import plain_suffix
 from stores.errors import SourceError

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Final
 
 from pipeline.sources.files import Folder, asked, entries
+from pipeline.sources.image_endings import IMAGE_ENDINGS
 
 _MOST_FOLDERS: Final = 16
 
@@ -27,7 +28,14 @@ def advice(folder: Folder, name: str) -> str:
             return f"; a file of the same letters is there, in Unicode's form {form}: write the names so, or the files"
     *above, last = slashed.split("/")
     if above and _is_there(folder, last):
-        return f"; {last} is in the folder itself: set data.images (--images) to the folder above"
+        if f"/{folder.root}".endswith(f"/{'/'.join(above)}"):
+            return f"; {last} is in the folder itself: set data.images (--images) to the folder above"
+        return f"; {last} is there, without {'/'.join(above)}/: leave that out of the names"
+    if slashed.strip() != slashed and _is_there(folder, slashed.strip()):
+        return "; it is there without the blanks around its name: write it so"
+    for ending in IMAGE_ENDINGS:
+        if _is_there(folder, f"{slashed}.{ending}"):
+            return f"; {last}.{ending} is there: write the names with their ending"
     for inner in _folders(folder):
         if _is_there(folder, f"{inner}/{slashed}"):
             return f"; it is in {inner}/: set data.images (--images) to {folder.path(inner)}"

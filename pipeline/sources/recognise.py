@@ -9,7 +9,7 @@ from typing import Final
 
 from pipeline.sources.delimited import file_dialect
 from pipeline.sources.files import Folder, SourceFile, asked, decoded, readable, walk
-from pipeline.sources.imagefolder import is_image
+from pipeline.sources.image_endings import is_image
 from pipeline.sources.json_forms import LINES_ENDINGS, json_form
 from pipeline.sources.places import plain_suffix
 from stores.errors import SourceError

@@ -6,17 +6,12 @@ other tools call a caption's file. Other texts (`x.url.txt`, `x.syn.json`) are n
 
 from __future__ import annotations
 
-import json
 from typing import Any, Final
 
 from pipeline.sources.base import Caption, Rejected
 from pipeline.sources.captions import captions_in, captions_of_lines
+from pipeline.sources.json_documents import decode_json
 
-IMAGE_ENDINGS: Final = (
-    *("jpg", "jpeg", "jfif", "png", "webp", "gif"),
-    *("bmp", "tif", "tiff", "avif", "heic", "heif", "jp2", "jxl"),
-)
-"""Of the last no picture is read; they are listed, so that each is quarantined by its name and another never taken."""
 OTHER_TEXTS: Final = ("caption", "caption.txt", "text")
 """Looked at where neither `.txt` nor `.json` holds a caption; one caption per line."""
 _CAPTION_KEYS: Final = ("caption", "captions", "text", "texts", "sentence", "sentences")
@@ -36,13 +31,13 @@ def captions_beside(text: str | None, document: str | None) -> tuple[tuple[Capti
     """
     lines = captions_of_lines(text or "")
     try:
-        value = json.loads(document) if document is not None else None
+        value = decode_json(document) if document is not None else None
     except (ValueError, RecursionError) as error:
         if lines:
             return lines, None
         raise Rejected("malformed-record", f"has a .json that is none ({error})") from None
     said = _captions_of(value)
-    if len(said) == 1 and isinstance(said[0], str) and captions_of_lines(said[0]) == lines:
+    if text is not None and len(said) == 1 and isinstance(said[0], str) and said[0].split() == text.split():
         return said, value
     return lines or said, value
 

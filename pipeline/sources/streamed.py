@@ -21,9 +21,9 @@ _SUMMED: Final = ("csv", "tsv", "jsonl")
 class StreamedSource:
     """Files of one format in splits; no file may change between the first look at it and the end of the last pass."""
 
-    def __init__(self, kind: str, splits: Mapping[str, Files], read: ReadRecords, *, one_scope: bool = False) -> None:
-        """Take the files of each split; with `one_scope`, ids are unique over all splits and not only in each."""
-        self._kind, self._files, self._read, self._one_scope = kind, dict(splits), read, one_scope
+    def __init__(self, kind: str, splits: Mapping[str, Files], read: ReadRecords) -> None:
+        """Take the files of each split."""
+        self._kind, self._files, self._read = kind, dict(splits), read
 
     @property
     def description(self) -> dict[str, Any]:
@@ -38,7 +38,7 @@ class StreamedSource:
         return tuple(self._files)
 
     def id_scope(self, split: str) -> str:
-        return "" if self._one_scope else split
+        return split
 
     def count(self, split: str) -> int | None:
         return None

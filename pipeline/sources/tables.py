@@ -19,6 +19,7 @@ from pipeline.sources.files import Folder, SourceFile, readable
 from pipeline.sources.image_places import ImagePlaces
 from pipeline.sources.images import ImageFile
 from pipeline.sources.places import common_split
+from stores.errors import SourceError
 from stores.parameters import Columns
 
 
@@ -78,8 +79,7 @@ class TableReader:
             own = _split(name)
             if own is None and split == self.splits[0]:
                 # Those whose split cannot be told go to the first, as faults.
-                fault = row.fault or f"its column {roles.split!r} holds {kind_of(name)}, expected the name of a split"
-                yield reader.record(row._replace(fault=fault))
+                yield reader.record(row, f"its column {roles.split!r} holds {kind_of(name)}, expected a split's name")
             elif own == split:
                 yield reader.record(row)
 
@@ -95,10 +95,19 @@ def column_splits(reader: TableReader, files: Iterable[SourceFile]) -> set[str]:
         with readable(file):
             table = reader.open_table(file)
             roles = find_roles(table, reader.columns)
-            if roles.split is not None:
-                rows = table.rows([roles.split])
-                splits = (_split(_plain(row.values[0])) for row in rows if not row.fault)
-                found |= {split for split in splits if split is not None}
+            if roles.split is None:
+                continue
+            kinds: set[str] = set()
+            for value in (_plain(row.values[0]) for row in table.rows([roles.split]) if not row.fault):
+                if (split := _split(value)) is not None:
+                    found.add(split)
+                elif not found:
+                    kinds.add(kind_of(value))
+            if kinds and not found:
+                raise SourceError(
+                    f"{file}: its column {roles.split!r} tells no splits: it holds {', '.join(sorted(kinds))}, "
+                    f"expected names such as train. Write names there, or name each split's file: --source train=FILE."
+                )
     return found
 
 
@@ -149,14 +158,16 @@ class _RowReader:
         self._cells, self._roles, self._images, self._prefix = cells, cells.roles, images, prefix
         self._places = ImagePlaces(images)
 
-    def record(self, row: Row) -> Record | BadRecord:
-        """Return the record of one row."""
+    def record(self, row: Row, fault: str = "") -> Record | BadRecord:
+        """Return the record of one row; a `fault` of a row that has values makes it a bad one."""
         source_id = f"{self._prefix}{row.number}"
         captions: tuple[Caption, ...] = ()
         try:
             if row.fault:
                 raise Rejected("malformed-record", f"{row.place}: {row.fault}")
             captions = self._captions(row)
+            if fault:
+                raise Rejected("malformed-record", f"{row.place}: {fault}")
             if self._roles.id is not None:
                 source_id = self._id(row, self._roles.id)
             image = self._image(row)
@@ -174,7 +185,8 @@ class _RowReader:
 
     def _captions(self, row: Row) -> tuple[Caption, ...]:
         column = self._roles.caption
-        found = captions_in(self._cells.plain(row, column))
+        value = self._cells.plain(row, column)
+        found = captions_in(value) or (Rejected("empty-caption", f"there is none but {kind_of(value)}"),)
         return tuple(
             Rejected(caption.reason, f"{row.place}, column {column!r}: {caption.detail}")
             if isinstance(caption, Rejected)
@@ -184,6 +196,8 @@ class _RowReader:
 
     def _image(self, row: Row) -> EncodedImage:
         *folders, name = (self._cells.get(row, column) for column in self._roles.image)
+        if isinstance(name, dict):
+            name = name.get("path")  # as Hugging Face's struct, without a part for the bytes
         if isinstance(name, str) and name:
             folder = folders[0] if folders else None
             # People point at the folder above the one in the table, or at the images themselves.
@@ -196,20 +210,23 @@ class _RowReader:
 
 
 def _wrong(row: Row, column: str, value: Any, expected: str) -> Rejected:
-    found = "no text" if value == "" else kind_of(value)
-    return Rejected("malformed-record", f"{row.place}: its column {column!r} holds {found}, expected {expected}")
+    detail = f"{row.place}: its column {column!r} holds {kind_of(value)}, expected {expected}"
+    return Rejected("malformed-record", detail)
 
 
 def _text_id(value: Any) -> str | None:
     if isinstance(value, bytes):
         text = value.decode("utf-8", "replace")
         return (text if text.isprintable() and "\ufffd" not in text else value.hex()) or None
-    if isinstance(value, float | Decimal) and value == value // 1:
+    if isinstance(value, float) and value.is_integer():
         value = int(value)  # as pandas writes whole numbers in a column with gaps
+    if isinstance(value, Decimal) and value == value.to_integral_value():
+        value = int(value)
     if isinstance(value, Decimal | UUID):
         return str(value)
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) and value != "" else None
 
 
 def _label(value: Any) -> str | None:
-    return str(value) if isinstance(value, str | int | float | Decimal) and value != "" else None
+    is_label = isinstance(value, str | int | float | Decimal) and value != "" and value == value
+    return str(value) if is_label else None

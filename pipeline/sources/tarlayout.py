@@ -8,21 +8,24 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 from pipeline.sources.files import SourceFile
-from pipeline.sources.sidecars import IMAGE_ENDINGS, IN_DIFFERENT_FOLDERS
+from pipeline.sources.image_endings import IMAGE_ENDINGS
+from pipeline.sources.sidecars import IN_DIFFERENT_FOLDERS
 from pipeline.sources.tarmembers import Damaged, Member, tar_members
 
 TEXT_KINDS: Final = ("txt", "json", "caption", "text")
 _MOST_NAMESAKES: Final = 100
 
 
-class Layout(NamedTuple):
+class TarFinding(NamedTuple):
     """What a tar shows: the reason's name, unless the sample's own reason says it; and words, which may be none."""
 
     reason: str = ""
     words: str = ""
 
 
-def tar_layout(file: SourceFile, stream: io.BufferedReader, members: Sequence[Member], wanted: Sequence[str]) -> Layout:
+def tar_layout(
+    file: SourceFile, stream: io.BufferedReader, members: Sequence[Member], wanted: Sequence[str]
+) -> TarFinding:
     """Look through a tar for what the `members` of one key lack: one of the `wanted` kinds.
 
     Only that key is looked for, so that memory does not grow with the tar.
@@ -44,16 +47,16 @@ def tar_layout(file: SourceFile, stream: io.BufferedReader, members: Sequence[Me
                 namesakes.setdefault(member.key, member) if is_wanted else whole.add(member.key)
     elsewhere = next((member for key, member in namesakes.items() if key not in whole), None)
     if elsewhere:
-        return Layout(words=f"; {first.name} and {elsewhere.name} {IN_DIFFERENT_FOLDERS}")
-    return Layout(words="" if found else "; nor is there one in all of the tar")
+        return TarFinding(words=f"; {first.name} and {elsewhere.name} {IN_DIFFERENT_FOLDERS}")
+    return TarFinding(words="" if found else "; nor is there one in all of the tar")
 
 
 def _file_name(member: Member) -> str:
     return member.key.rpartition("/")[2]
 
 
-def _apart(one: Member, other: Member) -> Layout:
-    return Layout(
+def _apart(one: Member, other: Member) -> TarFinding:
+    return TarFinding(
         "not-adjacent",
         f"is a key whose members are not adjacent (such as {one.name} at byte {one.offset:,} and {other.name} at byte "
         f"{other.offset:,}): unpack the tar and sort it, tar --sort=name -cf NEW.tar FOLDER",

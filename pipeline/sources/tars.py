@@ -16,9 +16,10 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.sources.base import BadRecord, Record, Rejected
 from pipeline.sources.captions import captions_of_lines, kind_of
 from pipeline.sources.files import BLOCK, SourceFile, decoded
+from pipeline.sources.image_endings import IMAGE_ENDINGS
 from pipeline.sources.images import StoredImage
-from pipeline.sources.sidecars import EXPECTED, IMAGE_ENDINGS, LARGEST_TEXT, OTHER_TEXTS, captions_beside
-from pipeline.sources.tarlayout import TEXT_KINDS, Layout, tar_layout
+from pipeline.sources.sidecars import EXPECTED, LARGEST_TEXT, OTHER_TEXTS, captions_beside
+from pipeline.sources.tarlayout import TEXT_KINDS, TarFinding, tar_layout
 from pipeline.sources.tarmembers import Damaged, Member, tar_members
 
 _MOST_MEMBERS: Final = 1_000
@@ -82,7 +83,7 @@ class _SampleReader:
     def __init__(self, file: SourceFile, stream: io.BufferedReader, prefix: str, encoding: str | None) -> None:
         self._file, self._stream, self._encoding = file, stream, encoding
         self._prefix, self._stem = prefix, prefix.removesuffix("/")
-        self._layout, self._looks = Layout(), _MOST_LOOKS
+        self._layout, self._looks = TarFinding(), _MOST_LOOKS
 
     def record(self, members: Sequence[Member]) -> Record | BadRecord:
         """Return the record of the members under one key."""
@@ -146,7 +147,9 @@ class _SampleReader:
         return decoded(self._stream.read(member.size), self._encoding)
 
     def _unique(self, key: str) -> str:
-        return key if key.startswith(self._stem) else self._prefix + key
+        # img2dataset numbers samples after their tar, 000123456 in 00012.tar; but 10 may be in 1.tar and in 10.tar.
+        is_told = len(self._stem) > 4 and key.startswith(self._stem) and key != self._stem
+        return key if is_told else self._prefix + key
 
 
 def _image(members: Sequence[Member]) -> Member | None:
