@@ -56,7 +56,7 @@ def test_the_paper_s_settings_keep_what_else_ours_say() -> None:
 
 
 def test_coco_mini_s_parameters_serve_both_stages() -> None:
-    path = Path(__file__).parents[1] / "benchmarks" / "coco-mini.yaml"
+    path = Path(__file__).parents[1] / "experiments" / "coco-mini.yaml"
     assert load_parameters(ExtractParameters, path).teachers == load_parameters(TrainParameters, path).teachers
 
 

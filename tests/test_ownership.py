@@ -52,7 +52,7 @@ def finished(scenes_run: Path, tmp_path: Path) -> Path:
 
 def other(folder: Path) -> dict[str, object]:
     """What run.json of another run would say."""
-    return {**json.loads((folder / "run.json").read_text()), "code": "other"}
+    return {**json.loads((folder / "run.json").read_text()), "versions": {}}
 
 
 def test_overwriting_a_run_removes_what_it_wrote_and_nothing_else(finished: Path, scenes_store: Store) -> None:
@@ -116,7 +116,7 @@ def test_a_person_s_file_in_the_place_of_the_run_s_own_is_refused(finished: Path
     assert content(finished) == before
 
 
-@pytest.mark.parametrize("record", [None, '{"parameters": {}, "code": ""}', "[1]"], ids=["absent", "other", "list"])
+@pytest.mark.parametrize("record", [None, '{"parameters": {}, "versions": {}}', "[1]"], ids=["absent", "other", "list"])
 def test_a_folder_that_is_no_run_is_never_overwritten(tmp_path: Path, record: str | None) -> None:
     mine = persons_files(tmp_path, ".git/config", "thesis.tex", "best.safetensors")
     if record is not None:

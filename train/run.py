@@ -16,7 +16,6 @@ from models.export import export_student
 from stores import Store, TrainingError, TrainParameters
 from stores.atomic import write_json
 from stores.console import console
-from stores.digests import file_digest, value_digest
 from stores.layout import teacher_slug
 from stores.lock import lock_held
 from stores.parameters import Loss, as_dict
@@ -32,6 +31,7 @@ from train.fit.stops import Stop, stopping
 from train.fit.trainer import Training
 from train.losses.objective import Similarity
 from train.report.plots import draw_curves
+from train.version import VERSIONS
 
 
 def run(
@@ -149,14 +149,12 @@ def _claim(folder: Path, parameters: TrainParameters, store: Store, accelerator:
 def _identity(parameters: TrainParameters, store: Store) -> dict[str, Any]:
     """Return what tells a run from others: whatever its results follow from."""
     mixed = [(path, _fingerprints(Store.open(Path(path)), parameters)) for path in parameters.train.mix_in]
-    here = Path(__file__).parent
-    code = sorted([*here.glob("*.py"), *here.glob("*.json")])
     return {
         "parameters": as_dict(parameters),
         "data": _fingerprints(store, parameters),
         # In their order, which gives each its part of every batch.
         "mixed_in": [list(pair) for pair in mixed],
-        "code": value_digest([file_digest(path) for path in code]),
+        "versions": VERSIONS,
     }
 
 

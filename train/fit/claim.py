@@ -58,7 +58,7 @@ def claim(folder: Path, wanted: dict[str, Any], overwrite: bool) -> None:
 
 def _check_record(folder: Path) -> None:
     record = folder / "run.json"
-    if not (is_plain(record) and holds("parameters", "data", "mixed_in", "code")(record)):
+    if not (is_plain(record) and holds("parameters", "data", "mixed_in", "versions")(record)):
         raise TrainingError(f"{folder} is not empty and holds no run of ours. Choose another folder with --run.")
 
 
@@ -80,7 +80,7 @@ def _make_room(folder: Path, kinds: Kinds, changed: list[str], overwrite: bool) 
 def run_kinds() -> Kinds:
     """Return every file that a run writes, and how each shows that it did."""
     kinds: dict[str, Callable[[Path], bool]] = {
-        r"run\.json": holds("parameters", "code"),
+        r"run\.json": holds("parameters", "versions"),
         r"environment\.json": holds("starts"),
         r"metrics\.json": lambda path: bool(json_object(path)) and json_object(path).keys() <= {PLAIN, SOFT},
         r"report\.html": is_signed,

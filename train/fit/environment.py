@@ -26,7 +26,7 @@ PACKAGES: Final = (
     *("pyarrow", "rich", "safetensors", "sentence-transformers", "tensorboard", "timm", "torch", "torchvision"),
     *("transformers", "webdataset"),
 )
-CHECKOUT: Final = Path(__file__).resolve().parents[1]
+CHECKOUT: Final = Path(__file__).resolve().parents[2]
 
 
 def record_start(folder: Path, device: str, precision: str, processes: int) -> None:
