@@ -144,7 +144,8 @@ def _warn_of_activation(name: str, pretrained: str | None) -> None:
         return
     other = name.removesuffix("-quickgelu") if quick else f"{name}-quickgelu"
     console.print(
-        f"[yellow]The weights {pretrained} were trained with {'GELU' if quick else 'QuickGELU'}, and {name} has the "
-        f"other.[/] "
-        + (f"The model that fits them is open-clip:{other}/{pretrained}." if other in open_clip.list_models() else "")
+        f"The weights {pretrained} were trained with {'GELU' if quick else 'QuickGELU'}, and {name} has the "
+        f"other. "
+        + (f"The model that fits them is open-clip:{other}/{pretrained}." if other in open_clip.list_models() else ""),
+        style="yellow",
     )

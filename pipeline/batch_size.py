@@ -38,8 +38,9 @@ def encode_backing_off(teacher: Teacher, batch: Any) -> Tensor:
     if largest < len(features) and not teacher.backed_off:
         teacher.backed_off = True
         console.print(
-            f"[yellow]Out of memory:[/] {teacher.spec} takes {largest} of the {len(features)} rows of a batch at once; "
-            f"such batches are halved. Setting extract.{teacher.modality}_batch: {largest} avoids the failed tries."
+            f"Out of memory: {teacher.spec} takes {largest} of the {len(features)} rows of a batch at once; "
+            f"such batches are halved. Setting extract.{teacher.modality}_batch: {largest} avoids the failed tries.",
+            style="yellow",
         )
     return features
 

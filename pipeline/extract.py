@@ -176,7 +176,7 @@ def _previous(layout: Layout) -> Manifest | None:
     try:
         return read_former_manifest(layout)
     except DamagedManifest as error:
-        console.print(f"[yellow]The manifest is made again:[/] {error.message}")
+        console.print(f"The manifest is made again: {error.message}", style="yellow")
         layout.manifest.unlink(missing_ok=True)
         layout.former_manifest.unlink(missing_ok=True)
         return None
@@ -215,8 +215,9 @@ def _kept_teachers(
             if not is_part(path):
                 path.unlink(missing_ok=True)
         console.print(
-            f"[yellow]Set aside:[/] of the features of {slug}, {len(faults):,} of {len(shards):,} parts must be made "
-            f"again ({next(iter(faults.values()))}). Extract with {entry.spec} to have it back; the others are kept."
+            f"Set aside: of the features of {slug}, {len(faults):,} of {len(shards):,} parts must be made "
+            f"again ({next(iter(faults.values()))}). Extract with {entry.spec} to have it back; the others are kept.",
+            style="yellow",
         )
     return kept
 

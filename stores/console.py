@@ -28,13 +28,13 @@ def _width(stream: TextIO | None, wide: int) -> int | None:
     return None if "COLUMNS" in os.environ or (stream is not None and stream.isatty()) else wide
 
 
-console: Final = Console(stderr=True, highlight=False, width=_width(sys.stderr, 120))
-"""On standard error: what is said while work goes on."""
+console: Final = Console(stderr=True, highlight=False, markup=False, width=_width(sys.stderr, 120))
+"""On standard error: what is said while work goes on. Names of files and data may have brackets: nothing is markup."""
 
 
 def output(wide: int = 160) -> Console:
     """Return a console on standard output, of `wide` columns where nothing tells how many there are."""
-    return Console(highlight=False, width=_width(sys.stdout, wide))
+    return Console(highlight=False, markup=False, width=_width(sys.stdout, wide))
 
 
 _ROOM_FOR_RATES: Final = 72

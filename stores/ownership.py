@@ -39,7 +39,9 @@ def write_signed(path: Path, text: str) -> None:
     Half of a surrogate pair becomes a question mark.
     """
     if os.path.lexists(path) and not (is_plain(path) and is_signed(path)):
-        console.print(f"[yellow]Not written:[/] {path} is not as this command left it, and stays. Move it elsewhere.")
+        console.print(
+            f"Not written: {path} is not as this command left it, and stays. Move it elsewhere.", style="yellow"
+        )
         return
     body = text.encode("utf-8", "replace").decode()
     write_text(path, f"{body}<!-- cusa sha256:{hashlib.sha256(body.encode()).hexdigest()} -->\n")

@@ -25,7 +25,7 @@ class Project:
     def __init__(self, root: Path) -> None:
         self.root = root
         root.mkdir()
-        for name in ("pipeline", "stores", "train", "dvc.yaml", ".dvcignore", ".gitignore"):
+        for name in ("models", "pipeline", "stores", "train", "dvc.yaml", ".dvcignore", ".gitignore"):
             source = CHECKOUT / name
             copy = shutil.copytree if source.is_dir() else shutil.copy
             copy(source, root / name)

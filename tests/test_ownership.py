@@ -25,7 +25,7 @@ from stores.layout import Layout
 from stores.ownership import is_signed, write_signed
 from stores.parameters import Data, Extract, Student, Teachers, Train
 from train.evaluation.folder import claim_folder as claim_eval
-from train.fit.claim import claim
+from train.fit.claim import replaces_another
 from train.fit.curves import Curves
 from train.run import run
 
@@ -112,7 +112,7 @@ def test_a_person_s_file_in_the_place_of_the_run_s_own_is_refused(finished: Path
     CHANGES[place](finished / place)
     before = content(finished)
     with pytest.raises(TrainingError, match=f"not as it wrote them: {place}"):
-        claim(finished, other(finished), overwrite)
+        replaces_another(finished, other(finished), overwrite)
     assert content(finished) == before
 
 
@@ -122,7 +122,7 @@ def test_a_folder_that_is_no_run_is_never_overwritten(tmp_path: Path, record: st
     if record is not None:
         (tmp_path / "run.json").write_text(record)
     with pytest.raises(TrainingError, match="holds no run of ours"):
-        claim(tmp_path, {}, True)
+        replaces_another(tmp_path, {}, True)
     assert held(tmp_path, mine) == mine
 
 

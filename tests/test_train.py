@@ -16,16 +16,19 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import content
 from torch import Tensor, nn
 
-from models.aligned import AlignedModel, Head, Temperature
+from models.aligned import AlignedModel, Head
 from models.checkpoint import load_checkpoint, read_record, save_checkpoint
 from models.student import load_student
-from stores import Store, StoreError, TrainingError, TrainParameters
+from models.temperatures import Temperature
+from stores import Store, StoreError, StudentError, TrainingError, TrainParameters
 from stores.parameters import Evaluation, Loss, Student, Train
 from train.evaluation.embed import embed_split
 from train.evaluation.evaluate import evaluate
 from train.fit import trainer
+from train.fit.claim import replaces_another
 from train.fit.processes import Processes
 from train.fit.stops import Stop
 from train.losses.objective import Compared, objective
@@ -306,9 +309,41 @@ def test_batch_normalisation_is_not_split_into_micro_batches(scenes_store: Store
 
 
 def test_two_runs_do_not_share_a_folder(scenes_store: Store, tmp_path: Path) -> None:
-    (tmp_path / "run.lock").write_text(f"1\n{platform.node()}\n")
+    (tmp_path / "run.lock").write_text("a person's own")
+    (tmp_path / ".run.cusa-lock").write_text(f"1\n{platform.node()}\n")
     with pytest.raises(TrainingError, match=r"Another run is at work on .*run: process 1 on host"):
         run(changed(epochs=1), scenes_store, tmp_path / "run")
+    assert (tmp_path / "run.lock").read_text() == "a person's own"
+
+
+def test_a_typo_costs_nobody_the_run_that_it_would_replace(
+    scenes_run: Path, scenes_store: Store, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(scenes_run, tmp_path / "run")
+    before = content(folder)
+    for wrong in (changed(epochs=1, batch_size=100_000), changed(epochs=1, micro_batch=3)):
+        with pytest.raises(TrainingError):
+            run(wrong, scenes_store, folder, overwrite=True)
+        assert content(folder) == before
+    with pytest.raises(StudentError):
+        run(replace(changed(epochs=1), student=Student(model="open-clip:tpyo")), scenes_store, folder, overwrite=True)
+    assert content(folder) == before
+
+
+def test_a_finished_run_without_its_weights_is_kept(scenes_run: Path, scenes_store: Store, tmp_path: Path) -> None:
+    folder = shutil.copytree(scenes_run, tmp_path / "run")
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "best.safetensors").unlink()
+    with pytest.raises(TrainingError, match=r"cannot go on, since .*run lacks best.safetensors.*say --overwrite"):
+        replaces_another(folder, record, overwrite=False)
+    assert replaces_another(folder, record, overwrite=True)
+    for path in folder.rglob("*.safetensors"):
+        path.unlink()
+    other = {**record, "parameters": {}}
+    with pytest.raises(TrainingError, match="holds a run that differs in"):
+        replaces_another(folder, other, overwrite=False)
+    with pytest.raises(TrainingError, match="lies within the store"):
+        replaces_another(scenes_store.root / "run", record, overwrite=True)
 
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:

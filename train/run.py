@@ -18,10 +18,11 @@ from stores.atomic import write_json
 from stores.console import console
 from stores.layout import teacher_slug
 from stores.lock import lock_held
+from stores.ownership import remove_leftovers
 from stores.parameters import Loss, as_dict
 from train.evaluation.embed import SplitEmbeddings, embed_split
 from train.evaluation.evaluate import evaluate
-from train.fit.claim import claim
+from train.fit.claim import make_room, replaces_another, run_kinds
 from train.fit.curves import event_writer
 from train.fit.environment import record_start
 from train.fit.epoch import Epoch
@@ -64,11 +65,18 @@ def run(
     with ExitStack() as stack:
         stop = stack.enter_context(stopping(processes))
         processes.alone(lambda: stack.enter_context(_locked(folder)))
-        processes.alone(lambda: _claim(folder, parameters, store, accelerator, overwrite))
+        trainings = _trainings(parameters, folder)
+        if processes.once(lambda: replaces_another(folder, _identity(parameters, store), overwrite)):
+            # Built before anything is removed: a typo costs nobody the run that it would have replaced.
+            title, place, loss = trainings[-1]
+            Training(place, store, replace(parameters, loss=loss), title, accelerator, stop).data.close()
+            accelerator.free_memory()
+            processes.alone(lambda: make_room(folder))
+        processes.alone(lambda: _claim(folder, parameters, store, accelerator))
         if processes.any(not (folder / "run.json").exists()):
             raise TrainingError(f"Not every process sees {folder}. Choose a folder that all machines share with --run.")
         finished = {}
-        for title, place, loss in _trainings(parameters, folder):
+        for title, place, loss in trainings:
             finished[title] = _train_and_measure(place, store, replace(parameters, loss=loss), title, accelerator, stop)
             measured[title] = finished[title].measured
             # The model, which accelerate keeps too, would go on filling the device through the next training.
@@ -123,7 +131,7 @@ def _locked(folder: Path) -> Iterator[None]:
     """Hold the run's folder by a lock beside it: one run at a time."""
     place = folder.resolve()
     place.parent.mkdir(parents=True, exist_ok=True)
-    with lock_held(place.with_name(f"{place.name}.lock"), folder, "--run", TrainingError):
+    with lock_held(place.with_name(f".{place.name}.cusa-lock"), folder, "--run", TrainingError):
         yield
 
 
@@ -137,11 +145,11 @@ def _trainings(parameters: TrainParameters, folder: Path) -> list[tuple[str, Pat
     return trainings
 
 
-def _claim(folder: Path, parameters: TrainParameters, store: Store, accelerator: Accelerator, overwrite: bool) -> None:
+def _claim(folder: Path, parameters: TrainParameters, store: Store, accelerator: Accelerator) -> None:
     """Take the folder for this run, and write down which it is and on what it started."""
-    wanted = _identity(parameters, store)
-    claim(folder, wanted, overwrite)
-    write_json(folder / "run.json", wanted)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder, run_kinds())
+    write_json(folder / "run.json", _identity(parameters, store))
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
     record_start(folder, str(accelerator.device), precision, accelerator.num_processes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Final
 
@@ -44,7 +45,12 @@ def load_teacher(
         TeacherError: there is no such teacher, or it cannot be loaded.
     """
     teacher = _load(spec, weights, device, precision, modality)
-    teacher.spec = spec
+    try:
+        teacher.spec = spec
+    except AttributeError as error:
+        raise TeacherError(
+            f"{spec}: `spec` cannot be set on its teacher ({error}). Make it a plain attribute."
+        ) from None
     return teacher
 
 
@@ -82,7 +88,13 @@ def _load(spec: str, weights: str | None, device: str, precision: Precision, mod
             return open_clip_teacher(name, weights, where, how, modality or "image")
     if not re.fullmatch(r"[\w.]+:\w+", spec):
         raise TeacherError(f"No teacher is called {spec!r}. Known: {'; '.join(FAMILIES)}.")
-    teacher = import_factory(spec, TeacherError)(weights=weights, device=where, precision=how)
+    factory = import_factory(spec, TeacherError)
+    given = {"weights": weights, "device": where, "precision": how}
+    try:
+        inspect.signature(factory).bind(**given)
+    except TypeError as error:
+        raise TeacherError(f"{spec} must take the keywords {', '.join(given)}: {error}.") from None
+    teacher = factory(**given)
     if not isinstance(teacher, Teacher):
         raise TeacherError(f"{spec} returned a {type(teacher).__name__}, expected a models.teachers.Teacher.")
     return teacher

@@ -173,8 +173,9 @@ def _say_if_imprecise(teacher: Teacher, batch: Any) -> None:
     cosine = precision_cosine(teacher, first_rows(batch, _CHECKED_ROWS))
     if cosine < MIN_COSINE:
         console.print(
-            f"[yellow]Warning:[/] {teacher.spec} in {teacher.precision} strays from fp32: smallest cosine "
-            f"{cosine:.5f}, expected at least {MIN_COSINE}. Set extract.precision: fp32."
+            f"Warning: {teacher.spec} in {teacher.precision} strays from fp32: smallest cosine "
+            f"{cosine:.5f}, expected at least {MIN_COSINE}. Set extract.precision: fp32.",
+            style="yellow",
         )
 
 

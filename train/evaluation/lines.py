@@ -17,9 +17,11 @@ def read_lines(path: Path) -> list[str]:
     """
     try:
         with path.open(encoding="utf-8-sig", newline="\n") as stream:
-            return [line.removesuffix("\n").removesuffix("\r") for line in stream]
+            lines = [line.removesuffix("\n").removesuffix("\r") for line in stream]
     except (OSError, UnicodeDecodeError) as error:
         raise DataSetError(f"{path} cannot be read as UTF-8 text: {error}.") from None
+    # An old Macintosh's ends, which would make one line of all.
+    return lines[0].removesuffix("\r").split("\r") if len(lines) == 1 else lines
 
 
 def read_rows(path: Path) -> list[str]:

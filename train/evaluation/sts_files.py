@@ -35,6 +35,7 @@ BASES: Final = ("", "downstream", "data/downstream")
 WHERE: Final = "https://github.com/facebookresearch/SentEval (data/downstream/get_transfer_data.bash)"
 PLAIN: Final = "<score> TAB <sentence> TAB <sentence>"
 BENCHMARK: Final = "<genre> TAB <file> TAB <year> TAB <number> TAB <score> TAB <sentence> TAB <sentence>"
+_UNRATED: Final = {"", "nan", "na", "n/a", "--", "null", "none"}
 HEADERS: Final = (("sentence_A", "sentence_B", "relatedness_score"), ("sentence1", "sentence2", "score"))
 """SICK's names of columns, and GLUE's."""
 
@@ -105,7 +106,7 @@ def _add_year(name: str, place: Path, pairs: Pairs) -> None:
         if len(ratings) < len(sentences) or any(rating.strip() for rating in ratings[len(sentences) :]):
             raise DataSetError(f"{gold} has {len(ratings):,} lines, {path.name} {len(sentences):,}; they must agree.")
         for number, (line, rating) in enumerate(zip(sentences, ratings, strict=False), start=1):
-            if not rating.strip():
+            if is_unrated(rating):
                 pairs.unrated += bool(line.strip())  # blank in both files, it is no pair
                 continue
             first, second, *_ = split_line(path, number, line, 2, "<sentence> TAB <sentence>", tabs=True)
@@ -131,7 +132,7 @@ def _add_file(path: Path, pairs: Pairs) -> None:
     for number, line in enumerate(lines[start - 1 :], start=start):
         found = split_line(path, number, line, max(columns) + 1, expected, tabs=True)
         first, second, score = (found[column] for column in columns)
-        if score.strip():
+        if not is_unrated(score):
             pairs.add(score, first, second, path, number)
         else:
             pairs.unrated += 1
@@ -174,3 +175,8 @@ def _layout(name: str) -> str:
         )
     published = "STS/STSBenchmark/sts-test.csv" if name == "STS-B" else "SICK/SICK_test_annotated.txt"
     return f"SentEval's {published}, that file itself, or {name}.tsv ({PLAIN})"
+
+
+def is_unrated(score: str) -> bool:
+    """Tell whether a pair was not rated: SemEval leaves the score blank, tables write that in words of their own."""
+    return score.strip().lower() in _UNRATED

@@ -14,9 +14,9 @@ from typing import Any, Final
 from models.checkpoint import is_our_tensors
 from stores.console import console
 from stores.errors import TrainingError
+from stores.layout import Layout
 from stores.ownership import (
     Kinds,
-    holds,
     in_the_way,
     is_our_drawing,
     is_plain,
@@ -24,7 +24,6 @@ from stores.ownership import (
     json_object,
     leftovers,
     ours_below,
-    remove_leftovers,
     remove_ours,
 )
 from train.fit.curves import CURVES
@@ -34,54 +33,73 @@ NO_EFFECT: Final = tuple(
     f"train.{name}" for name in ("workers", "cache_gib", "device_table_gib", "save_every", "keep_every", "tensorboard")
 )
 """Parameters that change how fast a run is and not what it gives: a stopped run goes on under other ones."""
+BEST: Final = "best.safetensors"
+_RESULTS: Final = ("metrics.json", "epochs.csv", BEST, "last.safetensors")
+_IDENTITY: Final = {"parameters", "data", "mixed_in", "versions"}
+"""What run.json says."""
 
 
-def claim(folder: Path, wanted: dict[str, Any], overwrite: bool) -> None:
-    """See that the run `wanted` (as run.json will have it) may go to `folder`; remove another that lies there.
+def replaces_another(folder: Path, wanted: dict[str, Any], overwrite: bool) -> bool:
+    """Tell whether the run `wanted` (as run.json will have it) would take the place of another in `folder`.
 
     Raises:
         TrainingError: it holds another run, which may not be overwritten; or what no run of ours wrote, under the
-            name of a file that the run would write; or it is no run's folder at all.
+            name of a file that the run would write; or it is no run's folder at all; or it lies within a store.
     """
     kinds = run_kinds()
-    folder.mkdir(parents=True, exist_ok=True)
-    if set(folder.iterdir()) - set(leftovers(folder, kinds)):
-        _check_record(folder)
-        if names := in_the_way(folder, kinds):
-            raise TrainingError(
-                f"{folder} holds files where cusa-train writes its own, and not as it wrote them: {', '.join(names)}. "
-                f"Move them elsewhere (or delete them, if an older cusa-train made them), or choose another --run."
-            )
-        _make_room(folder, kinds, _differences(json_object(folder / "run.json"), wanted), overwrite)
-    remove_leftovers(folder, kinds)
+    _check_place(folder)
+    if not folder.exists() or not set(folder.iterdir()) - set(leftovers(folder, kinds)):
+        return False
+    _check_record(folder)
+    if names := in_the_way(folder, kinds):
+        raise TrainingError(
+            f"{folder} holds files where cusa-train writes its own, and not as it wrote them: {', '.join(names)}. "
+            f"Move them elsewhere (or delete them, if an older cusa-train made them), or choose another --run."
+        )
+    changed = _differences(json_object(folder / "run.json"), wanted)
+    lost = [str(place) for place in (folder, folder / PLAIN) if _lacks_its_best(place)]
+    # A run that was refused before it trained keeps no one from the folder.
+    if not lost and not (changed and any(path.name in _RESULTS for path in ours_below(folder, kinds))):
+        return False
+    if not overwrite:
+        what = f"differs in {', '.join(changed)}" if changed else f"cannot go on, since {lost[0]} lacks {BEST}"
+        raise TrainingError(f"{folder} holds a run that {what}. Choose another folder with --run, or say --overwrite.")
+    return True
+
+
+def make_room(folder: Path) -> None:
+    """Remove the run that lies in a folder, but for run.json: it says whose the folder is until another replaces it."""
+    remove_ours(folder, {pattern: test for pattern, test in run_kinds().items() if pattern != r"run\.json"})
+    if left := sorted(path.name for path in folder.iterdir() if path.name != "run.json"):
+        console.print(f"{folder}: the earlier run is removed; what it did not write stays: {', '.join(left)}")
+
+
+def _check_place(folder: Path) -> None:
+    place = folder.resolve()
+    if folder.exists() and not folder.is_dir():
+        raise TrainingError(f"{folder} is a file. Choose another folder with --run.")
+    if store := next((above for above in (place, *place.parents) if Layout(above).mark.is_file()), None):
+        raise TrainingError(f"{folder} lies within the store {store}. Choose another folder with --run.")
+
+
+def _lacks_its_best(training: Path) -> bool:
+    """Tell whether a training has finished an epoch, of which the best's weights are gone."""
+    epochs = training / "epochs.csv"
+    has_finished = epochs.is_file() and len(epochs.read_bytes().splitlines()) > 1
+    return has_finished and not (training / BEST).is_file()
 
 
 def _check_record(folder: Path) -> None:
     record = folder / "run.json"
-    if not (is_plain(record) and holds("parameters", "data", "mixed_in", "versions")(record)):
+    if not (is_plain(record) and json_object(record).keys() >= _IDENTITY):
         raise TrainingError(f"{folder} is not empty and holds no run of ours. Choose another folder with --run.")
-
-
-def _make_room(folder: Path, kinds: Kinds, changed: list[str], overwrite: bool) -> None:
-    """Remove another run, if it may be, but for run.json: it says whose the folder is until the new one replaces it."""
-    # A run that was refused before its first checkpoint keeps no one from the folder.
-    if not changed or not any(path.suffix == ".safetensors" for path in ours_below(folder, kinds)):
-        return
-    if not overwrite:
-        raise TrainingError(
-            f"{folder} holds a run that differs in {', '.join(changed)}. "
-            f"Choose another folder with --run, or say --overwrite."
-        )
-    remove_ours(folder, {pattern: test for pattern, test in kinds.items() if pattern != r"run\.json"})
-    if left := sorted(path.name for path in folder.iterdir() if path.name != "run.json"):
-        console.print(f"{folder}: the earlier run is removed; what it did not write stays: {', '.join(left)}")
 
 
 def run_kinds() -> Kinds:
     """Return every file that a run writes, and how each shows that it did."""
     kinds: dict[str, Callable[[Path], bool]] = {
-        r"run\.json": holds("parameters", "versions"),
-        r"environment\.json": holds("starts"),
+        r"run\.json": lambda path: json_object(path).keys() == _IDENTITY,
+        r"environment\.json": lambda path: json_object(path).keys() == {"starts"},
         r"metrics\.json": lambda path: bool(json_object(path)) and json_object(path).keys() <= {PLAIN, SOFT},
         r"report\.html": is_signed,
         r"plots/curves\.png": is_our_drawing,

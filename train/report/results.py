@@ -16,12 +16,14 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     """Return the metrics.json of a run.
 
     Raises:
-        TrainingError: the run has not finished.
+        TrainingError: the run has not finished, or its figures are not as cusa-train wrote them.
     """
     try:
-        metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_bytes())
+        metrics: Any = json.loads((folder / "metrics.json").read_bytes())
     except (OSError, ValueError):
         raise TrainingError(f"{folder} holds no finished run: it has no metrics.json. Run cusa-train.") from None
+    if not isinstance(metrics, dict) or not metrics or not all(isinstance(found, dict) for found in metrics.values()):
+        raise TrainingError(f"{folder / 'metrics.json'} does not hold a training's figures by name. Run cusa-train.")
     return metrics
 
 
@@ -35,13 +37,14 @@ def result_table(metrics: dict[str, Any], folder: Path) -> Table:
     compare = len(flat) == 2
     if compare:
         table.add_column("difference", justify="right")
-    for name in next(iter(flat.values())):
-        values = [figures[name] for figures in flat.values()]
-        if name == "best epoch":
-            table.add_row(name, *(f"{value:.0f}" for value in values))
-            continue
-        difference = [f"{values[1] - values[0]:+.1f}"] if compare else []
-        table.add_row(name, *(f"{value:.1f}" for value in values), *difference)
+    # What could not be measured of one training may be measured of the other.
+    for name in dict.fromkeys(name for figures in flat.values() for name in figures):
+        values = [figures.get(name) for figures in flat.values()]
+        digits = 0 if name == "best epoch" else 1
+        shown = ["–" if value is None else f"{value:.{digits}f}" for value in values]
+        if compare and digits and None not in values:
+            shown.append(f"{values[1] - values[0]:+.1f}")  # type: ignore[operator]
+        table.add_row(name, *shown)
     return table
 
 
