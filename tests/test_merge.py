@@ -203,6 +203,14 @@ def test_a_shuffled_table_gives_the_samples_of_the_ordered_one(pictures: Path) -
     assert one == two
 
 
+def test_names_with_brackets_are_no_markup(pictures: Path) -> None:
+    (pictures / "t.csv").write_text("id,image,caption\nshelf[/2],gone.png,x\n1,[bold]q.png,x\n2,a.png,y\n")
+    stored(pictures, str(pictures / "t.csv"), bad=1.0, name="s[bold]")
+    told = (pictures / "s[bold].txt").read_text()
+    assert "missing-file 2, first 'shelf[/2]'" in told
+    assert "/s[bold]" in told
+
+
 def test_captions_lost_with_a_sample_are_counted(pictures: Path) -> None:
     rows = [f"{'b' if number % 2 else 'a'}.png,{number}" for number in range(40)]
     csv(pictures, *rows, "gone.png,1", "gone.png,2", "gone.png,3")

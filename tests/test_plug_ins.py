@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny_teachers
 from click.testing import CliRunner, Result
 from conftest import content
 
@@ -85,3 +86,18 @@ def test_one_that_calls_itself_like_ours_leaves_ours_alone(store: Path, tmp_path
 def test_a_name_that_would_not_be_heeded_is_refused(spec: str) -> None:
     with pytest.raises(TeacherError, match=spec):
         load_teacher(spec)
+
+
+class Stubborn(tiny_teachers.MeanColour):
+    """A teacher whose name cannot be changed."""
+
+    spec = property(lambda self: "mine")  # type: ignore[assignment]
+
+
+def test_a_plug_in_that_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_teachers, "stubborn", lambda weights, device, precision: object.__new__(Stubborn), False)
+    with pytest.raises(TeacherError, match=r"tiny_teachers:stubborn: `spec` cannot be set .* a plain attribute"):
+        load_teacher("tiny_teachers:stubborn")
+    monkeypatch.setattr(tiny_teachers, "bare", lambda device: None, False)
+    with pytest.raises(TeacherError, match=r"must take the keywords weights, device, precision: .*weights"):
+        load_teacher("tiny_teachers:bare")

@@ -23,7 +23,7 @@ def year(folder: Path, before: str = "STS", end: str = "\n") -> None:
 
 
 @pytest.mark.parametrize("before", ["STS", "STS2016"])
-@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["lf", "crlf"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
 def test_a_year_as_semeval_publishes_it(tmp_path: Path, before: str, end: str) -> None:
     year(tmp_path, before, end)
     pairs = read_pairs("STS16", tmp_path)
@@ -36,6 +36,7 @@ def test_unrated_pairs_are_left_out_of_plain_files_and_said(tmp_path: Path) -> N
         "\ta first line\tthat nobody rated",
         "4\ta dog runs\ta dog ran",
         "  \tblank\tscore",
+        "NaN\tas pandas\twrites it",
         "1.5\tan egg\ta cat",
         "\tx\ty",
     ]
@@ -45,7 +46,7 @@ def test_unrated_pairs_are_left_out_of_plain_files_and_said(tmp_path: Path) -> N
     result = measure_sts(Letters(), tmp_path)
     assert result.counts == {"STS13": {"pairs": 6}, "STS-B": {"pairs": 2}}
     assert result.messages[-2:] == [
-        "STS13: 9 pairs without a gold score are left out.",
+        "STS13: 12 pairs without a gold score are left out.",
         "STS-B: 3 pairs without a gold score are left out.",
     ]
     alone = tmp_path / "alone"
