@@ -110,7 +110,7 @@ def test_mistakes_in_extraction(
         (["-S", "train.batch_size=5000"], "fewer than one batch of 5000"),
         (["-S", "eval.test=dev"], "no split 'dev'"),
         (["-S", "loss.tau=1"], "loss.tau is not a parameter"),
-        (["--run", "taken"], "taken. What is finished is kept; mend this and run the same command again"),
+        (["--run", "taken"], "taken is a file. Choose another folder with --run"),
     ],
     ids=[
         "absent-store",

@@ -116,11 +116,11 @@ def test_lines_end_at_line_feeds_alone_and_quotes_stay(tmp_path: Path) -> None:
     ("line", "words"),
     [
         ("high\ta\tb", "line 4: found the score 'high', expected a number"),
-        ("nan\ta\tb", "line 4: found the score 'nan'"),
+        ("inf\ta\tb", "line 4: found the score 'inf'"),
         ("1\ta", "line 4: found '1\\\\ta', expected <score> TAB <sentence> TAB <sentence>"),
         ("\n1\ta\tb", "line 4: found ''"),
     ],
-    ids=["word", "nan", "two-columns", "blank-line"],
+    ids=["word", "infinite", "two-columns", "blank-line"],
 )
 def test_a_broken_line_is_named_and_the_other_sets_are_measured(tmp_path: Path, line: str, words: str) -> None:
     plain(tmp_path, "STS-B")
