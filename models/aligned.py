@@ -67,7 +67,7 @@ class AlignedModel(nn.Module):
         """The student's own similarity of images with texts; None: the cosine."""
         return getattr(self.student, "similarity", None)
 
-    def leave_out_what_weighs_nothing(self, loss: Loss) -> None:
+    def freeze_unused_temperatures(self, loss: Loss) -> None:
         """Freeze the temperatures that no part of the loss reaches, which no process must wait for."""
         idle: list[nn.Module] = []
         if not loss.alpha:

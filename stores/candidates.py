@@ -49,7 +49,7 @@ class Runs:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class CandidatePairs:
     """Pairs of samples: n of them, each array (n,)."""
 
     low: Rows
@@ -61,7 +61,7 @@ class Pairs:
     image: Values
 
     @classmethod
-    def empty(cls) -> Pairs:
+    def empty(cls) -> CandidatePairs:
         """Return no pairs."""
         rows, values = np.empty(0, np.int64), np.empty(0, np.float32)
         return cls(rows, rows, rows, rows, values, values)
@@ -69,12 +69,12 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.low)
 
-    def __getitem__(self, places: NDArray[np.int64] | NDArray[np.bool_]) -> Pairs:
-        return Pairs(*(getattr(self, field.name)[places] for field in fields(self)))
+    def __getitem__(self, places: NDArray[np.int64] | NDArray[np.bool_]) -> CandidatePairs:
+        return CandidatePairs(*(getattr(self, field.name)[places] for field in fields(self)))
 
-    def __add__(self, other: Pairs) -> Pairs:
+    def __add__(self, other: CandidatePairs) -> CandidatePairs:
         both = ([getattr(one, field.name) for one in (self, other)] for field in fields(self))
-        return Pairs(*(np.concatenate(arrays) for arrays in both))
+        return CandidatePairs(*(np.concatenate(arrays) for arrays in both))
 
 
 class Evidence:
@@ -118,10 +118,10 @@ class Evidence:
             found[:, places] = ours[each, of_one], theirs[each, of_other]
         return np.where(np.isfinite(similarity), similarity, np.float32(np.nan)), found[0], found[1]
 
-    def pairs(self, low: Rows, high: Rows) -> Pairs:
+    def pairs(self, low: Rows, high: Rows) -> CandidatePairs:
         """Return the evidence about the samples `low` (n,) and `high` (n,), without pairs that a teacher failed on."""
         text, low_caption, high_caption = self.nearest_captions(self.captions(low), self.captions(high))
-        found = Pairs(low, high, low_caption, high_caption, text, self.image_similarity(low, high))
+        found = CandidatePairs(low, high, low_caption, high_caption, text, self.image_similarity(low, high))
         return found[np.isfinite(found.text) & np.isfinite(found.image)]
 
 

@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-from stores.candidates import BLOCK, Candidates, Evidence, Pairs, Rows, Values
+from stores.candidates import BLOCK, CandidatePairs, Candidates, Evidence, Rows, Values
 from stores.columns import Column
 from stores.console import progress_bar
 from stores.errors import StoreError
@@ -77,7 +77,7 @@ class Calibration:
     text: Spread
     image: Spread
 
-    def score(self, pairs: Pairs) -> Values:
+    def score(self, pairs: CandidatePairs) -> Values:
         """Return the score of each pair."""
         return self.text.z(pairs.text) + IMAGE_WEIGHT * self.image.z(pairs.image)
 
@@ -124,10 +124,10 @@ def _calibrate(evidence: Evidence, samples: Rows) -> Calibration:
 
 def _best(
     store: Store, evidence: Evidence, calibration: Calibration, split: str, searched: Rows, *, count: int, width: int
-) -> Pairs:
+) -> CandidatePairs:
     """Return the `count` pairs of samples with the highest scores, best first."""
     candidates = Candidates(store, evidence, split, width)
-    best = Pairs.empty()
+    best = CandidatePairs.empty()
     with progress_bar() as progress:
         task = progress.add_task(f"pairs of {split}", total=len(searched), note="")
         for start in range(0, len(searched), BLOCK):
@@ -137,7 +137,7 @@ def _best(
     return best
 
 
-def _merged(best: Pairs, new: Pairs, calibration: Calibration, count: int) -> Pairs:
+def _merged(best: CandidatePairs, new: CandidatePairs, calibration: Calibration, count: int) -> CandidatePairs:
     """Return the best `count` of both, best first; a pair of samples found from either side is one."""
     both = best + new
     _, once = np.unique(np.stack([both.low, both.high], axis=1), axis=0, return_index=True)
@@ -145,7 +145,7 @@ def _merged(best: Pairs, new: Pairs, calibration: Calibration, count: int) -> Pa
     return both[np.lexsort((both.high, both.low, -calibration.score(both)))[:count]]
 
 
-def _listed(store: Store, found: Pairs, calibration: Calibration) -> pa.Table:
+def _listed(store: Store, found: CandidatePairs, calibration: Calibration) -> pa.Table:
     """Return the pairs as rows of the list, each with the shorter caption and the other sample's image."""
     texts, ids, digests = (
         Column(store.captions["text"]),

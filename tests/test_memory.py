@@ -28,7 +28,7 @@ from stores.manifest import TeacherFeatures
 from stores.tables import CAPTIONS, table_writer
 from train.data.mixture import MixedFeatures, Numbers
 from train.data.passes import Passes, Unusable
-from train.data.shares import Shares
+from train.data.shares import MixtureShares
 from train.data.stream import PairStream
 
 ROWS, DIM, BATCH = 2**21, 512, 1024
@@ -110,7 +110,7 @@ def stream_everything(root: str, shards: str) -> None:
     store, none = Store(Path(root), manifest(entries)), np.empty(0, dtype=np.int64)
     before, most, seen = anonymous(), 0, 0
     passes = Passes(store, "train", Unusable(none, none), captions="one", shuffle_shards=16, seed=(0, 0))
-    for draw in PairStream([passes], Shares(()), batch_size=1000):
+    for draw in PairStream([passes], MixtureShares(()), batch_size=1000):
         seen += len(draw.samples)
         if seen % 100_000 == 0:
             most = max(most, anonymous())

@@ -29,7 +29,7 @@ from stores.parameters import Loss, Student
 from train.fit import environment, live
 from train.fit.curves import Curves
 from train.fit.epoch import Epoch
-from train.fit.live import LiveView, Look
+from train.fit.live import LiveView, StepMetrics
 from train.fit.run_folder import Facts, describe, write_epochs
 from train.report.plots import draw_curves
 
@@ -37,9 +37,9 @@ TEMPERATURES = {"contrast": 0.05, "cross": 0.45, "image": 0.46, "text": 0.47}
 NAN = float("nan")
 
 
-def look(step: int, value: float = 1.0, wait: float = 0.02) -> Look:
+def look(step: int, value: float = 1.0, wait: float = 0.02) -> StepMetrics:
     loss = {"InfoNCE": value, "CSA": value / 10, "USA": value / 1000, "total": 1.2 * value}
-    return Look(
+    return StepMetrics(
         step=step, loss=loss, temperatures=TEMPERATURES, learning_rate=1e-3, samples_per_second=2345.6, wait=wait
     )
 
@@ -80,7 +80,9 @@ def test_a_resumed_training_knows_the_best_so_far(capsys: pytest.CaptureFixture[
     assert ["↑" in line for line in capsys.readouterr().err.splitlines()] == [False, True]
 
 
-def screen(monkeypatch: pytest.MonkeyPatch, width: int, look: Look | None, best: float | None = None) -> list[str]:
+def screen(
+    monkeypatch: pytest.MonkeyPatch, width: int, look: StepMetrics | None, best: float | None = None
+) -> list[str]:
     """What the view looks like in a terminal of so many columns, in an epoch that is half over."""
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=width, color_system=None)
@@ -143,12 +145,12 @@ def test_losses_are_set_against_the_epoch_before(monkeypatch: pytest.MonkeyPatch
 DEMO = """
 import time
 from train.fit.epoch import Epoch
-from train.fit.live import LiveView, Look
+from train.fit.live import LiveView, StepMetrics
 figures = dict(loss={{"InfoNCE": 1.0}}, temperatures={{}}, learning_rate=1e-3, samples_per_second=1.0, wait=0.0)
 with LiveView("t", 3, 20, 64) as view:
     for number in range(3):
         view.begin(number, 0)
-        view.look(Look(step=10, **figures))
+        view.look(StepMetrics(step=10, **figures))
         time.sleep({pause})
         view.end(Epoch(epoch=number, validation_rsum=300.0, **figures))
     print("all three", flush=True)

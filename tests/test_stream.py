@@ -14,7 +14,7 @@ from written_stores import write_store
 from stores import Store, StoreError, TrainingError
 from train.data.captions import Captions
 from train.data.passes import Passes, Unusable
-from train.data.shares import PERIOD, Shares
+from train.data.shares import PERIOD, MixtureShares
 from train.data.stream import PairStream
 
 Pair = tuple[int, int]
@@ -33,7 +33,9 @@ def passes(store: Store, number: int = 0, **changes: Any) -> Passes:
 
 
 def stream(store: Store, batch_size: int = 8, rank: int = 0, processes: int = 1, **changes: Any) -> PairStream:
-    return PairStream([passes(store, **changes)], Shares(()), batch_size=batch_size, rank=rank, processes=processes)
+    return PairStream(
+        [passes(store, **changes)], MixtureShares(()), batch_size=batch_size, rank=rank, processes=processes
+    )
 
 
 def batches(pairs: PairStream, epoch: int, first_step: int = 0) -> list[list[Pair]]:
@@ -139,7 +141,9 @@ class Case:
             self.passes.append(passes(written, store, **settings))
 
     def stream(self, rank: int = 0, processes: int = 1) -> PairStream:
-        return PairStream(self.passes, Shares(self.shares), batch_size=self.batch_size, rank=rank, processes=processes)
+        return PairStream(
+            self.passes, MixtureShares(self.shares), batch_size=self.batch_size, rank=rank, processes=processes
+        )
 
 
 @pytest.mark.parametrize("number", range(30))
@@ -181,7 +185,7 @@ def test_places_are_dealt_within_one_at_any_prefix() -> None:
     random = np.random.default_rng(0)
     for stores in (1, 2, 3, 5, 8):
         parts = random.dirichlet(np.ones(stores)) * 0.9 + 0.1 / stores
-        shares = Shares(parts[1:].tolist())
+        shares = MixtureShares(parts[1:].tolist())
         dealt = shares.owners(0, 2 * PERIOD + 7)
         assert_dealt_by_share(dealt.tolist(), [round(part, 4) for part in parts[1:]])
         for places in (0, 1, 17, PERIOD, 2 * PERIOD + 7):
@@ -192,13 +196,13 @@ def test_places_are_dealt_within_one_at_any_prefix() -> None:
 def test_shares_that_leave_nothing_are_refused() -> None:
     for others in ((0.5, 0.5), (0.7, 0.4), (0.00001,)):
         with pytest.raises(TrainingError, match="their sum below 1: the main store gets what they leave"):
-            Shares(others)
+            MixtureShares(others)
 
 
 def test_a_store_too_small_for_its_share_of_a_batch_is_refused(scenes_store: Store, tmp_path: Path) -> None:
     small = write_store(tmp_path, [[1, 2]])
     with pytest.raises(TrainingError, match="gives 3 pairs an epoch, fewer than its share of 8 in one batch of 16"):
-        PairStream([passes(scenes_store), passes(small, 1)], Shares((0.5,)), batch_size=16)
+        PairStream([passes(scenes_store), passes(small, 1)], MixtureShares((0.5,)), batch_size=16)
 
 
 def test_another_process_sees_a_sample_in_another_epoch(scenes_store: Store) -> None:

@@ -12,7 +12,7 @@ from rich.progress import Progress
 from pipeline.indices.build import build_index, draw_sample
 from pipeline.indices.cards import IndexOrigin, index_fault, write_card
 from pipeline.indices.kinds import EXACT, choose_kind, training_rows
-from pipeline.indices.recall import RECALL_AT, Truth, Tuned, widen_until
+from pipeline.indices.recall import RECALL_AT, ExactNeighbours, Tuned, widen_until
 from stores import Features, Shard, StoreError
 from stores.digests import file_digest, value_digest
 from stores.index import Index, faiss_reason
@@ -72,7 +72,7 @@ def _build(
     task = progress.add_task(f"index · {features.slug} · {split}", total=len(rows), note="", visible=kind != EXACT)
     show = partial(progress.update, task)
     sample = draw_sample(rows, training_rows(kind, features.dim))
-    truth = Truth(features, sample.queries, len(rows))
+    truth = ExactNeighbours(features, sample.queries, len(rows))
 
     def seen(vectors: NDArray[np.float32], block: NDArray[np.int64]) -> None:
         truth.see(vectors, block)

@@ -27,7 +27,7 @@ _TIE: Final = 1e-5
 _WIDEST: Final = {"k_factor_rf": 64, "efSearch": 4096, "quantizer_efSearch": 4096}
 
 
-class Truth:
+class ExactNeighbours:
     """The exact similarity of each query's tenth nearest row, found block by block."""
 
     def __init__(self, features: Features, queries: NDArray[np.int64], rows: int) -> None:
@@ -67,7 +67,7 @@ class Tuned:
     search: dict[str, int]
 
 
-def widen_until(min_recall: float, index: Index, truth: Truth, features: Features) -> Tuned:
+def widen_until(min_recall: float, index: Index, truth: ExactNeighbours, features: Features) -> Tuned:
     """Search ever wider, doubling, until `index` reaches `min_recall` or can be searched no wider.
 
     The last width stays set in the index, and is written with it.

@@ -14,7 +14,7 @@ from rich.table import Table
 from pipeline.inspection.missing_files import claim_folder, write_list, write_page
 from pipeline.inspection.output import cell
 from pipeline.inspection.teachers import default_slug
-from pipeline.inspection.truth import Truth, read_truth
+from pipeline.inspection.truth import ListedRelevance, read_truth
 from stores import Store, StoreError
 from stores.candidates import Evidence
 from stores.console import Listing
@@ -56,7 +56,9 @@ def _beside(root: Path, split: str) -> Path:
     return place.with_name(f"{place.name}-missing-{split}")
 
 
-def _summary(folder: Path, split: str, evidence: Evidence, listed: pa.Table, truth: Truth | None, shown: int) -> Table:
+def _summary(
+    folder: Path, split: str, evidence: Evidence, listed: pa.Table, truth: ListedRelevance | None, shown: int
+) -> Table:
     table = Listing(title=f"missing matches of {split}", show_header=False, title_justify="left")
     table.add_row("teachers", f"{evidence.image_slug} for images, {evidence.text_slug} for texts")
     table.add_row("pairs", f"{len(listed):,}, the best of each two samples; {folder / 'missing.parquet'}")

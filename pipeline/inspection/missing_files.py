@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.inspection.truth import Truth
+from pipeline.inspection.truth import ListedRelevance
 from stores import Store, StoreError
 from stores.atomic import atomic_path
 from stores.columns import Column
@@ -66,7 +66,7 @@ def _is_list(path: Path) -> bool:
 _KINDS: Final[Kinds] = {re.escape(LIST_NAME): _is_list, re.escape(PAGE_NAME): is_signed}
 
 
-def write_list(folder: Path, listed: pa.Table, truth: Truth | None) -> None:
+def write_list(folder: Path, listed: pa.Table, truth: ListedRelevance | None) -> None:
     """Write the pairs, and what the truth says of each, as Parquet."""
     relevant = pa.nulls(len(listed), pa.bool_()) if truth is None else pa.array(truth.relevant)
     with atomic_path(folder / LIST_NAME) as temporary:

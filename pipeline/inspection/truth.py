@@ -13,7 +13,7 @@ from stores.columns import Column
 
 
 @dataclass(frozen=True)
-class Truth:
+class ListedRelevance:
     """What the source knows of the listed pairs."""
 
     relevant: NDArray[np.bool_]
@@ -31,7 +31,7 @@ class Truth:
         return shown | {"precision of random pairs": f"{self.base_rate:.1%}"}
 
 
-def read_truth(store: Store, split: str, listed: pa.Table) -> Truth | None:
+def read_truth(store: Store, split: str, listed: pa.Table) -> ListedRelevance | None:
     """Return what the store's relevance says of the `listed` pairs; None where it does not cover the split."""
     relevance = store.relevance
     if relevance is None:
@@ -51,4 +51,4 @@ def read_truth(store: Store, split: str, listed: pa.Table) -> Truth | None:
         unpaired += int((owners.numbers(caption) != sample).sum())
     if not known:
         return None
-    return Truth(relevant, unpaired / max(len(captions) * (len(samples) - 1), 1))
+    return ListedRelevance(relevant, unpaired / max(len(captions) * (len(samples) - 1), 1))

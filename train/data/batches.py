@@ -22,8 +22,8 @@ from stores.parameters import Train
 from train.data.augment import generators_restored, seed_for
 from train.data.mixture import MixedFeatures, Mixture, opened
 from train.data.passes import Passes, Unusable
-from train.data.shares import Shares
-from train.data.stream import Draw, PairStream
+from train.data.shares import MixtureShares
+from train.data.stream import BatchRows, PairStream
 from train.data.workers import leave_signals_to_the_parent
 
 _COPIED_ROWS: Final = 16_384
@@ -55,7 +55,7 @@ class Batch(NamedTuple):
         return self._replace(**{name: move(tensor) for name, tensor in self._asdict().items() if tensor is not None})
 
 
-class Kept:
+class TensorCache:
     """Tensors by row, made when first asked for and kept up to so many bytes; the least recently used go first."""
 
     def __init__(self, make: Callable[[int], Tensor], room: int) -> None:
@@ -87,10 +87,10 @@ class PairBatches(Dataset[Batch]):
         self._transform = student.train_transform if settings.augment else student.eval_transform
         self._tokenizer = student.tokenizer
         room = int(settings.cache_gib * 2**30)
-        self._pictures = Kept(self._picture, room)
-        self._tokens = Kept(self._tokenised, room // 8)
+        self._pictures = TensorCache(self._picture, room)
+        self._tokens = TensorCache(self._tokenised, room // 8)
 
-    def __getitem__(self, draw: Draw) -> Batch:
+    def __getitem__(self, draw: BatchRows) -> Batch:
         pictures = self._augmented(draw) if self._augments else [self._pictures[int(n)] for n in draw.samples]
         features = zip(self._mixture.features if self._gathers else (), (draw.samples, draw.captions), strict=False)
         return Batch(
@@ -102,7 +102,7 @@ class PairBatches(Dataset[Batch]):
             *(torch.from_numpy(teacher.gather(numbers)) for teacher, numbers in features),
         )
 
-    def _augmented(self, draw: Draw) -> list[Tensor]:
+    def _augmented(self, draw: BatchRows) -> list[Tensor]:
         pictures = []
         with generators_restored():
             for place, number in enumerate(draw.samples, draw.first_place):
@@ -157,7 +157,7 @@ class TrainingData:
         self._settings, self._processes = settings, processes
         mixture = Mixture(stores, "train", slugs)
         self._passes = [_passes(store, number, mixture, settings, slugs) for number, store in enumerate(stores)]
-        self._shares = Shares(tuple(settings.mix_in.values()))
+        self._shares = MixtureShares(tuple(settings.mix_in.values()))
         self.stream = PairStream(
             self._passes, self._shares, batch_size=settings.batch_size, rank=rank, processes=processes
         )

@@ -18,7 +18,7 @@ from stores import TrainingError
 PERIOD: Final = 10_000
 
 
-class Shares:
+class MixtureShares:
     """Deals the places of an epoch to stores; the first store gets what the others leave."""
 
     def __init__(self, others: Sequence[float]) -> None:

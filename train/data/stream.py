@@ -20,10 +20,10 @@ from torch.utils.data import Sampler
 
 from stores import TrainingError
 from train.data.passes import Passes
-from train.data.shares import PERIOD, Shares
+from train.data.shares import PERIOD, MixtureShares
 
 
-class Draw(NamedTuple):
+class BatchRows(NamedTuple):
     """One process's pairs of one step, still as numbers."""
 
     epoch: int
@@ -35,11 +35,11 @@ class Draw(NamedTuple):
     """(N,)"""
 
 
-class PairStream(Sampler[Draw]):
+class PairStream(Sampler[BatchRows]):
     """The draws of one process; set `epoch` and `first_step` before each pass."""
 
     def __init__(
-        self, passes: Sequence[Passes], shares: Shares, *, batch_size: int, rank: int = 0, processes: int = 1
+        self, passes: Sequence[Passes], shares: MixtureShares, *, batch_size: int, rank: int = 0, processes: int = 1
     ) -> None:
         """Agree on the number of steps.
 
@@ -78,7 +78,7 @@ class PairStream(Sampler[Draw]):
         """How many pairs of the main store an epoch leaves over, less than a batch; other ones each epoch."""
         return self.pairs - self._taken(self._steps)[0]
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[BatchRows]:
         whole, taken = self._taken(self._steps), self._taken(self.first_step)
         # The main store begins a pass with each epoch; the others go on where the last epoch left them.
         an_epoch = [self.pairs, *whole[1:]]
@@ -95,7 +95,7 @@ class PairStream(Sampler[Draw]):
                 pairs[mine] = source.take(int(mine.sum()))
             start = self._rank * share
             samples, captions = np.ascontiguousarray(pairs[start : start + share].T)
-            yield Draw(self.epoch, first + start, samples, captions)
+            yield BatchRows(self.epoch, first + start, samples, captions)
 
     def _taken(self, steps: int) -> list[int]:
         """Return how many pairs of each store the first `steps` steps of an epoch take."""

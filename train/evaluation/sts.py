@@ -14,7 +14,7 @@ from stores.errors import CusaError
 from train.evaluation.metrics import paired_cosine, spearman
 from train.evaluation.models import MeasuredModel, check_embeddings, require
 from train.evaluation.result import DataSetError, Result
-from train.evaluation.sts_files import PAIRS, Pairs, read_pairs
+from train.evaluation.sts_files import PAIRS, SentencePairs, read_pairs
 
 TASK: Final = "sts"
 AT_ONCE: Final = 512
@@ -53,7 +53,7 @@ def measure_sts(model: MeasuredModel, folder: Path) -> Result:
     return result
 
 
-def correlation(model: MeasuredModel, pairs: Pairs, name: str) -> float:
+def correlation(model: MeasuredModel, pairs: SentencePairs, name: str) -> float:
     """Return Spearman × 100 between the cosine of each pair's embeddings and its gold score.
 
     Raises:

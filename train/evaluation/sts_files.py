@@ -41,7 +41,7 @@ HEADERS: Final = (("sentence_A", "sentence_B", "relatedness_score"), ("sentence1
 
 
 @dataclass
-class Pairs:
+class SentencePairs:
     """Rated pairs of sentences; the lists are of one length."""
 
     gold: list[float] = field(default_factory=list)
@@ -67,21 +67,21 @@ class Pairs:
         self.second.append(second)
 
 
-def read_pairs(name: str, folder: Path) -> Pairs:
+def read_pairs(name: str, folder: Path) -> SentencePairs:
     """Return the pairs of the set `name`, one of `PAIRS`, from whichever layout lies in `folder`.
 
     Raises:
         DataSetError: it is not there (the message says where to get it and the layout), incomplete or broken, or none
             of its pairs is rated.
     """
-    pairs = Pairs()
+    pairs = SentencePairs()
     _add_set(name, folder, pairs)
     if not pairs.gold:
         raise DataSetError(f"{name} in {folder}: none of its {pairs.unrated:,} pairs has a score.")
     return pairs
 
 
-def _add_set(name: str, folder: Path, pairs: Pairs) -> None:
+def _add_set(name: str, folder: Path, pairs: SentencePairs) -> None:
     if place := next((place for place in _year_folders(name, folder) if place.is_dir()), None):
         _add_year(name, place, pairs)
     elif path := next((path for path in _single_files(name, folder) if path.is_file()), None):
@@ -93,7 +93,7 @@ def _add_set(name: str, folder: Path, pairs: Pairs) -> None:
         raise DataSetError(f"{name} is not in {folder}: expected {_layout(name)}. Get it from {WHERE}.")
 
 
-def _add_year(name: str, place: Path, pairs: Pairs) -> None:
+def _add_year(name: str, place: Path, pairs: SentencePairs) -> None:
     """Add a year's subsets from SentEval's folder: STS.input.<subset>.txt and STS.gs.<subset>.txt, line by line."""
     # SemEval itself calls the files of 2016 so.
     before = f"STS20{name[3:]}" if any(place.glob(f"STS20{name[3:]}.input.*.txt")) else "STS"
@@ -113,7 +113,7 @@ def _add_year(name: str, place: Path, pairs: Pairs) -> None:
             pairs.add(rating, first, second, gold, number)
 
 
-def _add_file(path: Path, pairs: Pairs) -> None:
+def _add_file(path: Path, pairs: SentencePairs) -> None:
     """Add the pairs of one file; which columns they stand in is seen from its first line."""
     lines = read_rows(path)
     if not lines:

@@ -18,7 +18,7 @@ from scmrepo.exceptions import SCMError
 from stores import ParameterError, TrainingError
 from stores.ownership import Kinds, is_plain, remove_ours
 from train.fit.epoch import Epoch
-from train.fit.live import Look
+from train.fit.live import StepMetrics
 
 
 def _is_curve(path: Path) -> bool:
@@ -79,7 +79,7 @@ class Curves:
     ) -> None:
         self._open.__exit__(kind, error, trace)
 
-    def look(self, epoch: int, look: Look) -> None:
+    def look(self, epoch: int, look: StepMetrics) -> None:
         """Add the figures within `epoch` (from 0) to TensorBoard."""
         if self._tensorboard:
             _add(self._tensorboard[0], by_name(look), epoch * self._steps_per_epoch + look.step)
@@ -99,7 +99,7 @@ class Curves:
         return self._open.enter_context(writer(str(folder / "tensorboard" / name), purge_step=purge_step))
 
 
-def by_name(figures: Epoch | Look) -> dict[str, float]:
+def by_name(figures: Epoch | StepMetrics) -> dict[str, float]:
     """Return the figures under the names that they have in every curve and table, such as loss/CSA."""
     named = {f"loss/{part}": value for part, value in figures.loss.items()}
     named |= {f"temperature/{name}": value for name, value in figures.temperatures.items()}

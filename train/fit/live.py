@@ -30,7 +30,7 @@ _UNKNOWN: Final = "–"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class StepMetrics:
     """The latest figures within an epoch."""
 
     step: int
@@ -61,7 +61,7 @@ class LiveView:
     ) -> None:
         self._title, self._epochs, self._steps, self._batch_size = title, epochs, steps, batch_size
         self._best = -math.inf if validation_best is None else validation_best
-        self._look: Look | None = None
+        self._look: StepMetrics | None = None
         self._before: dict[str, float] = {}
         self._bar = Progress(
             TextColumn("{task.description}", style="bold", markup=False),
@@ -90,7 +90,7 @@ class LiveView:
         name = f"{self._title} · epoch {epoch + 1}/{self._epochs}"
         self._bar.update(self._task, completed=first_step * self._batch_size, description=name, left="")
 
-    def look(self, look: Look) -> None:
+    def look(self, look: StepMetrics) -> None:
         """Show the latest figures."""
         self._look = look
         pairs_left = (self._steps - look.step) * self._batch_size
@@ -135,14 +135,14 @@ def _losses(loss: dict[str, float], before: dict[str, float]) -> Table:
     return table
 
 
-def _temperatures(look: Look) -> Table:
+def _temperatures(look: StepMetrics) -> Table:
     table = _figures("temperature")
     for name, value in look.temperatures.items():
         table.add_row(name, f"{value:.3f}")
     return table
 
 
-def _speed(look: Look, best: float) -> Table:
+def _speed(look: StepMetrics, best: float) -> Table:
     table = _figures("training")
     table.add_row("pairs/s", f"{look.samples_per_second:,.0f}")
     marked = look.wait > WAIT_MARKED

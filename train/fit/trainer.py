@@ -39,7 +39,7 @@ from train.evaluation.evaluate import retrieval
 from train.fit.curves import Curves
 from train.fit.epoch import Epoch
 from train.fit.grad_cache import cached_backward, check_cacheable
-from train.fit.live import LiveView, Look
+from train.fit.live import LiveView, StepMetrics
 from train.fit.optimisation import load_schedule, make_optimizer, make_schedule, schedule_state
 from train.fit.processes import Processes
 from train.fit.run_folder import Facts, describe
@@ -52,7 +52,7 @@ LOOK_EVERY: Final = 10
 
 
 @dataclass
-class Done:
+class EpochProgress:
     """What is done of the epoch under way; a checkpoint keeps it."""
 
     step: int = 0
@@ -82,7 +82,7 @@ class Training:
         self._settings = parameters.train
         set_seed(derived_seed(self._settings.seed))
         self.model = AlignedModel(load_student(parameters.student), uni_modal=bool(parameters.loss.beta))
-        self.model.leave_out_what_weighs_nothing(parameters.loss)
+        self.model.freeze_unused_temperatures(parameters.loss)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions run faster so
         slugs = (teacher_slug(parameters.teachers.image, "image"), teacher_slug(parameters.teachers.text, "text"))
         rank, processes = self._processes.rank, self._processes.count
@@ -96,7 +96,7 @@ class Training:
             self.model.compile()
         self._wrapped, self._optimizer = accelerator.prepare(self.model, optimizer)
         self.history: list[Epoch] = []
-        self._done = Done()
+        self._done = EpochProgress()
 
     def fit(self) -> list[Epoch]:
         """Train, from the last checkpoint if there is one, and return every epoch's figures.
@@ -149,7 +149,7 @@ class Training:
         if self.last.exists():
             record = load_checkpoint(self.last, self.model, self._optimizer)
             self.history = [Epoch(**epoch) for epoch in record["history"]]
-            self._done = Done(**record["done"])
+            self._done = EpochProgress(**record["done"])
             load_schedule(self._schedule, record["schedule"], self._optimizer)
         place = (len(self.history), self._done.step)
         if self._processes.any(place != self._processes.once(lambda: place)):
@@ -194,7 +194,7 @@ class Training:
             wait=done.waited / done.seconds,
         )
         self.history.append(figures)
-        self._done = Done()
+        self._done = EpochProgress()
         self._processes.alone(lambda: self._keep(figures, curves))
         view.end(figures)
 
@@ -288,10 +288,10 @@ class Training:
         self._done.step = last_step + 1
         return values
 
-    def _figures(self, latest: dict[str, float], steps: int, seconds: float, waited: float) -> Look:
+    def _figures(self, latest: dict[str, float], steps: int, seconds: float, waited: float) -> StepMetrics:
         self._done.seconds += seconds
         self._done.waited += waited
-        return Look(
+        return StepMetrics(
             step=self._done.step,
             loss=latest,
             temperatures=self._temperatures(),

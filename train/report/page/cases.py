@@ -19,7 +19,7 @@ from stores.columns import Column
 from stores.thumbnails import thumbnail
 from train.evaluation.evaluate import both_ways, ownership
 from train.evaluation.rankings import Ranks, Rows, first_ranks, ranks_both_ways, top
-from train.report.page.relevance import Truth
+from train.report.page.relevance import PairRelevance
 from train.report.page.sample import SEED
 from train.report.page.shown import Shown
 
@@ -111,7 +111,9 @@ def cases(store: Store, split: str, models: Sequence[Shown]) -> Cases:
     to_texts, to_images = _ranked(store, split, models)
     first_image, first_text = int(store.rows(split, "image")[0]), int(store.rows(split, "text")[0])
     images, texts = to_texts.chosen(), to_images.chosen()
-    truth = Truth(store, (first_text + place for place, _ in texts), (first_image + place for place, _ in images))
+    truth = PairRelevance(
+        store, (first_text + place for place, _ in texts), (first_image + place for place, _ in images)
+    )
     captions = Column(store.captions["text"])
 
     def picture(place: int, kind: str = "") -> Item:

@@ -18,7 +18,7 @@ from torch import Tensor
 from stores import Store
 from stores.columns import Column
 from train.report.page.charts import Chart, scatter
-from train.report.page.sample import SEED, Pairs, draw_pairs
+from train.report.page.sample import SEED, ImageCaptionPairs, draw_pairs
 from train.report.page.shown import Shown
 
 POINTS: Final = 300
@@ -53,7 +53,7 @@ def _named(model: Shown) -> str:
     return f"{model.name} ({'with' if model.loss.beta else 'without'} USA)"
 
 
-def _points(store: Store, split: str) -> tuple[Pairs, NDArray[np.int64], dict[int, str]]:
+def _points(store: Store, split: str) -> tuple[ImageCaptionPairs, NDArray[np.int64], dict[int, str]]:
     """Return the pairs to show, each one's colour (n,), and what the colours mean; the last is of all other classes.
 
     Images of the commonest classes come first, for of many classes a plain draw has too few of each.
@@ -66,7 +66,7 @@ def _points(store: Store, split: str) -> tuple[Pairs, NDArray[np.int64], dict[in
     groups = np.array([numbers.get(label, CLASSES) for label in labels], dtype=np.int64)
     kept = np.sort(np.argsort(groups == CLASSES, kind="stable")[:POINTS])
     names = {**dict(enumerate(common)), CLASSES: "other classes" if common else "all"}
-    return Pairs(pairs.images[kept], pairs.captions[kept]), groups[kept], names
+    return ImageCaptionPairs(pairs.images[kept], pairs.captions[kept]), groups[kept], names
 
 
 def _project(rows: Tensor) -> NDArray[np.float64]:

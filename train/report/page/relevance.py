@@ -11,7 +11,7 @@ from stores import Store
 from stores.columns import Column
 
 
-class Truth:
+class PairRelevance:
     """Own and true pairs of a caption and a sample, both as global rows, for some rows of either."""
 
     def __init__(self, store: Store, captions: Iterable[int], samples: Iterable[int]) -> None:

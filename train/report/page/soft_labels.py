@@ -16,7 +16,7 @@ from stores.layout import teacher_slug
 from stores.parameters import Loss, Teachers, TrainParameters
 from train.losses.functional import cosine_similarity, mixed_targets, soft_alignment
 from train.report.page.charts import Chart, Series, histogram
-from train.report.page.sample import Pairs, draw_pairs
+from train.report.page.sample import ImageCaptionPairs, draw_pairs
 from train.report.page.shown import Shown, dashed
 
 BINS: Final = 48
@@ -97,17 +97,19 @@ def _taught_by(model: Shown, loss: Loss) -> bool:
     return model.plain or all(getattr(model.loss, name, None) == getattr(loss, name) for name in settings)
 
 
-def _features(store: Store, split: str, teachers: Teachers, pairs: Pairs) -> tuple[Pairs, Tensor, Tensor]:
+def _features(
+    store: Store, split: str, teachers: Teachers, pairs: ImageCaptionPairs
+) -> tuple[ImageCaptionPairs, Tensor, Tensor]:
     """Return the features of the pairs, (n, Di) and (n, Dt), without pairs on which a teacher failed."""
     first = store.rows(split, "image")[0], store.rows(split, "text")[0]
     images = store.features(teacher_slug(teachers.image, "image")).gather(pairs.images + first[0])
     texts = store.features(teacher_slug(teachers.text, "text")).gather(pairs.captions + first[1])
     good = images.any(axis=1) & texts.any(axis=1)
-    kept = Pairs(pairs.images[good], pairs.captions[good])
+    kept = ImageCaptionPairs(pairs.images[good], pairs.captions[good])
     return kept, *(torch.from_numpy(rows[good]).float() for rows in (images, texts))  # type: ignore[return-value]
 
 
-def _scaled(model: Shown, pairs: Pairs) -> dict[str, Tensor]:
+def _scaled(model: Shown, pairs: ImageCaptionPairs) -> dict[str, Tensor]:
     """Return a model's similarities by panel, (n, n), over its temperatures."""
     embeddings, temperatures = model.tested.embeddings, model.tested.temperatures or {}
     images, texts = model.tested.cross_modal()

@@ -18,7 +18,7 @@ from stores.layout import teacher_slug
 from stores.missing import missing_matches
 from stores.parameters import Teachers
 from stores.thumbnails import thumbnail
-from train.report.page.relevance import Truth
+from train.report.page.relevance import PairRelevance
 from train.report.page.sample import SEED
 
 SEARCHED: Final = 2048
@@ -69,12 +69,12 @@ def suspects(store: Store, teachers: Teachers) -> Suspects:
     except CusaError as error:
         # A training is worth its page though an index is gone.
         return Suspects(searched=size, total=len(samples), pairs=[], known=False, message=error.message)
-    truth = Truth(store, (row["caption_row"] for row in listed), ())
+    truth = PairRelevance(store, (row["caption_row"] for row in listed), ())
     pairs = [_suspect(store, row, truth) for row in listed]
     return Suspects(searched=size, total=len(samples), pairs=pairs, known=truth.known)
 
 
-def _suspect(store: Store, row: dict[str, Any], truth: Truth) -> Suspect:
+def _suspect(store: Store, row: dict[str, Any], truth: PairRelevance) -> Suspect:
     return Suspect(
         caption=row["caption"],
         nearest=row["nearest_caption"],

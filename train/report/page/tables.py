@@ -44,7 +44,7 @@ class Figures(NamedTuple):
     rows: list[Row]
 
 
-class Beside(NamedTuple):
+class PaperComparison(NamedTuple):
     """One of the paper's figures with its counterpart."""
 
     measure: str
@@ -74,7 +74,7 @@ def task_tables(results: Sequence[Result], names: Mapping[str, str]) -> list[Fig
     return tables
 
 
-def beside_the_paper(run: Run) -> tuple[str, list[Beside]]:
+def beside_the_paper(run: Run) -> tuple[str, list[PaperComparison]]:
     """Return the paper's nearest model, and its figures beside those that the run has."""
     model, figures = reported(run.parameters.student.model)
     flat = [flat_figures(trained.figures) for trained in run.trainings]
@@ -82,7 +82,7 @@ def beside_the_paper(run: Run) -> tuple[str, list[Beside]]:
     for figure in figures:
         ours = [found[figure.ours] for found in flat if figure.ours in found]
         rows.append(
-            Beside(
+            PaperComparison(
                 figure.measure,
                 figure.data,
                 [f"{value:.1f}" for value in ours],
