@@ -46,8 +46,7 @@ def captions_in(value: Any) -> tuple[Caption, ...]:
     if value is None or value != value:  # as pandas says that there is none
         return ()
     if isinstance(value, dict):
-        held = next((value[key] for key in TEXT_KEYS if value.get(key)), None)
-        value = held if isinstance(held, list | tuple) else [value]
+        value = _listed_in(value)
     if isinstance(value, list | tuple):
         return tuple(caption_in(item) for item in value)
     return (caption_in(value),)
@@ -65,6 +64,12 @@ def caption_in(value: Any) -> Caption:
     if value is None or value != value:
         return Rejected("empty-caption", "a caption is null")
     return Rejected("malformed-caption", f"a caption is {kind_of(value)}, expected text")
+
+
+def _listed_in(value: dict[str, Any]) -> list[Any]:
+    """Return the list of captions that an object holds under a usual key; else the object itself, as the one item."""
+    held = next((value[key] for key in TEXT_KEYS if value.get(key)), None)
+    return held if isinstance(held, list) else [value]
 
 
 def captions_of_lines(text: str) -> tuple[Caption, ...]:
@@ -112,8 +117,7 @@ def _items(plain: str) -> Sequence[Any] | None:
     if isinstance(value, str):  # a list that was written as JSON twice
         return _items(value) if value[:1] in "[{" else None
     if isinstance(value, dict):
-        held = next((value[key] for key in TEXT_KEYS if value.get(key)), value)
-        value = held if isinstance(held, list) else [value]
+        value = _listed_in(value)
     if isinstance(value, list) and (not value or any(isinstance(item, str | dict | list) for item in value)):
         return value
     return None
