@@ -9,10 +9,10 @@ import multiprocessing
 from pathlib import Path
 
 import torch
+from models.temperatures import Taus
 from torch import Tensor
 
 from benchmarks.measure import Result, in_turn
-from models.temperatures import Taus
 from stores.parameters import Loss
 from train.losses import tiles
 from train.losses.objective import Compared, objective

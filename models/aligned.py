@@ -1,27 +1,20 @@
-"""A student with what soft-label alignment puts around it: projection heads and learned temperatures.
+"""A student with the projection heads that soft-label alignment puts around it.
 
-Shapes: N batch, D the student's embedding size.
+Shapes: n items, D the student's embedding size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
-from models.student import Student
-from models.temperatures import Taus, Temperatures
-from stores.parameters import Loss
-
-
-class Embeddings(NamedTuple):
-    """What the model makes of a batch: (N, D) each, not normalised."""
-
-    image: Tensor
-    text: Tensor
-    uni_image: Tensor
-    uni_text: Tensor
+from models.encoded import Encoded
+from models.inputs import Tensors
+from models.scoring import Scorer
+from models.student import Student, StudentOfTwoTowers, as_student
 
 
 class Head(nn.Sequential):
@@ -38,54 +31,51 @@ class Head(nn.Sequential):
 
 
 class AlignedModel(nn.Module):
-    """A student, a cross-modal and a uni-modal head for each modality, and the temperatures.
+    """A student, and for each modality a cross-modal and a uni-modal head.
 
-    Without USA nothing would teach the uni-modal heads: there are none, and the cross-modal embeddings, which are all
-    that the model has, stand in for theirs.
+    Cross-modal heads are for students of two towers; one that says itself how it encodes has projections of its own.
+    Without a loss among the items of one modality nothing would teach the uni-modal heads: there are none, and the
+    vectors, which are all that the model has, stand in for theirs.
     """
 
-    def __init__(self, student: Student, *, uni_modal: bool = True) -> None:
+    interface: Student
+    """The student by its full interface."""
+
+    def __init__(self, student: Any, *, uni_modal: bool = True) -> None:
         super().__init__()
         self.student = student
-        self.image_head = Head(student.embed_dim)
-        self.text_head = Head(student.embed_dim)
-        self.uni_image_head = Head(student.embed_dim) if uni_modal else None
-        self.uni_text_head = Head(student.embed_dim) if uni_modal else None
-        self.temperatures = Temperatures()
+        # Beside torch's registration: a student that is its own interface would be registered twice.
+        self.__dict__["interface"] = as_student(student)
+        modalities, dim = list(self.interface.inputs), self.interface.embed_dim
+        crossed: list[str] = modalities if isinstance(self.interface, StudentOfTwoTowers) else []
+        self.heads = nn.ModuleDict({modality: Head(dim) for modality in crossed})
+        self.uni_heads = nn.ModuleDict({modality: Head(dim) for modality in modalities if uni_modal})
 
-    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Embeddings, Taus]:
-        """Embed a batch of images and of tokenised texts; give the temperatures as well.
+    def forward(self, inputs: Mapping[str, Tensors]) -> dict[str, Encoded]:
+        """Encode a batch: n items of each modality."""
+        return {modality: self.encode(modality, tensors) for modality, tensors in inputs.items()}
 
-        They come along so that a wrapper for several processes sees every parameter used in one forward pass.
-        """
-        image, uni_image = self.embed_images(images)
-        text, uni_text = self.embed_texts(tokens)
-        return Embeddings(image, text, uni_image, uni_text), self.temperatures()
+    def encode(self, modality: str, tensors: Tensors) -> Encoded:
+        """Encode n items of one modality."""
+        encoded = self.interface.encode(modality, tensors)
+        vector = encoded.vector
+        if modality in self.heads:
+            encoded = encoded._replace(vector=self.heads[modality](vector))
+        if modality in self.uni_heads:
+            encoded = encoded._replace(uni=self.uni_heads[modality](vector))
+        return encoded
 
     @property
-    def similarity(self) -> Callable[[Tensor, Tensor], Tensor] | None:
-        """The student's own similarity of images with texts; None: the cosine."""
-        return getattr(self.student, "similarity", None)
+    def scorer(self) -> Scorer:
+        """How items of two modalities are compared."""
+        return self.interface.scorer
 
-    def freeze_unused_temperatures(self, loss: Loss) -> None:
-        """Freeze the temperatures that no part of the loss reaches, which no process must wait for."""
-        idle: list[nn.Module] = []
-        if not loss.alpha:
-            idle += [self.temperatures.cross]
-        if not loss.beta:
-            idle += [self.temperatures.image, self.temperatures.text]
-        for module in idle:
-            module.requires_grad_(False)
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities in the order that the scorer takes them in."""
+        return tuple(self.interface.inputs)
 
-    def embed_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the cross-modal and the uni-modal embedding of images."""
-        return _both(self.student.encode_image(images), self.image_head, self.uni_image_head)
-
-    def embed_texts(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the cross-modal and the uni-modal embedding of tokenised texts."""
-        return _both(self.student.encode_text(tokens), self.text_head, self.uni_text_head)
-
-
-def _both(embedding: Tensor, cross: nn.Module, uni: nn.Module | None) -> tuple[Tensor, Tensor]:
-    across = cross(embedding)
-    return across, across if uni is None else uni(embedding)
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return next(self.parameters()).device

@@ -15,17 +15,22 @@ from torch import Tensor, nn
 from stores.atomic import atomic_path
 from stores.errors import TrainingError
 
-CHECKPOINT_FORMAT: Final = 3
+CHECKPOINT_FORMAT: Final = 4
 _RECORD: Final = "cusa"
 _SOFTWARE: Final = {"software": "cusa"}
 """In the header of every file of tensors that we write."""
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, record: dict[str, Any], optimizer: torch.optim.Optimizer | None = None
+    path: Path,
+    modules: Mapping[str, nn.Module],
+    record: dict[str, Any],
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
-    """Write the model's weights, the optimiser's state if given, and `record` (JSON-able), atomically."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    """Write the weights and buffers of modules by name, the optimiser's state if given, and `record`, atomically."""
+    tensors = {
+        f"{part}.{name}": tensor for part, module in modules.items() for name, tensor in module.state_dict().items()
+    }
     if optimizer is not None:
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
@@ -82,8 +87,10 @@ def read_record(path: Path) -> dict[str, Any]:
     return found
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
-    """Load a checkpoint into the model, and the optimiser if given; return its record.
+def load_checkpoint(
+    path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer | None = None
+) -> dict[str, Any]:
+    """Load modules by name from a checkpoint, and the optimiser if given; return its record.
 
     Raises:
         TrainingError: the file is damaged, or its weights are another model's.
@@ -92,8 +99,8 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 — not a mapping
-        weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
-        model.load_state_dict(weights, strict=True)
+        for part, module in modules.items():
+            module.load_state_dict(_of(part, tensors), strict=True)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise TrainingError(f"The checkpoint {path} does not fit this model: {str(error)[:400]}") from None
     if optimizer is not None:
@@ -101,12 +108,15 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     return record
 
 
+def _of(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
+
+
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, number, key = name.split(".", 2)
-            state.setdefault(int(number), {})[key] = tensor
+    for name, tensor in _of("optimizer", tensors).items():
+        number, key = name.split(".", 1)
+        state.setdefault(int(number), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     # The fused step takes for granted that a parameter and its moments lie alike in memory (channels last or not).
     for parameter, kept in optimizer.state.items():

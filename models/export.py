@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from functools import singledispatch
 from pathlib import Path
-from typing import cast
 
 from torch import Tensor, nn
 
 from models.checkpoint import write_tensors
-from models.student import Student
 
 
 @singledispatch
-def exported(student: nn.Module, tau: float) -> tuple[dict[str, Tensor], dict[str, str]]:
+def exported(student: nn.Module, tau: float | None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return a student's tensors and what its file's header says of them; a family of students may have its own way."""
     return student.state_dict(), {}
 
 
-def export_student(student: Student, path: Path, tau: float) -> None:
+def export_student(student: nn.Module, path: Path, tau: float | None) -> None:
     """Write the student's weights to `path` (`student.safetensors`), atomically.
 
     An open_clip student loads by one line, under the name that it was trained as:
@@ -26,12 +24,13 @@ def export_student(student: Student, path: Path, tau: float) -> None:
         open_clip.create_model("ViT-B-32", pretrained="artifacts/run/student.safetensors")
 
     The keys are the open_clip model's own; `logit_scale` is log(1/τ) of the learned temperature `tau`, as zero-shot
-    classification expects it. The header's `open_clip` entry, JSON, tells the name and the preprocessing: a file says
-    nothing of the latter to open_clip, which then takes CLIP's. The keys of another student are its own.
+    classification expects it; where the training learned none (None), it stays as it was. The header's `open_clip`
+    entry, JSON, tells the name and the preprocessing: a file says nothing of the latter to open_clip, which then takes
+    CLIP's. The keys of another student are its own.
 
     What is not in it: cusa's heads (LayerNorm and a linear layer that starts as the identity), which follow the
     towers and learn with them. The file's embeddings are those before the heads; the further the heads have learned
     away from their start, the less the run's figures hold for them.
     """
-    state, header = exported(cast(nn.Module, student), tau)
+    state, header = exported(student, tau)
     write_tensors(path, state, {"format": "pt", **header})

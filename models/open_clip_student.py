@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 import models.small_conv  # noqa: F401 — registers the embedded student's tower with timm
 from models.export import exported
-from models.student import Parts, Transform
+from models.inputs import Transform
+from models.student import Parts
 from stores.console import console
 from stores.errors import StudentError
 
@@ -83,10 +84,11 @@ class OpenClipStudent(nn.Module):
 
 
 @exported.register
-def _exported(student: OpenClipStudent, tau: float) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _exported(student: OpenClipStudent, tau: float | None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Give the keys of open_clip's own model, and in the header the name and the preprocessing."""
     state = student.model.state_dict()
-    state["logit_scale"] = torch.full_like(state["logit_scale"], -math.log(tau))
+    if tau is not None:
+        state["logit_scale"] = torch.full_like(state["logit_scale"], -math.log(tau))
     about = {"model_name": student.name, "preprocess_cfg": open_clip.get_model_preprocess_cfg(student.model)}
     return state, {"open_clip": json.dumps(about)}
 

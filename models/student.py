@@ -7,27 +7,49 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, cast
 
-from PIL import Image
 from torch import Tensor, nn
 
+from models.encoded import Encoded
+from models.inputs import Input, Padded, Pixels, Tensors, Tokens, Transform
+from models.scoring import Cosine, OwnSimilarity, Scorer
 from stores import parameters
 from stores.errors import StudentError
 from stores.plugins import import_factory
 
-Transform = Callable[[Image.Image], Tensor]
 Parts = Sequence[nn.Module | nn.Parameter]
 
 
 class Student(Protocol):
-    """What a model needs to be trained here; it is a torch module as well. docs/students.md has an example.
+    """What a model needs to be trained here; it is a torch module as well. docs/students.md has examples.
+
+    Shapes: n items, D = `embed_dim`.
+
+    Two members more are looked for where they are needed:
+
+    - `towers`: by modality, such as `{"image": [...], "text": [...]}`, the modules and parameters of each, for
+      `student.freeze`.
+    - `set_grad_checkpointing()`, for `student.gradient_checkpointing`.
+    """
+
+    embed_dim: int
+    inputs: Mapping[str, Input]
+    """How each modality is loaded, by its name, in the order that the scorer takes them in."""
+    scorer: Scorer
+    """How items of two modalities are compared."""
+
+    def encode(self, modality: str, tensors: Tensors) -> Encoded:
+        """Encode n items of a modality, as its input made them; `vector` is (n, D)."""
+
+
+class TwoTowers(Protocol):
+    """The shorter form of a student that makes one vector of an image and one of a text; a torch module as well.
 
     Shapes: N images, M texts, D = `embed_dim`.
 
-    Three members more are looked for where they are needed:
+    Beside those of `Student`, two members more are looked for:
 
     - `similarity(images (N, D), texts (M, D)) -> (N, M)`; without it embeddings are compared by their cosine.
-    - `towers`: `{"image": [...], "text": [...]}`, the modules and parameters of each, for `student.freeze`.
-    - `set_grad_checkpointing()`, for `student.gradient_checkpointing`.
+    - `padding`: the token that fills the end of a text; with it the texts of a batch come as long as its longest.
     """
 
     embed_dim: int
@@ -45,10 +67,34 @@ class Student(Protocol):
         """Return the (M, D) embeddings of (M, length) tokens."""
 
 
-MEMBERS: Final = (*Student.__annotations__, "encode_image", "encode_text")
+class StudentOfTwoTowers:
+    """A `TwoTowers` as a `Student`. It is no module: its parameters stay those of the model under their own names."""
+
+    def __init__(self, towers: TwoTowers) -> None:
+        self._towers, self.embed_dim = towers, towers.embed_dim
+        self.inputs: dict[str, Input] = {
+            "image": Pixels(towers.eval_transform, towers.train_transform),
+            "text": Tokens(towers.tokenizer, getattr(towers, "padding", None)),
+        }
+        similarity = getattr(towers, "similarity", None)
+        self.scorer: Scorer = Cosine() if similarity is None else OwnSimilarity(similarity)
+
+    def encode(self, modality: str, tensors: Tensors) -> Encoded:
+        if isinstance(tensors, Padded):
+            return Encoded(self._towers.encode_text(tensors.values))
+        return Encoded(self._towers.encode_image(tensors))
 
 
-def load_student(settings: parameters.Student) -> Student:
+MEMBERS: Final = (*Student.__annotations__, "encode")
+TWO_TOWERS: Final = (*TwoTowers.__annotations__, "encode_image", "encode_text")
+
+
+def as_student(model: Any) -> Student:
+    """Return a loaded student by its full interface."""
+    return cast(Student, model if hasattr(model, "encode") else StudentOfTwoTowers(model))
+
+
+def load_student(settings: parameters.Student) -> Any:
     """Load a student, with its towers frozen and gradient checkpointing on as the settings say.
 
     A frozen tower learns nothing and stays in evaluation mode, with its dropout off and its batch statistics as they
@@ -56,7 +102,7 @@ def load_student(settings: parameters.Student) -> Student:
 
     Args:
         settings: `model` is `open-clip:<model>[/<pretrained tag or file>]`, or `package.module:factory`: a factory is
-            called without arguments and returns a torch module that is a `Student`.
+            called without arguments and returns a torch module that is a `Student` or a `TwoTowers`.
 
     Raises:
         StudentError: there is no such student, or it cannot be loaded, or lacks what the settings ask for.
@@ -78,7 +124,7 @@ def load_student(settings: parameters.Student) -> Student:
     return student
 
 
-def _load(spec: str) -> Student:
+def _load(spec: str) -> Any:
     family, _, name = spec.partition(":")
     if family == "open-clip":
         # Imported when it is asked for: open_clip takes seconds to load.
@@ -92,17 +138,19 @@ def _load(spec: str) -> Student:
             f"or package.module:factory."
         )
     student: Any = import_factory(spec, StudentError)()
-    missing = [member for member in MEMBERS if not hasattr(student, member)]
+    members = MEMBERS if hasattr(student, "encode") else TWO_TOWERS
+    missing = [member for member in members if not hasattr(student, member)]
     if missing or not isinstance(student, nn.Module):
         fault = f"lacks {', '.join(missing)}" if isinstance(student, nn.Module) else "is not a torch module"
         raise StudentError(
             f"{spec} returned a {type(student).__name__}, which {fault}. A student is a torch module with "
-            f"{', '.join(MEMBERS)} (docs/students.md)."
+            f"{', '.join(TWO_TOWERS)}; or, where it is more than two towers, with {', '.join(MEMBERS)} "
+            f"(docs/students.md)."
         )
-    return cast(Student, student)
+    return student
 
 
-def _parts(student: Student, tower: str, spec: str) -> Parts:
+def _parts(student: Any, tower: str, spec: str) -> Parts:
     towers = getattr(student, "towers", None)
     parts = towers.get(tower) if isinstance(towers, Mapping) else None
     if not isinstance(parts, Sequence) or not parts or not all(isinstance(p, nn.Module | nn.Parameter) for p in parts):

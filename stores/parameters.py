@@ -147,9 +147,24 @@ class Student:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Loss:
-    """InfoNCE + alpha · CSA + beta · USA (CUSA, arXiv 2403.05261, eq. 9)."""
+class Hinge:
+    """The triplet loss with margin, where `loss.original` is hinge."""
 
+    margin: PositiveFloat = 0.2
+    # hardest: the negative nearest to each item alone counts; all: every one that violates the margin
+    negatives: Literal["hardest", "all"] = "hardest"
+    # epochs in which all violations count, before the hardest: it keeps a student from a random start off a plateau
+    warm_up: NonNegativeInt = 0
+    # sum over the batch, as the authors do, or mean
+    reduction: Literal["sum", "mean"] = "sum"
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Loss:
+    """The student's original loss + alpha · CSA + beta · USA (CUSA, arXiv 2403.05261, eq. 9)."""
+
+    # infonce, hinge, or package.module:factory of a term of your own
+    original: str = "infonce"
     alpha: NonNegativeFloat = 1.0
     beta: NonNegativeFloat = 1.5
     # τ_P of the soft labels (eq. 5); the paper's is 1
@@ -160,6 +175,9 @@ class Loss:
     mix: Literal["each", "add", "dot"] = "each"
     # mean: the paper's InfoNCE; reference: divided by the batch size once more, as the authors' code does
     reduction: Literal["mean", "reference"] = "mean"
+    hinge: Hinge = Field(default_factory=Hinge)
+    # further terms of your own: {package.module:factory: weight}
+    extra: dict[str, NonNegativeFloat] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

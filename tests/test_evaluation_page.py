@@ -11,11 +11,11 @@ import pytest
 import torch
 from browsers import fits, needs_browser
 from click.testing import CliRunner, Result
+from models.temperatures import Taus
 
 from models.aligned import AlignedModel
 from models.checkpoint import save_checkpoint
 from models.student import load_student
-from models.temperatures import Taus
 from stores import Store, TrainingError, TrainParameters
 from stores.parameters import Loss, Student, Teachers, as_dict
 from train.eval_cli import main

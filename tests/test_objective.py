@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.temperatures import Taus
+from models.encoded import Encoded, map_tensors
+from models.scoring import Cosine, OwnSimilarity
 from stores.parameters import Loss
 from train.losses import tiles
+from train.losses.comparison import Instances
 from train.losses.functional import cosine_similarity, csa_loss, info_nce, mixed_targets, usa_loss
-from train.losses.objective import Compared, objective
+from train.losses.objective import Objective, compare, make_objective
 
 COUNT, DIM = 22, 8
 GROUPS = torch.tensor([0, 0, 1, 2, 3, 1, 4, 0, 5, 6, 7, 8, 9, 9, 10, 11, 12, 13, 13, 13, 14, 15])
@@ -41,23 +43,49 @@ def batch(dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], list[Tensor
     return inputs[0], inputs[1]
 
 
-def pairs(embeddings: list[Tensor]) -> Compared:
+def pairs(embeddings: list[Tensor]) -> Instances:
     generator = torch.Generator().manual_seed(1)
     teachers = [torch.randn(COUNT, dim, generator=generator).to(embeddings[0].dtype) for dim in (5, 7)]
-    return Compared(*embeddings, *teachers, GROUPS)
+    image, text, uni_image, uni_text = embeddings
+    return Instances(
+        {"image": Encoded(image, uni_image), "text": Encoded(text, uni_text)},
+        torch.arange(COUNT),
+        GROUPS,
+        dict(zip(("image", "text"), teachers, strict=True)),
+    )
 
 
-def part(whole: Compared, rows: slice) -> Compared:
-    return Compared(*(None if tensor is None else tensor[rows] for tensor in whole))
+def part(whole: Instances, rows: slice) -> Instances:
+    return map_tensors(lambda tensor: tensor[rows], whole)
+
+
+def learned(loss: Loss, taus: list[Tensor]) -> tuple[Objective, list[Tensor | None]]:
+    """The objective with its temperatures at `taus`, and of each of these its parameter, if there is one."""
+    objective = make_objective(loss).to(taus[0].dtype)
+    parameters: list[Tensor | None] = []
+    modules = objective._temperatures()
+    for name, tau in zip(("InfoNCE", "CSA", "USA image", "USA text"), taus, strict=True):
+        parameters.append(modules[name].log if name in modules else None)
+        if name in modules:
+            modules[name].log.data.copy_(tau.detach().log())
+            modules[name].log.requires_grad_(tau.requires_grad)
+    return objective, parameters
+
+
+def differentiated(total: Tensor, wanted: list[Tensor | None]) -> list[Tensor | None]:
+    """The gradients with respect to those that are there."""
+    there = [tensor for tensor in wanted if tensor is not None]
+    found = iter(torch.autograd.grad(total, there, allow_unused=True))
+    return [None if tensor is None else next(found) for tensor in wanted]
 
 
 def computed(rows: slice | None, loss: Loss, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Any, Any]:
     """The objective of some rows against all columns, its parts and the gradients of all inputs."""
     embeddings, taus = batch(dtype)
     columns = pairs(embeddings)
-    total, parts = objective(columns if rows is None else part(columns, rows), columns, Taus(*taus), loss)
-    gradients = torch.autograd.grad(total, [*embeddings, *taus], allow_unused=True)
-    return total.detach(), parts, gradients
+    objective, parameters = learned(loss, taus)
+    total, parts = compare(objective, columns if rows is None else part(columns, rows), columns, Cosine())
+    return total.detach(), parts, differentiated(total, [*embeddings, *parameters])
 
 
 def close(found: Any, expected: Any, tolerance: float = 1e-10) -> None:
@@ -91,16 +119,17 @@ def tile(monkeypatch: pytest.MonkeyPatch, height: int) -> list[int]:
 def test_the_objective_is_the_weighted_sum_of_its_losses(loss: Loss) -> None:
     embeddings, taus = batch()
     whole = pairs(embeddings)
-    cross = cosine_similarity(whole.image, whole.text)
+    objective, _ = learned(loss, taus)
+    cross = cosine_similarity(embeddings[0], embeddings[1])
     expected = {"InfoNCE": info_nce(cross, taus[0], GROUPS, loss.reduction)}
-    teachers = [cosine_similarity(features, features) for features in whole[4:6] if features is not None]
+    teachers = [cosine_similarity(features, features) for features in whole.teachers.values()]
     targets = mixed_targets(*teachers, loss.teacher_temperature, loss.mix, loss.soft_top_k)
     if loss.alpha:
         expected["CSA"] = csa_loss(cross, *targets, taus[1])
     if loss.beta:
-        among = [cosine_similarity(embedding, embedding) for embedding in (whole.uni_image, whole.uni_text)]
-        expected["USA"] = usa_loss(*among, *targets, taus[2], taus[3])
-    total, parts = objective(whole, whole, Taus(*taus), loss)
+        among = [cosine_similarity(embedding, embedding) for embedding in embeddings[2:]]
+        expected["USA"] = usa_loss(among, targets, taus[2:])
+    total, parts = compare(objective, whole, whole, Cosine())
     torch.testing.assert_close(parts, {name: part.detach() for name, part in expected.items()})
     assert not any(part.requires_grad for part in parts.values())
     weights = {"InfoNCE": 1.0, "CSA": loss.alpha, "USA": loss.beta}
@@ -155,12 +184,13 @@ def test_tiles_scale_with_what_follows_and_give_values_alone_without_gradients(m
     tile(monkeypatch, 5)
     embeddings, taus = batch()
     columns = pairs(embeddings)
-    total, parts = objective(columns, columns, Taus(*taus), Loss())
+    objective, _ = learned(Loss(), taus)
+    total, parts = compare(objective, columns, columns, Cosine())
     once, thrice = (torch.autograd.grad(total * scale, embeddings[0], retain_graph=True)[0] for scale in (1, 3))
     torch.testing.assert_close(3 * once, thrice)
     with torch.no_grad():
         monkeypatch.setattr(torch.autograd, "grad", None)
-        alone, parts_alone = objective(columns, columns, Taus(*taus), Loss())
+        alone, parts_alone = compare(objective, columns, columns, Cosine())
     assert not alone.requires_grad
     torch.testing.assert_close((alone, parts_alone), (total.detach(), parts))
 
@@ -172,8 +202,10 @@ def test_what_wants_no_gradient_gets_none(monkeypatch: pytest.MonkeyPatch) -> No
     embeddings[1].requires_grad_(False)
     taus[0].requires_grad_(False)
     columns = pairs(embeddings)
-    objective(columns, columns, Taus(*taus), Loss())[0].backward()
-    for tensor, wanted in zip([*embeddings, *taus], plain[2], strict=True):
+    objective, parameters = learned(Loss(), taus)
+    compare(objective, columns, columns, Cosine())[0].backward()
+    for tensor, wanted in zip([*embeddings, *parameters], plain[2], strict=True):
+        assert tensor is not None
         if tensor.requires_grad:
             torch.testing.assert_close(tensor.grad, wanted)
         else:
@@ -188,12 +220,13 @@ def test_a_students_own_similarity_learns_and_is_never_tiled(monkeypatch: pytest
         calls.append((len(images), len(texts)))
         return torch.tanh(images @ weight @ texts.T)
 
-    def own(rows: slice | None) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, ...]]:
+    def own(rows: slice | None) -> tuple[Tensor, dict[str, Tensor], list[Any]]:
         embeddings, taus = batch()
         columns = pairs(embeddings)
         some = columns if rows is None else part(columns, rows)
-        total, parts = objective(some, columns, Taus(*taus), Loss(), similarity)
-        return total.detach(), parts, torch.autograd.grad(total, [*embeddings, *taus, weight])
+        objective, parameters = learned(Loss(), taus)
+        total, parts = compare(objective, some, columns, OwnSimilarity(similarity))
+        return total.detach(), parts, differentiated(total, [*embeddings, *parameters, weight])
 
     tile(monkeypatch, 5)
     whole = own(None)
@@ -207,25 +240,34 @@ def test_a_students_own_similarity_learns_and_is_never_tiled(monkeypatch: pytest
 
 def test_soft_labels_need_teachers_and_infonce_does_not() -> None:
     embeddings, taus = batch()
-    bare = pairs(embeddings)._replace(teacher_image=None, teacher_text=None)
-    assert list(objective(bare, bare, Taus(*taus), Loss(alpha=0.0, beta=0.0))[1]) == ["InfoNCE"]
-    with pytest.raises(ValueError, match="need both teachers' features"):
-        objective(bare, bare, Taus(*taus), Loss())
+    bare = pairs(embeddings)._replace(teachers={})
+    plain, _ = learned(Loss(alpha=0.0, beta=0.0), taus)
+    assert list(compare(plain, bare, bare, Cosine())[1]) == ["InfoNCE"]
+    assert not plain.soft
+    for loss in (Loss(alpha=0.0), Loss(beta=0.0)):
+        softly, _ = learned(loss, taus)
+        assert softly.soft
+        with pytest.raises(ValueError, match=r"teacher"):
+            compare(softly, bare, bare, Cosine())
 
 
 MEMORY = """
 import torch
 from pathlib import Path
+from models.encoded import Encoded
+from models.scoring import Cosine
 from stores.parameters import Loss
 from train.losses import tiles
-from models.temperatures import Taus
-from train.losses.objective import Compared, objective
+from train.losses.comparison import Instances
+from train.losses.objective import compare, make_objective
 
 def peak(count):
     tensors = [torch.randn(count, 16) for _ in range(6)]
-    pairs = Compared(*(t.requires_grad_() for t in tensors[:4]), *tensors[4:], torch.arange(count))
-    taus = Taus(*(torch.tensor(0.3, requires_grad=True) for _ in range(4)))
-    objective(pairs, pairs, taus, Loss())[0].backward()
+    image, text, uni_image, uni_text = (tensor.requires_grad_() for tensor in tensors[:4])
+    encoded = {"image": Encoded(image, uni_image), "text": Encoded(text, uni_text)}
+    places = torch.arange(count)
+    batch = Instances(encoded, places, places, {"image": tensors[4], "text": tensors[5]})
+    compare(make_objective(Loss()), batch, batch, Cosine())[0].backward()
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
 
 tiles.ELEMENTS = 2**17

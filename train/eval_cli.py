@@ -98,7 +98,7 @@ def main(
             results=results,
         )
         embedded, wanted = Embedded(), tasks or tasks_of(data)
-        for result in measure(loaded, wanted, data, accelerator, batch_size, workers, embedded.add):
+        for result in measure(loaded, wanted, data, accelerator, batch_size, workers, out, embedded.add):
             results.append(result)
             if result.figures:
                 write_figures(out, evaluation)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +21,9 @@ from stores.layout import teacher_slug
 from stores.lock import lock_held
 from stores.ownership import remove_leftovers
 from stores.parameters import Loss, as_dict
-from train.evaluation.embed import SplitEmbeddings, embed_split
-from train.evaluation.evaluate import evaluate
+from train.evaluation.embed import embed_split
+from train.evaluation.evaluate import compare_split, evaluate
+from train.evaluation.tested import Tested, tested
 from train.fit.claim import make_room, replaces_another, run_kinds
 from train.fit.curves import event_writer
 from train.fit.environment import record_start
@@ -30,7 +32,6 @@ from train.fit.processes import Processes, make_accelerator
 from train.fit.run_folder import PLAIN, SOFT, Facts, describe
 from train.fit.stops import Stop, stopping
 from train.fit.trainer import Training
-from train.losses.objective import Similarity
 from train.report.plots import draw_curves
 from train.version import VERSIONS
 
@@ -84,7 +85,7 @@ def run(
             clear_device_cache(garbage_collection=True)
         processes.alone(lambda: _write_figures(folder, finished))
         if report:
-            processes.alone(lambda: _write_report(folder, store, finished, accelerator))
+            processes.alone(lambda: _write_report(folder, store, finished))
         # Last, since a run's page lists what lies in its folder.
         processes.alone(lambda: _write_pages(finished))
     return measured
@@ -97,11 +98,8 @@ class _Finished(NamedTuple):
     history: list[Epoch]
     facts: Facts
     folder: Path
-    embeddings: SplitEmbeddings
-    similarity: Similarity | None
-    """The student's own, if it has one."""
-    temperatures: dict[str, float]
-    """Of the best epoch."""
+    tested: Tested | None
+    """On the test split; None where that could not be compared, and in processes beside the main one."""
 
 
 def _write_figures(folder: Path, finished: dict[str, _Finished]) -> None:
@@ -109,16 +107,12 @@ def _write_figures(folder: Path, finished: dict[str, _Finished]) -> None:
     draw_curves({title: training.history for title, training in finished.items()}, folder / "plots")
 
 
-def _write_report(folder: Path, store: Store, finished: dict[str, _Finished], accelerator: Accelerator) -> None:
+def _write_report(folder: Path, store: Store, finished: dict[str, _Finished]) -> None:
     # Imported late: the libraries behind it take seconds, which a run without a report need not wait for.
-    from train.report.page import Tested, write_report
+    from train.report.page import write_report
 
     console.print("writing report.html …")
-    tested = {
-        title: Tested(one.embeddings, one.similarity, accelerator.device, one.temperatures)
-        for title, one in finished.items()
-    }
-    write_report(folder, store, tested)
+    write_report(folder, store, {title: one.tested for title, one in finished.items() if one.tested is not None})
 
 
 def _write_pages(finished: dict[str, _Finished]) -> None:
@@ -182,16 +176,17 @@ def _train_and_measure(
     """Train, measure the best checkpoint on the test split, and write its student for plain open_clip."""
     training = Training(folder, store, parameters, title, accelerator, stop)
     history = training.fit()
-    record = load_checkpoint(training.best, training.model)
+    record = load_checkpoint(training.best, {"model": training.model, "objective": training.objective})
     split, settings = parameters.eval.test, parameters.eval
     workers = parameters.train.workers
     model = training.model.eval()
-    embeddings = embed_split(model, store, split, accelerator, settings.batch_size, workers, stop.check)
+    encoded = embed_split(model, store, split, accelerator, settings.batch_size, workers, stop.check)
+    temperatures = training.objective.temperatures()
+    compared = cache(partial(compare_split, model, encoded, folder, stop.check_alone))
 
     def measure() -> dict[str, Any]:
-        tau = model.temperatures.contrast().item()
-        export_student(model.student, folder / "student.safetensors", tau)
-        figures, faults = evaluate(model, embeddings, store, split)
+        export_student(model.student, folder / "student.safetensors", temperatures.get("InfoNCE"))
+        figures, faults = evaluate(model, encoded, compared, store, split)
         for name, fault in faults.items():
             console.print(f"{name} is not measured on {split}: {fault}", style="yellow")
         return figures
@@ -200,5 +195,6 @@ def _train_and_measure(
     measured = stop.processes.once(measure)
     measured |= {"best_epoch": record["epoch"] + 1, "validation_RSUM": record["validation_rsum"]}
     console.print(f"{title}: best epoch {record['epoch'] + 1}, checkpoint {training.best}")
-    temperatures = model.temperatures.values()
-    return _Finished(measured, history, training.facts(), folder, embeddings, model.similarity, temperatures)
+    is_shown = stop.processes.is_main and "RSUM" in measured
+    shown = tested(model, encoded, compared(), temperatures) if is_shown else None
+    return _Finished(measured, history, training.facts(), folder, shown)

@@ -1,12 +1,13 @@
 """From a store and parameters to batches: the stream, its loader, and the teachers' features joined by row.
 
-Shapes: N batch, Di and Dt the teachers' feature sizes.
+Shapes: N batch.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -15,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from models.student import Student, Transform
+from models.encoded import map_tensors
+from models.inputs import Input, Tensors
 from stores import Store
-from stores.images import decode_rgb
 from stores.parameters import Train
 from train.data.augment import generators_restored, seed_for
 from train.data.mixture import MixedFeatures, Mixture, opened
@@ -31,28 +32,22 @@ _COPIED_ROWS: Final = 16_384
 
 
 class Batch(NamedTuple):
-    """Pairs ready for the student; the teachers' features come along only where the host gathers them."""
+    """N rows ready for the student; the teachers' features come along only where the host gathers them."""
 
-    images: Tensor
-    tokens: Tensor
-    samples: Tensor
-    """(N,) sample rows, each with its store's offset: unique over all mixed stores, on end within the split."""
-    captions: Tensor
-    """(N,) caption rows, likewise."""
+    inputs: dict[str, Tensors]
+    """N items of each modality."""
+    numbers: dict[str, Tensor]
+    """(N,) rows by level, each with its store's offset: unique over all mixed stores, on end within the split."""
     groups: Tensor
     """(N,) samples' rows; of samples that show one picture, the same."""
-    teacher_image: Tensor | None = None
-    """(N, Di) float16."""
-    teacher_text: Tensor | None = None
-    """(N, Dt) float16."""
+    present: dict[str, Tensor]
+    """(N,) bool by modality, which rows have an item; of modalities that are not named, all do."""
+    teachers: dict[str, Tensor]
+    """(N, …) float16 by modality."""
 
     def to(self, device: torch.device) -> Batch:
         """Copy to `device`, asynchronously from pinned memory."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
-        return self._replace(**{name: move(tensor) for name, tensor in self._asdict().items() if tensor is not None})
+        return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), self)
 
 
 class TensorCache:
@@ -76,58 +71,48 @@ class TensorCache:
 class PairBatches(Dataset[Batch]):
     """Makes the batch of a draw, in any process.
 
-    Without augmentation an image is the same every time: such images are kept in memory, up to `cache_gib` in each
-    loading process. With it, what a sample looks like follows from the seed, the epoch and its place there.
+    Without augmentation an item is the same every time: items are kept in memory, up to `cache_gib` for each modality
+    in each loading process. With it, what a sample looks like follows from the seed, the epoch and its place there.
     """
 
-    def __init__(self, mixture: Mixture, student: Student, settings: Train, gathers: bool) -> None:
+    def __init__(self, mixture: Mixture, inputs: Mapping[str, Input], settings: Train, gathers: bool) -> None:
         """`gathers` says whether the teachers' features come along, from the host."""
-        self._mixture, self._gathers = mixture, gathers
+        self._mixture, self._inputs = mixture, inputs
+        self._teachers = mixture.teachers if gathers else {}
         self._augments, self._seed = settings.augment, settings.seed
-        self._transform = student.train_transform if settings.augment else student.eval_transform
-        self._tokenizer = student.tokenizer
         room = int(settings.cache_gib * 2**30)
-        self._pictures = TensorCache(self._picture, room)
-        self._tokens = TensorCache(self._tokenised, room // 8)
+        self._items = {
+            modality: TensorCache(partial(given.item, mixture, augment=False), room)
+            for modality, given in inputs.items()
+        }
 
     def __getitem__(self, draw: BatchRows) -> Batch:
-        pictures = self._augmented(draw) if self._augments else [self._pictures[int(n)] for n in draw.samples]
-        features = zip(self._mixture.features if self._gathers else (), (draw.samples, draw.captions), strict=False)
+        rows = {"sample": draw.samples, "caption": draw.captions}
         return Batch(
-            torch.stack(pictures),
-            torch.stack([self._tokens[int(number)] for number in draw.captions]),
-            torch.from_numpy(draw.samples),
-            torch.from_numpy(draw.captions),
+            {modality: self._batch(modality, draw, rows[given.level]) for modality, given in self._inputs.items()},
+            {level: torch.from_numpy(numbers) for level, numbers in rows.items()},
             torch.from_numpy(self._mixture.repeats.groups(draw.samples)),
-            *(torch.from_numpy(teacher.gather(numbers)) for teacher, numbers in features),
+            self._present(rows),
+            {
+                modality: torch.from_numpy(features.gather(rows[features.level]))
+                for modality, features in self._teachers.items()
+            },
         )
 
-    def _augmented(self, draw: BatchRows) -> list[Tensor]:
-        pictures = []
+    def _batch(self, modality: str, draw: BatchRows, rows: NDArray[np.int64]) -> Tensors:
+        given = self._inputs[modality]
+        if not (self._augments and given.augmented):
+            return given.batch(self._mixture, rows, self._items[modality].__getitem__)
+        made = []
         with generators_restored():
-            for place, number in enumerate(draw.samples, draw.first_place):
+            for place, row in enumerate(rows, draw.first_place):
                 seed_for(self._seed, draw.epoch, place)
-                pictures.append(self._picture(int(number)))
-        return pictures
+                made.append(given.item(self._mixture, int(row), augment=True))
+        return given.collate(made)
 
-    def _picture(self, number: int) -> Tensor:
-        return self._transform(decode_rgb(self._mixture.image(number)))
-
-    def _tokenised(self, number: int) -> Tensor:
-        return self._tokenizer([self._mixture.text(number)])[0]
-
-
-class ImageRows(Dataset[Tensor]):
-    """The transformed images of some rows, for measuring."""
-
-    def __init__(self, store: Store, rows: NDArray[np.int64], transform: Transform) -> None:
-        self._images, self._rows, self._transform = store.images, rows, transform
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, position: int) -> Tensor:
-        return self._transform(decode_rgb(self._images[int(self._rows[position])]))
+    def _present(self, rows: Mapping[str, NDArray[np.int64]]) -> dict[str, Tensor]:
+        flags = {modality: given.present(self._mixture, rows[given.level]) for modality, given in self._inputs.items()}
+        return {modality: torch.from_numpy(some) for modality, some in flags.items() if some is not None}
 
 
 class TrainingData:
@@ -141,13 +126,15 @@ class TrainingData:
         self,
         store: Store,
         settings: Train,
-        slugs: tuple[str, str],
-        student: Student,
+        slugs: Mapping[str, str],
+        inputs: Mapping[str, Input],
         device: torch.device,
         rank: int = 0,
         processes: int = 1,
     ) -> None:
         """Open the split "train" of the store and of those mixed in.
+
+        `slugs` are the teachers' folders by modality; `inputs` those of the student.
 
         Raises:
             TrainingError: the batch cannot be made, or the stores do not go together.
@@ -155,28 +142,30 @@ class TrainingData:
         """
         stores = opened(store, settings.mix_in, slugs)
         self._settings, self._processes = settings, processes
-        mixture = Mixture(stores, "train", slugs)
+        mixture = Mixture(stores, "train", inputs, slugs)
         self._passes = [_passes(store, number, mixture, settings, slugs) for number, store in enumerate(stores)]
         self._shares = MixtureShares(tuple(settings.mix_in.values()))
         self.stream = PairStream(
             self._passes, self._shares, batch_size=settings.batch_size, rank=rank, processes=processes
         )
-        size = sum(len(features.numbers) * features.dim * 2 for features in mixture.features)
+        size = sum(len(features.numbers) * features.dim * 2 for features in mixture.teachers.values())
         self.on_device = size <= settings.device_table_gib * 2**30
-        self._first = [features.numbers.first for features in mixture.features]
-        self._tables = [_table(features, device) for features in mixture.features] if self.on_device else []
-        dataset = PairBatches(mixture, student, settings, gathers=not self.on_device)
+        self._teachers = mixture.teachers
+        self._tables = {
+            modality: _table(features, device) for modality, features in mixture.teachers.items() if self.on_device
+        }
+        dataset = PairBatches(mixture, inputs, settings, gathers=not self.on_device)
         self.loader = _loader(dataset, self.stream, settings, device)
 
-    def teachers(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the features of the batch's images and captions: (N, Di) and (N, Dt) float16, on its device."""
-        if batch.teacher_image is not None and batch.teacher_text is not None:
-            return batch.teacher_image, batch.teacher_text
-        images, texts = self._tables
-        return (
-            images.index_select(0, batch.samples - self._first[0]),
-            texts.index_select(0, batch.captions - self._first[1]),
-        )
+    def teachers(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the teachers' features of the batch's rows, (N, …) float16 by modality, on its device."""
+        if not self._tables:
+            return batch.teachers
+        found = {}
+        for modality, features in self._teachers.items():
+            places = batch.numbers[features.level] - features.numbers.first
+            found[modality] = self._tables[modality].index_select(0, places)
+        return found
 
     def close(self) -> None:
         """End the loader's workers."""
@@ -203,11 +192,11 @@ class TrainingData:
         )
 
 
-def _passes(store: Store, number: int, mixture: Mixture, settings: Train, slugs: tuple[str, str]) -> Passes:
+def _passes(store: Store, number: int, mixture: Mixture, settings: Train, slugs: Mapping[str, str]) -> Passes:
     return Passes(
         store,
         "train",
-        Unusable(_failed(store, slugs[0]), _failed(store, slugs[1])),
+        Unusable(_failed(store, slugs["image"]), _failed(store, slugs["text"])),
         captions=settings.captions,
         shuffle_shards=settings.shuffle_shards,
         seed=(settings.seed, number),

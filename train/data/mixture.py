@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.inputs import Input
 from stores import Features, Modality, Store, TrainingError
 from train.data.captions import Captions
 from train.data.repeats import Repeats
@@ -41,10 +42,12 @@ class Numbers:
 
 
 class MixedFeatures:
-    """One teacher's features of all stores, found by number."""
+    """Features of one name of all stores, found by number."""
 
-    def __init__(self, features: Sequence[Features], numbers: Numbers) -> None:
-        self._features, self.numbers, self.dim = features, numbers, features[0].dim
+    def __init__(self, features: Sequence[Features], numbers: Numbers, level: str) -> None:
+        self._features, self.numbers, self.level = features, numbers, level
+        self.dim = features[0].dim
+        self._flags: list[NDArray[np.bool_]] | None = None
 
     def gather(self, numbers: NDArray[np.int64]) -> NDArray[np.float16]:
         """Return the features of `numbers` (n,), in their order: (n, dim) float16."""
@@ -57,20 +60,57 @@ class MixedFeatures:
             gathered[mine] = features.gather(numbers[mine] - offset)
         return gathered
 
+    def present(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """Return which of `numbers` (n,) have features, (n,) bool; None where all of all stores have."""
+        if self._flags is None:
+            flags = [features.valid for features in self._features]
+            self._flags = [] if all(valid.all() for valid in flags) else flags
+        if not self._flags:
+            return None
+        owners, present = self.numbers.owners(numbers), np.empty(len(numbers), dtype=bool)
+        for store, (valid, offset) in enumerate(zip(self._flags, self.numbers.offsets, strict=True)):
+            mine = owners == store
+            present[mine] = valid[numbers[mine] - offset]
+        return present
+
 
 class Mixture:
-    """The images, captions and two teachers' features of one split of several stores, found by number.
+    """The images, captions and features of one split of several stores, found by number.
 
     A pickle carries paths alone; a forked process opens what it reads for itself.
     """
 
-    def __init__(self, stores: Sequence[Store], split: str, slugs: tuple[str, str]) -> None:
+    def __init__(
+        self,
+        stores: Sequence[Store],
+        split: str,
+        inputs: Mapping[str, Input],
+        slugs: Mapping[str, str] | None = None,
+    ) -> None:
+        """Open what the `inputs` of a student read, and the teachers' features, whose folders `slugs` names.
+
+        Raises:
+            StoreError: a store lacks features.
+            TrainingError: an input reads features of another level.
+        """
         self.samples, self.captions = Numbers(stores, split, "image"), Numbers(stores, split, "text")
         self._images = [store.images for store in stores]
         self._texts = [Captions(store) for store in stores]
-        image, text = ([store.features(slug) for store in stores] for slug in slugs)
-        self.features = (MixedFeatures(image, self.samples), MixedFeatures(text, self.captions))
         self.repeats = Repeats(stores, split, self.samples.first)
+        self.teachers = {modality: self._features(stores, slug) for modality, slug in (slugs or {}).items()}
+        self._stored: dict[str, MixedFeatures] = {}
+        for modality, given in inputs.items():
+            for name in given.reads:
+                self._stored[name] = features = self._features(stores, name)
+                if features.level != given.level:
+                    raise TrainingError(
+                        f"The student's {modality} is of each {given.level}, but the features {name!r} that it reads "
+                        f"are of each {features.level}."
+                    )
+
+    def numbers(self, level: str) -> Numbers:
+        """Return the numbers of a level's rows."""
+        return self.samples if level == "sample" else self.captions
 
     def image(self, number: int) -> bytes:
         """Return the encoded image file of a sample."""
@@ -82,8 +122,21 @@ class Mixture:
         store = int(self.captions.owners(number))
         return self._texts[store].text(number - self.captions.offsets[store])
 
+    def stored(self, name: str, numbers: NDArray[np.int64]) -> NDArray[np.float16]:
+        """Return stored features of rows of their level: (n, …)."""
+        return self._stored[name].gather(numbers)
 
-def opened(main: Store, others: Iterable[str], slugs: tuple[str, str]) -> list[Store]:
+    def present(self, name: str, numbers: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """Return which of these rows have stored features, (n,); None where no row of the split lacks them."""
+        return self._stored[name].present(numbers)
+
+    def _features(self, stores: Sequence[Store], name: str) -> MixedFeatures:
+        features = [store.features(name) for store in stores]
+        level = "sample" if features[0].modality == "image" else "caption"
+        return MixedFeatures(features, self.numbers(level), level)
+
+
+def opened(main: Store, others: Iterable[str], slugs: Mapping[str, str]) -> list[Store]:
     """Return the main store and the others, opened.
 
     Raises:
@@ -98,7 +151,7 @@ def opened(main: Store, others: Iterable[str], slugs: tuple[str, str]) -> list[S
                 f"Each store comes once: raise its share instead."
             )
         stores.append(Store.open(path))
-    for slug, modality in zip(slugs, ("image", "text"), strict=True):
+    for modality, slug in slugs.items():
         for store in stores:
             _check_teacher(main, store, slug, modality)
     return stores

@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from stores import Store
 from stores.errors import CusaError
-from train.evaluation.evaluate import DIRECTIONS, both_ways
-from train.evaluation.rankings import Similarity, top
+from train.evaluation.evaluate import DIRECTIONS
+from train.evaluation.rankings import top
+from train.evaluation.similarities import Similarities
 
 DEPTH: Final = 50
 """How many candidates of a query are handed over: the protocol's least; no query has more than 48 relevant ones."""
@@ -36,17 +35,13 @@ DEPTH: Final = 50
 Ids = NDArray[np.int64]
 
 
-def eccv_caption(
-    images: Tensor, texts: Tensor, image_ids: Ids, caption_ids: Ids, similarity: Similarity | None = None
-) -> dict[str, Any]:
+def eccv_caption(found: Similarities, image_ids: Ids, caption_ids: Ids) -> dict[str, Any]:
     """Return in percent, both ways: mAP@R, R-Precision and R@1 of ECCV Caption; R@1, R@5, R@10 of CxC and COCO 5K.
 
     Args:
-        images: (S, D).
-        texts: (T, D), on the same device.
+        found: of S images with T texts.
         image_ids: (S,) COCO's ids of the images.
         caption_ids: (T,) COCO's ids of the captions.
-        similarity: the model's own, of images with texts; None: cosine.
 
     Raises:
         CusaError: the package is not installed, or the test split is not there whole.
@@ -55,19 +50,19 @@ def eccv_caption(
     image_rows = _places(image_ids, package.coco_gts["i2t"], "images")
     caption_rows = _places(caption_ids, package.coco_gts["t2i"], "captions")
     ids = image_ids[image_rows], caption_ids[caption_rows]
-    to_texts, to_images = both_ways(_taken(images, image_rows), _taken(texts, caption_rows), similarity)
+    taken = found.part(image_rows, caption_rows)
     retrieved = {
-        "i2t": dict(_by_id(ids[0], ids[1], top(to_texts, DEPTH))),
-        "t2i": dict(_by_id(ids[1], ids[0], top(to_images, DEPTH))),
+        "i2t": dict(_by_id(ids[0], ids[1], top(taken.rows(), DEPTH))),
+        "t2i": dict(_by_id(ids[1], ids[0], top(taken.columns(), DEPTH))),
     }
     # The package shows progress on stderr whether or not that is asked for.
     with redirect_stderr(io.StringIO()):
-        found = package.eccv_metrics(retrieved, "all")
+        measured = package.eccv_metrics(retrieved, "all")
     names = {"mAP@R": "eccv_map_at_r", "R-Precision": "eccv_rprecision", "R@1": "eccv_r1"}
     cxc = {f"R@{k}": package.cxc_recalls(retrieved, "all", K=k) for k in (1, 5, 10)}
     coco = {f"R@{k}": package.coco_5k_recalls(retrieved, "all", K=k) for k in (1, 5, 10)}
     return {
-        "eccv_caption": _percent({name: found[theirs] for name, theirs in names.items()}),
+        "eccv_caption": _percent({name: measured[theirs] for name, theirs in names.items()}),
         "cxc": _percent(cxc),
         "coco_5k": _percent(coco),
     }
@@ -150,10 +145,6 @@ def _places(ids: Ids, wanted: Iterable[int], what: str) -> Ids:
             f"COCO's images, and look at its quarantine.jsonl."
         )
     return rows
-
-
-def _taken(embeddings: Tensor, rows: Ids) -> Tensor:
-    return embeddings[torch.from_numpy(rows).to(embeddings.device)]
 
 
 def _by_id(queries: Ids, candidates: Ids, ranked: Iterator[Ids]) -> Iterator[tuple[int, list[int]]]:

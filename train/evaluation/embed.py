@@ -1,39 +1,29 @@
-"""Embedding a whole split, shared among the processes."""
+"""Encoding a whole split, shared among the processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import nn
 
 from models.aligned import AlignedModel
+from models.encoded import Encoded, concatenated, map_tensors
 from stores import Store
-from train.data.batches import ImageRows
-from train.data.workers import leave_signals_to_the_parent
+from train.data.items import item_batches
+from train.data.mixture import Mixture
 
-Pairs = Generator[tuple[Tensor, Tensor], None, None]
-"""Batches of cross-modal and uni-modal embeddings."""
-
-
-class SplitEmbeddings(NamedTuple):
-    """All embeddings of a split, on the CPU in float32: images (S, D), captions (C, D)."""
-
-    image: Tensor
-    uni_image: Tensor
-    text: Tensor
-    uni_text: Tensor
+SplitEncoded = dict[str, Encoded]
+"""All items of a split by modality, in the order of their rows, on the CPU in float32."""
 
 
 @contextmanager
 def measuring(model: nn.Module) -> Iterator[None]:
-    """Keep a model in evaluation mode while the block runs; a student's own similarity is measured in it as well."""
+    """Keep a model in evaluation mode while the block runs; a student's own scorer is measured in it as well."""
     was_training = model.training
     model.eval()
     try:
@@ -51,52 +41,41 @@ def embed_split(
     batch_size: int,
     workers: int,
     pause: Callable[[], None] = lambda: None,
-) -> SplitEmbeddings:
-    """Embed every image and caption of a split, in the order of their rows.
+) -> SplitEncoded:
+    """Encode every item of a split, in the order of their rows.
 
-    Each process embeds an equal share; every process gets all. `pause` is called after every batch, equally often in
+    Each process encodes an equal share; every process gets all. `pause` is called after every batch, equally often in
     every process, and may raise.
     """
+    inputs = model.interface.inputs
+    items = Mixture([store], split, inputs)
+    found: SplitEncoded = {}
     with measuring(model), accelerator.autocast():
-        images = _all(_images(model, store, split, accelerator, batch_size, workers), pause)
-        texts = _all(_texts(model, store, split, accelerator, batch_size), pause)
-    sizes = len(store.rows(split, "image")), len(store.rows(split, "text"))
-    (image, uni_image), (text, uni_text) = (
-        [accelerator.gather(part)[:size].cpu() for part in parts]
-        for parts, size in zip((images, texts), sizes, strict=True)
-    )
-    return SplitEmbeddings(image, uni_image, text, uni_text)
+        for modality, given in inputs.items():
+            numbers = items.numbers(given.level)
+            rows = _share(numbers.first + np.arange(len(numbers)), accelerator)
+            batches = item_batches(items, given, rows, batch_size, workers, accelerator.device.type == "cuda")
+            kept = []
+            try:
+                for batch in batches:
+                    tensors = map_tensors(lambda tensor: tensor.to(accelerator.device, non_blocking=True), batch)
+                    encoded = model.encode(modality, tensors)
+                    kept.append(map_tensors(lambda t: t.float() if t.is_floating_point() else t, encoded))
+                    pause()
+            finally:
+                del batches  # else a loader's workers would outlive a stop
+            found[modality] = _gathered(concatenated(kept), accelerator).take(slice(len(numbers)))
+    return map_tensors(lambda tensor: tensor.cpu(), found)
 
 
-def _all(batches: Pairs, pause: Callable[[], None]) -> list[Tensor]:
-    kept = []
-    with closing(batches):  # else a loader's workers would outlive a stop
-        for batch in batches:
-            kept.append([embedding.float() for embedding in batch])
-            pause()
-    return [torch.cat(part) for part in zip(*kept, strict=True)]
-
-
-def _images(
-    model: AlignedModel, store: Store, split: str, accelerator: Accelerator, batch_size: int, workers: int
-) -> Pairs:
-    rows = ImageRows(store, _share(store.rows(split, "image"), accelerator), model.student.eval_transform)
-    loader = DataLoader(
-        rows,
-        batch_size=batch_size,
-        num_workers=workers,
-        worker_init_fn=leave_signals_to_the_parent,
-        pin_memory=accelerator.device.type == "cuda",
-    )
-    for batch in loader:
-        yield model.embed_images(batch.to(accelerator.device, non_blocking=True))
-
-
-def _texts(model: AlignedModel, store: Store, split: str, accelerator: Accelerator, batch_size: int) -> Pairs:
-    rows = _share(store.rows(split, "text"), accelerator)
-    for start in range(0, len(rows), batch_size):
-        texts = store.captions["text"].take(rows[start : start + batch_size]).to_pylist()
-        yield model.embed_texts(model.student.tokenizer(texts).to(accelerator.device))
+def _gathered(encoded: Encoded, accelerator: Accelerator) -> Encoded:
+    """Return the items of all processes, in their order."""
+    if accelerator.num_processes == 1:
+        return encoded
+    if encoded.parts is not None:
+        shape = torch.tensor([encoded.parts.shape[1]], device=accelerator.device)
+        encoded = encoded.padded(int(accelerator.gather(shape).max())).masked()
+    return map_tensors(accelerator.gather, encoded)
 
 
 def _share(rows: NDArray[np.int64], accelerator: Accelerator) -> NDArray[np.int64]:

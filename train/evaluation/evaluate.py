@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
@@ -14,7 +14,8 @@ from torch import Tensor
 from models.aligned import AlignedModel
 from stores import Store
 from stores.errors import CusaError
-from train.evaluation.embed import SplitEmbeddings
+from train.evaluation.embed import SplitEncoded
+from train.evaluation.exact_cosine import exact_device
 from train.evaluation.metrics import (
     class_recall,
     many_to_many,
@@ -24,14 +25,49 @@ from train.evaluation.metrics import (
     recalls,
     spearman,
 )
-from train.evaluation.rankings import Ranks, Rows, Similarity, first_ranks, nearest_other, ranks_both_ways, top
+from train.evaluation.rankings import Ranks, nearest_other, top
+from train.evaluation.similarities import Similarities, similarities
 
 DIRECTIONS: Final = ("image_to_text", "text_to_image")
+LEVELS: Final = ("sample", "caption")
 
 
-def retrieval(model: AlignedModel, embeddings: SplitEmbeddings, store: Store, split: str) -> dict[str, Any]:
+def compare_split(
+    model: AlignedModel,
+    encoded: SplitEncoded,
+    folder: Path,
+    pause: Callable[[], None] = lambda: None,
+) -> Similarities:
+    """Compare every sample's item with every caption's, for all that is measured and shown across modalities.
+
+    `folder` is where an interrupted scoring goes on, `pause` is called now and then and may raise.
+
+    Raises:
+        CusaError: the scores are not finite, or of another shape.
+    """
+    first, second = crossed(model)
+    return similarities(model.scorer, encoded[first], encoded[second], model.device, folder, pause)
+
+
+def crossed(model: AlignedModel) -> tuple[str, str]:
+    """Return which modalities retrieval is measured across: the first one of samples and the first one of captions.
+
+    Raises:
+        CusaError: the student has none, or has the captions' first.
+    """
+    inputs = model.interface.inputs
+    names = [next((name for name, given in inputs.items() if given.level == level), "") for level in LEVELS]
+    if not all(names) or list(inputs).index(names[0]) > list(inputs).index(names[1]):
+        raise CusaError(
+            f"The student's modalities are {', '.join(f'{name} ({i.level})' for name, i in inputs.items())}. Retrieval "
+            f"is measured from one of samples, which comes first, to one of captions."
+        )
+    return names[0], names[1]
+
+
+def retrieval(found: Similarities, store: Store, split: str) -> dict[str, Any]:
     """Return R@1, R@5, R@10 both ways, RSUM and the median ranks over a split."""
-    return cross_modal(*on_device(model, embeddings), ownership(store, split), model.similarity)
+    return cross_modal(found, ownership(store, split))
 
 
 class Evaluated(NamedTuple):
@@ -41,46 +77,51 @@ class Evaluated(NamedTuple):
     faults: dict[str, str]
 
 
-def evaluate(model: AlignedModel, embeddings: SplitEmbeddings, store: Store, split: str) -> Evaluated:
+def evaluate(
+    model: AlignedModel, encoded: SplitEncoded, found: Callable[[], Similarities], store: Store, split: str
+) -> Evaluated:
     """Measure everything that the store allows to measure on a split.
 
     R@K both ways, RSUM and median ranks; on the true relevance, where the source has it, mAP@R, R-Precision and R@1
-    both ways; image R@1 by class and the Spearman correlation of caption similarity. One that the data do not allow
-    costs none of the others.
+    both ways; image R@1 by class and the Spearman correlation of caption similarity. One that cannot be measured,
+    whatever the reason, costs none of the others. `found` gives what `compare_split` found.
     """
-    images, texts = on_device(model, embeddings)
-    figures = cross_modal(images, texts, ownership(store, split), model.similarity)
+    figures: dict[str, Any] = {}
     faults = {}
     for name, measure in (
-        ("true_relevance", lambda: _true_relevance(images, texts, model.similarity, store, split)),
-        ("image_class_R@1", lambda: _class_recall(embeddings.uni_image.to(_exact(images.device)), store, split)),
-        ("caption_spearman", lambda: _caption_spearman(embeddings.uni_text, store, split)),
+        ("retrieval", lambda: retrieval(found(), store, split)),
+        ("true_relevance", lambda: _true_relevance(found, store, split)),
+        ("image_class_R@1", lambda: _class_recall(model, encoded, store, split)),
+        ("caption_spearman", lambda: _caption_spearman(encoded[crossed(model)[1]].unimodal, store, split)),
     ):
         try:
-            if (found := measure()) is not None:
-                figures[name] = found
+            measured: Any = measure()
         except CusaError as error:
             faults[name] = error.message
+        except Exception as error:  # a scorer, or a head, is the user's own code
+            faults[name] = f"{type(error).__name__}: {error}"
+        else:
+            if measured is not None:
+                figures |= measured if name == "retrieval" else {name: measured}
     return Evaluated(figures, faults)
 
 
-def _true_relevance(
-    images: Tensor, texts: Tensor, similarity: Similarity | None, store: Store, split: str
-) -> dict[str, dict[str, float]] | None:
+def _true_relevance(found: Callable[[], Similarities], store: Store, split: str) -> dict[str, dict[str, float]] | None:
     relevant = true_relevance(store, split)
     if relevant is None:
         return None
     matrices = (relevant, sparse.csr_array(relevant.T))
-    both = zip(DIRECTIONS, both_ways(images, texts, similarity), matrices, strict=True)
+    both = zip(DIRECTIONS, (found().rows(), found().columns()), matrices, strict=True)
     return {direction: many_to_many(top(rows, most_relevant(matrix)), matrix) for direction, rows, matrix in both}
 
 
-def _class_recall(images: Tensor, store: Store, split: str) -> float | None:
+def _class_recall(model: AlignedModel, encoded: SplitEncoded, store: Store, split: str) -> float | None:
     rows = store.rows(split, "image")
     labels = store.samples["label"].slice(rows[0], len(rows))
     if labels.null_count:
         return None
     names = np.array(labels.to_pylist())
+    images = encoded[crossed(model)[0]].unimodal.to(exact_device(model.device))
     return class_recall(names[nearest_other(images)], names)
 
 
@@ -92,65 +133,31 @@ def _caption_spearman(texts: Tensor, store: Store, split: str) -> float | None:
     return spearman(paired_cosine(texts[first].numpy(), texts[second].numpy()), gold)
 
 
-def cross_modal(
-    images: Tensor, texts: Tensor, own: sparse.csr_array, similarity: Similarity | None = None, folds: int = 1
-) -> dict[str, Any]:
+def cross_modal(found: Similarities, own: sparse.csr_array, folds: int = 1) -> dict[str, Any]:
     """Return R@1, R@5, R@10 in percent and median ranks, both ways, and RSUM: by fold, then their mean.
 
     Args:
-        images: (S, D).
-        texts: (T, D), on the same device.
+        found: of S images with T texts.
         own: (S, T) sparse, which text is whose.
-        similarity: the model's own, of images with texts; None: cosine.
         folds: into how many runs of images, by row, the split is divided; each is searched by itself, with the texts
             of its images (COCO 1K: the 5,000 images of the test split in 5 folds).
 
     Raises:
         CusaError: the images do not divide into so many folds, an embedding is not finite, or one has no partner.
     """
-    if len(images) % folds:
-        raise CusaError(f"{len(images)} images do not divide into {folds} folds of one size.")
-    size, found = len(images) // folds, []
-    for start in range(0, len(images), size):
-        run = sparse.csr_array(own[start : start + size])
+    images = found.shape[0]
+    if images % folds:
+        raise CusaError(f"{images} images do not divide into {folds} folds of one size.")
+    if folds == 1:
+        return _figures(found.ranks(own))
+    measured = []
+    for start in range(0, images, images // folds):
+        places = np.arange(start, start + images // folds)
+        run = sparse.csr_array(own[places])
         theirs = np.unique(run.indices)
-        part = texts if folds == 1 else texts[torch.from_numpy(theirs).long().to(texts.device)]
-        inside = run if folds == 1 else sparse.csr_array(run[:, theirs])
-        found.append(_figures(_ranks(images[start : start + size], part, inside, similarity)))
-    mean: dict[str, Any] = _mean(found)
+        measured.append(_figures(found.part(places, theirs).ranks(sparse.csr_array(run[:, theirs]))))
+    mean: dict[str, Any] = _mean(measured)
     return mean
-
-
-def both_ways(images: Tensor, texts: Tensor, similarity: Similarity | None) -> tuple[Rows, Rows]:
-    """Return the rows of similarities from images to texts, and from texts to images."""
-    if similarity is None:
-        return Rows(queries=images, candidates=texts), Rows(queries=texts, candidates=images)
-    return (
-        Rows(queries=images, candidates=texts, similarity=similarity),
-        Rows(
-            queries=texts, candidates=images, similarity=lambda queries, all_images: similarity(all_images, queries).T
-        ),
-    )
-
-
-def on_device(model: AlignedModel, embeddings: SplitEmbeddings) -> tuple[Tensor, Tensor]:
-    """Return the cross-modal embeddings of images and texts where they are to be ranked."""
-    device = next(model.parameters()).device
-    if model.similarity is None:
-        device = _exact(device)
-    return embeddings.image.to(device), embeddings.text.to(device)
-
-
-def _exact(device: torch.device) -> torch.device:
-    """Return the device for exact cosine: that needs float64, which Apple's accelerator lacks."""
-    return torch.device("cpu") if device.type == "mps" else device
-
-
-def _ranks(images: Tensor, texts: Tensor, own: sparse.csr_array, similarity: Similarity | None) -> tuple[Ranks, Ranks]:
-    if similarity is None:
-        return ranks_both_ways(images, texts, own)
-    to_texts, to_images = both_ways(images, texts, similarity)
-    return first_ranks(to_texts, own), first_ranks(to_images, sparse.csr_array(own.T))
 
 
 def _figures(ranks: tuple[Ranks, Ranks]) -> dict[str, Any]:

@@ -69,6 +69,11 @@ def full_precision(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+def exact_device(device: torch.device) -> torch.device:
+    """Return where exact cosines of a device's embeddings are computed: float64 is what Apple's accelerator lacks."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def check_shape(embeddings: Tensor) -> None:
     """Refuse embeddings without a row or a column."""
     if embeddings.ndim < 2 or 0 in embeddings.shape:

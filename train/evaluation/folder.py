@@ -13,11 +13,12 @@ from stores.errors import ParameterError
 from stores.layout import Layout
 from stores.ownership import Kinds, holds, in_the_way, is_ours, is_signed
 from train.evaluation.result import Evaluation
+from train.evaluation.similarities import SCORES
 
 FORMAT: Final = 1
 FIGURES: Final = "figures.json"
 REPORT: Final = "report.html"
-_KINDS: Final[Kinds] = {re.escape(FIGURES): holds("format", "results"), re.escape(REPORT): is_signed}
+_KINDS: Final[Kinds] = {re.escape(FIGURES): holds("format", "results"), re.escape(REPORT): is_signed, **SCORES}
 _OF_A_TRAINING: Final = ("run.json", "epochs.csv", "last.safetensors")
 
 

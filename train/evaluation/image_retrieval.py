@@ -23,7 +23,7 @@ from train.evaluation.image_folders import BENCHMARKS, Benchmark, open_benchmark
 from train.evaluation.labelled_images import LabelledImages
 from train.evaluation.metrics import class_recall
 from train.evaluation.models import MeasuredModel, check_embeddings, require
-from train.evaluation.rankings import Rows, nearest, nearest_other
+from train.evaluation.rankings import CosineRows, nearest, nearest_other
 from train.evaluation.result import DataSetError, Result
 
 TASK: Final = "image-retrieval"
@@ -109,7 +109,7 @@ def recall_at_1(
     vectors = torch.from_numpy(embeddings)
     if queries is None:
         return class_recall(labels[nearest_other(vectors)], labels)
-    found = nearest(Rows(queries=vectors[queries], candidates=vectors[~queries]))
+    found = nearest(CosineRows(queries=vectors[queries], candidates=vectors[~queries]))
     return class_recall(labels[~queries][found], labels[queries])
 
 

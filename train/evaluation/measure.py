@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from accelerate import Accelerator
@@ -11,11 +12,12 @@ from accelerate import Accelerator
 from stores.errors import CusaError, StoreError
 from train.evaluation import image_retrieval, sts
 from train.evaluation.data import DataSets
-from train.evaluation.embed import SplitEmbeddings
+from train.evaluation.embed import SplitEncoded
 from train.evaluation.image_folders import BENCHMARKS
 from train.evaluation.models import MeasuredModel, StudentModel, TeacherModel, require
 from train.evaluation.on_store import StudentOnStore, TeacherOnStore
 from train.evaluation.result import TASKS, Result
+from train.evaluation.similarities import Similarities
 from train.evaluation.sts_files import WHERE
 
 
@@ -42,24 +44,26 @@ def measure(
     accelerator: Accelerator,
     batch_size: int,
     workers: int,
-    embedded: Callable[[StudentModel, SplitEmbeddings], None],
+    folder: Path,
+    compared: Callable[[StudentModel, SplitEncoded, Similarities], None],
 ) -> Iterator[Result]:
     """Yield a result for each model and task, as each is measured.
 
-    `embedded` is given each student that has embedded the store's split for its tasks. What cannot be measured stands
+    `compared` is given each student that has compared the store's split for its tasks; a scoring that was interrupted
+    goes on in `folder`. What cannot be measured stands
     in a result's messages: a data set that is absent, a task that is not for a model, embeddings that are not finite.
     A result without figures measured nothing.
     """
     for model in models:
         on_store = (
-            StudentOnStore(model, data, accelerator, batch_size, workers)
+            StudentOnStore(model, data, accelerator, batch_size, workers, folder)
             if isinstance(model, StudentModel)
             else TeacherOnStore(model, data, max(1, workers))
         )
         for task in tasks:
             yield _measure(model, task, data, on_store, max(1, workers))
-        if isinstance(on_store, StudentOnStore) and on_store.embeddings is not None:
-            embedded(on_store.model, on_store.embeddings)
+        if isinstance(on_store, StudentOnStore) and on_store.compared is not None:
+            compared(on_store.model, *on_store.compared)
 
 
 def _measure(

@@ -10,23 +10,27 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.aligned import AlignedModel
 from models.checkpoint import load_checkpoint, read_record
+from models.encoded import map_tensors
+from models.inputs import Pixels, Tokens
 from models.student import load_student
 from models.teachers import Teacher, load_teacher
 from stores.errors import CusaError, StudentError, TrainingError
 from stores.hardware import resolve_device, resolve_precision
 from stores.manifest import Modality
 from stores.parameters import Precision, Student, TrainParameters, recorded_parameters
+from train.losses.objective import make_objective
 
+T = TypeVar("T")
 BEST: Final = "best.safetensors"
 TEXT_BATCH: Final = 64
 
@@ -51,7 +55,8 @@ class MeasuredModel(Protocol):
 class StudentModel:
     """A student with its heads, where it was trained here; uni-modal tasks see its uni-modal heads.
 
-    `parameters` are those of that training, as its checkpoint recorded them; None of a model from elsewhere.
+    `parameters` and `temperatures` are those of that training, as its checkpoint recorded them; None of a model from
+    elsewhere.
     """
 
     modalities: tuple[Modality, ...] = ("image", "text")
@@ -60,27 +65,40 @@ class StudentModel:
         self,
         name: str,
         aligned: AlignedModel,
+        parameters: TrainParameters | None = None,
+        temperatures: dict[str, float] | None = None,
+        *,
         device: torch.device,
         precision: Literal["fp32", "bf16"],
-        parameters: TrainParameters | None = None,
     ) -> None:
-        self.name, self.device, self.precision, self.parameters = name, device, precision, parameters
+        self.name, self.device, self.precision = name, device, precision
+        self.parameters, self.temperatures = parameters, temperatures
         self.aligned = aligned.eval().to(device)
 
     def prepare_image(self, image: Image.Image) -> Tensor:
-        return self.aligned.student.eval_transform(image)
+        return self._input("image", Pixels).prepare(image)
 
     def encode_images(self, prepared: list[Tensor]) -> NDArray[np.float32]:
         with torch.inference_mode(), self._autocast():
-            return _array(self.aligned.embed_images(torch.stack(prepared).to(self.device))[1])
+            return _array(self.aligned.encode("image", torch.stack(prepared).to(self.device)).unimodal)
 
     def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
         embedded = []
         with torch.inference_mode(), self._autocast():
             for start in range(0, len(texts), TEXT_BATCH):
-                tokens = self.aligned.student.tokenizer(texts[start : start + TEXT_BATCH])
-                embedded.append(_array(self.aligned.embed_texts(tokens.to(self.device))[1]))
+                tensors = self._input("text", Tokens).texts(texts[start : start + TEXT_BATCH])
+                tensors = map_tensors(lambda tensor: tensor.to(self.device), tensors)
+                embedded.append(_array(self.aligned.encode("text", tensors).unimodal))
         return np.concatenate(embedded)
+
+    def _input(self, modality: str, kind: type[T]) -> T:
+        given = self.aligned.interface.inputs.get(modality)
+        if not isinstance(given, kind):
+            raise CusaError(
+                f"The model {self.name} takes {modality}s as {type(given).__name__}, not as {kind.__name__}: it can be "
+                f"measured on a store alone, not on {modality} files."
+            )
+        return given
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -141,10 +159,9 @@ def load_model(
     if weights is not None and (is_checkpoint or is_open_clip):
         raise StudentError(f"The model {spec} takes no separate weights, but {weights} was given. Leave them out.")
     if is_checkpoint:
-        aligned, parameters = _trained(path)
-        return StudentModel(spec, aligned, where, how, parameters)
+        return StudentModel(spec, *_trained(path), device=where, precision=how)
     if is_open_clip:
-        return StudentModel(spec, _pretrained(spec), where, how)
+        return StudentModel(spec, _pretrained(spec), device=where, precision=how)
     if os.sep in spec and ":" not in spec:
         raise StudentError(
             f"{spec} is no run and no checkpoint: there is no such folder, and it does not end in .safetensors. A "
@@ -178,20 +195,21 @@ def check_embeddings(embeddings: NDArray[np.float32], count: int, name: str) -> 
     return embeddings
 
 
-def _trained(path: Path) -> tuple[AlignedModel, TrainParameters | None]:
-    """Load the model of a run's folder (its best checkpoint) or of a checkpoint file, and its training's parameters.
+def _trained(path: Path) -> tuple[AlignedModel, TrainParameters | None, dict[str, float] | None]:
+    """Load the model of a run's folder (its best checkpoint) or of a checkpoint file.
 
-    These are None where the checkpoint does not tell how it was trained.
+    Its training's parameters and temperatures come along; None where the checkpoint does not tell.
     """
     file = path / BEST if path.is_dir() else path
     if path.is_dir() and not file.is_file():
         raise TrainingError(f"{path} holds no {BEST}: it is not the run of a cusa-train that finished an epoch.")
-    recorded = read_record(file).get("parameters", {})
+    record = read_record(file)
+    recorded = record.get("parameters", {})
     parameters = recorded_parameters(TrainParameters, recorded, f"{file} (its record)")
     student = load_student(Student(model=parameters.student.model))
-    aligned = AlignedModel(student, uni_modal=bool(parameters.loss.beta))
-    load_checkpoint(file, aligned)
-    return aligned, parameters if {"loss", "teachers"} <= recorded.keys() else None
+    aligned = AlignedModel(student, uni_modal=make_objective(parameters.loss).unimodal)
+    load_checkpoint(file, {"model": aligned})
+    return aligned, parameters if {"loss", "teachers"} <= recorded.keys() else None, record.get("temperatures")
 
 
 def _pretrained(spec: str) -> AlignedModel:
@@ -199,8 +217,7 @@ def _pretrained(spec: str) -> AlignedModel:
     if "/" not in spec:
         raise StudentError(f"{spec} names no weights, and random ones are not measured. Add /<pretrained tag or file>.")
     aligned = AlignedModel(load_student(Student(model=spec)), uni_modal=False)
-    for head in ("image_head", "text_head"):
-        aligned.add_module(head, nn.Identity())
+    aligned.heads.clear()
     return aligned
 
 

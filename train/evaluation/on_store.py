@@ -7,6 +7,7 @@ are those of its metrics.json. A teacher's features are taken from the store whe
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -15,20 +16,19 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from rich.markup import escape
 from rich.status import Status
-from torch import Tensor
 
 from stores.console import console, progress_bar
 from stores.errors import CusaError
 from stores.layout import teacher_slug
 from train.evaluation.data import COCO_TEST, FOLDS, DataSets
 from train.evaluation.eccv import coco_ids, eccv_caption
-from train.evaluation.embed import SplitEmbeddings, embed_split
+from train.evaluation.embed import SplitEncoded, embed_split
 from train.evaluation.evaluate import (
     Evaluated,
     caption_pairs,
+    compare_split,
     cross_modal,
     evaluate,
-    on_device,
     ownership,
     true_relevance,
 )
@@ -37,6 +37,7 @@ from train.evaluation.labelled_images import split_images
 from train.evaluation.models import StudentModel, TeacherModel
 from train.evaluation.paper import COCO, ECCV
 from train.evaluation.result import DataSetError, Result
+from train.evaluation.similarities import Similarities
 from train.evaluation.sts import correlate, embed_texts
 
 ELSEWHERE: Final = {"true_relevance", "image_class_R@1", "caption_spearman"}
@@ -47,28 +48,37 @@ class StudentOnStore:
     """A student's embeddings and figures on a split."""
 
     def __init__(
-        self, model: StudentModel, data: DataSets, accelerator: Accelerator, batch_size: int, workers: int
+        self,
+        model: StudentModel,
+        data: DataSets,
+        accelerator: Accelerator,
+        batch_size: int,
+        workers: int,
+        folder: Path,
     ) -> None:
-        self.model = model
+        """`folder` is where an interrupted scoring goes on."""
+        self.model, self._folder = model, folder
         self._model, self._data, self._accelerator = model.aligned, data, accelerator
         self._name, self._batch_size, self._workers = model.name, batch_size, workers
 
     @property
-    def embeddings(self) -> SplitEmbeddings | None:
-        """The embeddings of the split, where a task has needed them."""
-        found: SplitEmbeddings | None = vars(self).get("_embeddings")
-        return found
+    def compared(self) -> tuple[SplitEncoded, Similarities] | None:
+        """The split's encoded items and how alike they are, where tasks have needed both."""
+        held = vars(self)
+        return (held["_encoded"], held["_similarities"]) if "_similarities" in held else None
 
     def retrieval(self, result: Result) -> None:
         """Add R@K both ways, RSUM and median ranks; COCO 1K too, where it is COCO."""
         title = self._data.title
-        figures = self._evaluated.figures
+        figures, faults = self._evaluated
+        if "retrieval" in faults:
+            raise DataSetError(f"{title}: {faults['retrieval']}")
         result.figures[title] = {name: value for name, value in figures.items() if name not in ELSEWHERE}
         result.counts[title] = self._sizes
-        if len(self._embeddings.image) == COCO_TEST:
+        if self._sizes["images"] == COCO_TEST:
             own = ownership(self._data.opened, self._data.split)
             with self._ranking():
-                folds = cross_modal(*self._cross_modal, own, self._model.similarity, folds=FOLDS)
+                folds = cross_modal(self._similarities, own, folds=FOLDS)
             name = "COCO 1K" if title == COCO else f"{title} in fifths"
             result.figures[f"{name} (mean of {FOLDS} folds)"] = folds
 
@@ -85,9 +95,8 @@ class StudentOnStore:
         if carried and self._data.title != COCO and not self._data.coco_annotations:
             return
         ids = coco_ids(self._data.opened, self._data.split, self._data.annotations)
-        images, texts = self._cross_modal
         with self._ranking():
-            found = eccv_caption(images, texts, *ids, self._model.similarity)
+            found = eccv_caption(self._similarities, *ids)
         found["coco_5k"]["RSUM"] = sum(sum(figures.values()) for figures in found["coco_5k"].values())
         result.figures.update({ECCV: found["eccv_caption"], "CxC": found["cxc"], COCO: found["coco_5k"]})
 
@@ -104,9 +113,14 @@ class StudentOnStore:
         result.counts[self._data.title] = {"pairs": len(first)}
 
     @cached_property
-    def _embeddings(self) -> SplitEmbeddings:
+    def _similarities(self) -> Similarities:
+        return compare_split(self._model, self._encoded, self._folder)
+
+    @cached_property
+    def _encoded(self) -> SplitEncoded:
         store, split, size = self._data.opened, self._data.split, self._batch_size
-        batches = sum(-(-len(store.rows(split, modality)) // size) for modality in ("image", "text"))
+        levels = [given.level for given in self._model.interface.inputs.values()]
+        batches = sum(-(-len(store.rows(split, "image" if level == "sample" else "text")) // size) for level in levels)
         with progress_bar() as progress:
             task = progress.add_task(escape(f"{self._name}: {self._data.title}, batches"), total=batches, note="")
             try:
@@ -120,9 +134,9 @@ class StudentOnStore:
 
     @cached_property
     def _evaluated(self) -> Evaluated:
-        embeddings = self._embeddings
+        encoded = self._encoded
         with self._ranking():
-            return evaluate(self._model, embeddings, self._data.opened, self._data.split)
+            return evaluate(self._model, encoded, lambda: self._similarities, self._data.opened, self._data.split)
 
     def _figure(self, name: str) -> Any:
         figures, faults = self._evaluated
@@ -132,15 +146,12 @@ class StudentOnStore:
 
     @property
     def _sizes(self) -> dict[str, int]:
-        return {"images": len(self._embeddings.image), "captions": len(self._embeddings.text)}
+        images, captions = self._similarities.shape
+        return {"images": images, "captions": captions}
 
     def _ranking(self) -> Status:
         """Show that rankings, which are one piece of work, are being made."""
         return console.status(escape(f"{self._name}: ranking {self._data.title}"))
-
-    @property
-    def _cross_modal(self) -> tuple[Tensor, Tensor]:
-        return on_device(self._model, self._embeddings)
 
 
 class TeacherOnStore:

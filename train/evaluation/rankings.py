@@ -5,17 +5,16 @@ Candidates are ordered by falling similarity, and equal ones by rising row, for 
 Cosine similarity is the exact one of `exact_cosine`: identical embeddings tie exactly, wherever they stand.
 `ranks_both_ways` computes a block in float32 first, whose error is bounded by D · 2⁻²⁴. Only pairs nearer than that to
 the score that they are compared with are computed again in float64, so its ranks are exact too, at float32's speed.
-A model's own similarity (`Rows.similarity`) is as exact as the model: all scores of a query come from one call, and it
-is within them that it is ranked.
+Any other scorer's rankings (`train.evaluation.similarities`) are as exact as its scores, of which every pair has one.
 
 Shapes: Q queries, C candidates, S images, T texts, D embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,46 +23,50 @@ from scipy import sparse
 from torch import Tensor
 
 from stores.errors import CusaError
-from train.evaluation.exact_cosine import check_finite, check_shape, cosine, full_precision, pair_cosine, unit_rows
+from train.evaluation.exact_cosine import cosine, full_precision, pair_cosine, unit_rows
 
 NEAR: Final = 128
 """If more than one pair in so many is near, computing the whole block in float64 is the faster way."""
 
-Similarity = Callable[[Tensor, Tensor], Tensor]
 Ranks = NDArray[np.int64]
 
 
+class Rows(Protocol):
+    """The similarities of each query with all candidates, some queries at a time."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Q and C."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield (b, C) blocks, in the order of the queries."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Rows:
-    """The similarities of each query with all candidates, some queries at a time: yields (b, C) blocks, in order.
+class CosineRows:
+    """Rows of exact cosines of (Q, D) queries with (C, D) candidates.
 
-    `similarity` is None for the exact cosine; else it is called with (b, D) queries and all candidates.
-
-    Memory beyond the embeddings: a block, and for cosine the candidates in float64.
+    Memory beyond the embeddings: a block, and the candidates in float64.
 
     Raises:
-        CusaError: on iteration, an embedding or similarity is not finite, or the similarity has another shape.
+        CusaError: on iteration, an embedding is not finite.
     """
 
     queries: Tensor
     candidates: Tensor
-    similarity: Similarity | None = None
     block: int | None = None
     """How many queries a block has; None: as many as suit the device."""
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.queries), len(self.candidates)
+
     def __iter__(self) -> Iterator[Tensor]:
-        queries, candidates, similarity = self.queries, self.candidates, self.similarity
-        if similarity is None:
-            queries, candidates, similarity = unit_rows(queries), unit_rows(candidates).double(), cosine
-        for side in (queries, candidates):
-            check_shape(side)
-            check_finite(side)
-        for part in torch.split(queries, self.block or max(32, _room(queries.device) // len(candidates))):
+        queries, candidates = unit_rows(self.queries), unit_rows(self.candidates).double()
+        for part in torch.split(queries, self.block or block_rows(queries.device, len(candidates))):
             with full_precision(queries.device):
-                scores = similarity(part, candidates)
-            if self.similarity:
-                _check_scores(scores, (len(part), len(candidates)))
-            yield scores if scores.dtype == torch.float64 else scores.float()
+                scores = cosine(part, candidates)
+            yield scores
 
 
 def first_ranks(rows: Rows, relevant: sparse.csr_array) -> Ranks:
@@ -76,7 +79,7 @@ def first_ranks(rows: Rows, relevant: sparse.csr_array) -> Ranks:
     Raises:
         CusaError: an embedding is not finite, the shapes disagree, or a query has no relevant candidate.
     """
-    relevant = checked_relevance(relevant, (len(rows.queries), len(rows.candidates)))
+    relevant = checked_relevance(relevant, rows.shape)
     ranks, start = np.empty(relevant.shape[0], dtype=np.int64), 0
     for scores in rows:
         stop = start + len(scores)
@@ -131,7 +134,7 @@ def top(rows: Rows, count: int) -> Iterator[NDArray[np.int64]]:
 
     Fewer candidates than that are all ranked.
     """
-    count = min(count, len(rows.candidates))
+    count = min(count, rows.shape[1])
     for scores in rows:
         last = scores.topk(count, dim=1).values[:, -1:]
         taken = scores >= last
@@ -158,7 +161,7 @@ def nearest_other(embeddings: Tensor, block: int | None = None) -> NDArray[np.in
     if len(embeddings) < 2:
         raise CusaError(f"The nearest other row was asked for among {len(embeddings)}; at least 2 are needed.")
     found, start = [], 0
-    for scores in Rows(queries=embeddings, candidates=embeddings, block=block):
+    for scores in CosineRows(queries=embeddings, candidates=embeddings, block=block):
         scores[range(len(scores)), range(start, start + len(scores))] = -torch.inf
         found.append(scores.argmax(dim=1).cpu().numpy())
         start += len(scores)
@@ -214,7 +217,7 @@ def _count(rough: Tensor, marks: Tensor, side: _Side, first: int, candidates: Te
     above = torch.gt(rough, high, out=marks).sum(dim=1)
     unsure = torch.gt(rough, low, out=marks).sum(dim=1) - above
     side.ahead[queries] += above.long()
-    # The best relevant candidate, where it lies in this block, is near itself, and not ahead of itself.
+    # The best relevant candidate, where it is in this block, lies inside its own error margin: it is not uncertain.
     places = side.place[queries] - left
     unsure -= ((places >= 0) & (places < rough.shape[1])).float()
     some = unsure.nonzero()[:, 0]
@@ -238,16 +241,9 @@ def _sum(marks: Tensor, dim: int) -> Tensor:
     return marks.view(torch.int8).sum(dim, dtype=torch.int32)
 
 
-def _check_scores(scores: Tensor, shape: tuple[int, int]) -> None:
-    if scores.shape != shape:
-        raise CusaError(f"The model's similarity returned {tuple(scores.shape)}; expected {shape}.")
-    if not torch.isfinite(scores).all():
-        raise CusaError("The model's similarities hold values that are not finite; the model is broken.")
-
-
-def _room(device: torch.device) -> int:
-    """Return how many similarities a block of whole rows may have."""
-    return 2**27 if device.type == "cuda" else 2**21
+def block_rows(device: torch.device, candidates: int) -> int:
+    """Return how many queries a block of whole rows may have."""
+    return max(32, (2**27 if device.type == "cuda" else 2**21) // candidates)
 
 
 def _shape(device: torch.device) -> tuple[int, int]:

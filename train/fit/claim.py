@@ -26,6 +26,7 @@ from stores.ownership import (
     ours_below,
     remove_ours,
 )
+from train.evaluation.similarities import SCORES
 from train.fit.curves import CURVES
 from train.fit.run_folder import PLAIN, SOFT
 
@@ -109,7 +110,7 @@ def run_kinds() -> Kinds:
             rf"{training}README\.md": is_signed,
             rf"{training}epochs\.csv": _is_epochs,
             rf"{training}(best|last|student|epoch-\d{{3,}})\.safetensors": is_our_tensors,
-            **{training + pattern: test for pattern, test in CURVES.items()},
+            **{training + pattern: test for pattern, test in {**CURVES, **SCORES}.items()},
         }
     return kinds
 

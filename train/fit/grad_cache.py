@@ -1,13 +1,13 @@
 """Gradient caching (GradCache, arXiv 2101.06983): the exact gradient of a batch that the student cannot hold at once.
 
 1. Every micro-batch goes through the student without gradient; its random seed is kept, not its activations.
-2. The loss of all embeddings together gives each embedding's gradient.
-3. Every micro-batch goes through the student again under the same seed, and its embeddings' gradients go back.
+2. The loss of all encoded items together gives the gradient of each.
+3. Every micro-batch goes through the student again under the same seed, and its items' gradients go back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,60 +16,74 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from models.aligned import Embeddings
-from models.temperatures import Taus
+from models.encoded import Encoded, concatenated, map_tensors, tensors_of
+from models.inputs import Tensors
 from stores import TrainingError
 
-Objective = Callable[[Embeddings, Taus], tuple[Tensor, dict[str, Tensor]]]
+EncodedBatch = dict[str, Encoded]
+BatchLoss = Callable[[EncodedBatch], tuple[Tensor, dict[str, Tensor]]]
 
 
 def cached_backward(
     model: nn.Module,
-    images: Tensor,
-    tokens: Tensor,
+    inputs: Mapping[str, Tensors],
     micro_batch: int,
-    objective: Objective,
+    loss: BatchLoss,
     seed: Callable[[int], None],
     accelerator: Accelerator,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Add the gradient of a batch's loss to the model's parameters; return the loss and its parts.
 
     Args:
-        model: images and tokens to (Embeddings, Taus); may be wrapped for several processes.
-        images: (N, 3, S, S).
-        tokens: (N, length).
-        micro_batch: how many pairs go through the model at once.
-        objective: the loss of all N embeddings.
+        model: inputs to encoded items, by modality; may be wrapped for several processes.
+        inputs: n items of each modality.
+        micro_batch: how many of them go through the model at once.
+        loss: of all n encoded items of each modality.
         seed: sets every generator for the micro-batch of a number, so that dropout falls alike both times.
         accelerator: keeps the processes from exchanging gradients before the last micro-batch.
     """
-    parts = list(zip(torch.split(images, micro_batch), torch.split(tokens, micro_batch), strict=True))
-    embedded = []
+    count = len(tensors_of(inputs)[0])
+    runs = [slice(start, start + micro_batch) for start in range(0, count, micro_batch)]
+    encoded = []
     with torch.no_grad():
-        for number, part in enumerate(parts):
+        for number, run in enumerate(runs):
             seed(number)
-            embeddings, taus = model(*part)
-            embedded.append(embeddings)
-    whole = Embeddings(*(torch.cat(pieces).requires_grad_() for pieces in zip(*embedded, strict=True)))
-    leaves = Taus(*(tau.detach().clone().requires_grad_() for tau in taus))
-    total, losses = objective(whole, leaves)
+            encoded.append(model(_cut(inputs, run)))
+    whole = {modality: concatenated([part[modality] for part in encoded]) for modality in encoded[0]}
+    for tensor in tensors_of(whole):
+        tensor.requires_grad_(tensor.is_floating_point())
+    total, parts = loss(whole)
     total.backward()  # type: ignore[no-untyped-call]
     direct = _taken_gradients(model)
-    gradients = [[None] * len(parts) if e.grad is None else torch.split(e.grad, micro_batch) for e in whole]
-    for number, part in enumerate(parts):
-        last = number + 1 == len(parts)
+    for number, run in enumerate(runs):
+        last = number + 1 == len(runs)
         seed(number)
         with nullcontext() if last else accelerator.no_sync(model):
-            embeddings, taus = model(*part)
-            outputs = list(zip(embeddings, (g[number] for g in gradients), strict=True))
-            if last:  # what goes back once goes with the exchange between the processes
-                outputs += [*zip(taus, (leaf.grad for leaf in leaves), strict=True), *direct]
-            _backward(outputs)
-    return total.detach(), losses
+            again = model(_cut(inputs, run))
+            outputs = [pair for modality in again for pair in _gradients(again[modality], whole[modality], run)]
+            # What goes back once goes with the exchange between the processes.
+            _backward(outputs + (direct if last else []))
+    return total.detach(), parts
+
+
+def _cut(inputs: Mapping[str, Tensors], run: slice) -> Mapping[str, Tensors]:
+    return map_tensors(lambda tensor: tensor[run], inputs)
+
+
+def _gradients(part: Encoded, whole: Encoded, run: slice) -> list[tuple[Tensor, Any]]:
+    """Pair what a micro-batch was encoded to with its gradients."""
+    pairs = []
+    # The whole may have a mask, its last tensor, where this part needs none.
+    for tensor, leaf in zip(tensors_of(part), tensors_of(whole), strict=False):
+        if leaf.grad is not None:
+            gradient = leaf.grad[run]
+            # Parts of the whole are padded to its longest.
+            pairs.append((tensor, gradient[:, : tensor.shape[1]] if tensor.ndim > 1 else gradient))
+    return pairs
 
 
 def _taken_gradients(model: nn.Module) -> list[tuple[Tensor, Any]]:
-    """Take away, for later, the gradients that parameters have already (those of a student's own similarity)."""
+    """Take away, for later, the gradients that the loss itself gave to parameters: of scorers and temperatures."""
     reached = [parameter for parameter in model.parameters() if parameter.grad is not None]
     taken = [(parameter.view_as(parameter), parameter.grad) for parameter in reached]
     for parameter in reached:
@@ -78,12 +92,12 @@ def _taken_gradients(model: nn.Module) -> list[tuple[Tensor, Any]]:
 
 
 def _backward(outputs: list[tuple[Tensor, Any]]) -> None:
-    reached = [(tensor, gradient) for tensor, gradient in outputs if gradient is not None and tensor.requires_grad]
+    reached = [(tensor, gradient) for tensor, gradient in outputs if tensor.requires_grad]
     torch.autograd.backward([tensor for tensor, _ in reached], [gradient for _, gradient in reached])
 
 
 def check_cacheable(model: nn.Module, micro_batch: int | None, share: int) -> None:
-    """Refuse to split a process's share of a batch where one pair's embedding depends on what else goes through.
+    """Refuse to split a process's share of a batch where one item's encoding depends on what else goes through.
 
     Raises:
         TrainingError: the model has batch normalisation, outside of frozen towers.

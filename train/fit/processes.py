@@ -16,10 +16,11 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_gather
 
+from models.encoded import Encoded, tensors_of, with_tensors
 from stores import ParameterError, TrainParameters
 from stores.errors import CusaError
 from stores.hardware import resolve_device, resolve_precision
-from train.losses.objective import Compared
+from train.losses.comparison import Instances
 
 T = TypeVar("T")
 PATIENCE: Final = timedelta(days=7)
@@ -111,17 +112,34 @@ class Processes:
         distributed.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
 
-    def columns(self, rows: Compared) -> Compared:
-        """Return the pairs of all processes, each with as many; the gradient flows back to the process it came from.
+    def columns(self, rows: Instances) -> Instances:
+        """Return the rows of all processes, each with as many; the gradient flows back to the process it came from.
 
         Every process then compares its own rows with all columns, so that the mean over the processes of their
         losses is the loss of the whole batch.
         """
         if self.count == 1:
             return rows
-        # One exchange for all four embeddings: (4, N, D) of each process.
-        embeddings = torch.stack([rows.image, rows.text, rows.uni_image, rows.uni_text])
-        image, text, uni_image, uni_text = torch.cat(all_gather(embeddings), dim=1)  # type: ignore[no-untyped-call]
-        teachers = [rows.teacher_image, rows.teacher_text]
-        teacher_image, teacher_text = (None if t is None else self.gather(t) for t in teachers)
-        return Compared(image, text, uni_image, uni_text, teacher_image, teacher_text, self.gather(rows.groups))
+        rows = rows._replace(encoded={modality: self._padded(items) for modality, items in rows.encoded.items()})
+        tensors = tensors_of(rows)
+        learning = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.requires_grad]
+        gathered = iter(self._gather_learning(learning) if learning else [])
+        return with_tensors(
+            rows, [next(gathered) if any(t is one for one in learning) else self.gather(t) for t in tensors]
+        )
+
+    def _gather_learning(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Gather tensors with their gradients in one exchange: (n, numbers of a row) of each process."""
+        flat = [tensor.flatten(1) for tensor in tensors]
+        whole = torch.cat(all_gather(torch.cat(flat, dim=1)))  # type: ignore[no-untyped-call]
+        pieces = torch.split(whole, [piece.shape[1] for piece in flat], dim=1)
+        return [piece.reshape(-1, *tensor.shape[1:]) for piece, tensor in zip(pieces, tensors, strict=True)]
+
+    def _padded(self, items: Encoded) -> Encoded:
+        """Pad parts to the longest of all processes; where one masks some, all have masks."""
+        if items.parts is None:
+            return items
+        length, masked = items.parts.shape[1], items.mask is not None
+        sizes = torch.tensor([length, int(masked)])
+        distributed.all_reduce(sizes, distributed.ReduceOp.MAX, group=self._host)
+        return items.padded(int(sizes[0])).masked() if sizes[1] else items

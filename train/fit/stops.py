@@ -22,8 +22,8 @@ from train.fit.processes import Processes
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
-class Stopped(Exception):
-    """A stop was asked for; raised at a moment at which everything can be saved."""
+class Stopped(BaseException):
+    """A stop was asked for; raised at a moment at which everything can be saved. No fault: nothing else catches it."""
 
 
 class Stop:
@@ -47,6 +47,11 @@ class Stop:
         """Raise Stopped if any process was asked to stop; all of them must call this at the same moments."""
         if self.asked():
             raise Stopped
+
+    def check_alone(self) -> None:
+        """Raise Stopped if this process was asked to stop and there is no other, which would wait for it."""
+        if self.processes.count == 1:
+            self.check()
 
     @property
     def exit_code(self) -> int:

@@ -1,8 +1,8 @@
 """One training: from a store and parameters to a best checkpoint; stopped at any step, it goes on as if never stopped.
 
 1. The stream deals the pairs of an epoch; workers decode and tokenise; teachers' features are joined by row.
-2. InfoNCE + α·CSA + β·USA over the whole batch of all processes, gradient clipping, AdamW, cosine schedule with
-   warm-up; temperatures stay in bounds.
+2. The objective, such as InfoNCE + α·CSA + β·USA, over the whole batch of all processes, gradient clipping, AdamW,
+   cosine schedule with warm-up; temperatures stay in bounds.
 3. After each epoch the validation split is measured. `last.safetensors` holds everything to go on from (written after
    each epoch, every `save_every` steps and on a stop), `best.safetensors` the weights with the highest validation RSUM.
 
@@ -22,12 +22,12 @@ from typing import Final
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.aligned import AlignedModel, Embeddings
+from models.aligned import AlignedModel
 from models.checkpoint import load_checkpoint, read_record, save_checkpoint
+from models.encoded import Encoded
 from models.student import load_student
-from models.temperatures import Taus
 from stores import Store, TrainingError, TrainParameters
 from stores.console import console
 from stores.layout import teacher_slug
@@ -35,16 +35,18 @@ from stores.parameters import as_dict
 from train.data.batches import Batch, TrainingData
 from train.data.seeds import derived_seed
 from train.evaluation.embed import embed_split, measuring
-from train.evaluation.evaluate import retrieval
+from train.evaluation.evaluate import compare_split, retrieval
 from train.fit.curves import Curves
 from train.fit.epoch import Epoch
 from train.fit.grad_cache import cached_backward, check_cacheable
+from train.fit.learner import Learner
 from train.fit.live import LiveView, StepMetrics
 from train.fit.optimisation import load_schedule, make_optimizer, make_schedule, schedule_state
 from train.fit.processes import Processes
 from train.fit.run_folder import Facts, describe
 from train.fit.stops import Stop, Stopped
-from train.losses.objective import Compared, objective
+from train.losses.comparison import Instances
+from train.losses.objective import compare, make_objective
 
 GRADIENT: Final = "gradient"
 LOOK_EVERY: Final = 10
@@ -76,25 +78,28 @@ class Training:
         stop: Stop,
     ) -> None:
         self.best, self.last = run / "best.safetensors", run / "last.safetensors"
-        self._run, self._store, self._parameters, self._loss = run, store, parameters, parameters.loss
+        self._run, self._store, self._parameters = run, store, parameters
         self._title, self._accelerator, self._stop = title, accelerator, stop
         self._processes: Processes = stop.processes
         self._settings = parameters.train
         set_seed(derived_seed(self._settings.seed))
-        self.model = AlignedModel(load_student(parameters.student), uni_modal=bool(parameters.loss.beta))
-        self.model.freeze_unused_temperatures(parameters.loss)
+        self.objective = make_objective(parameters.loss)
+        self.model = AlignedModel(load_student(parameters.student), uni_modal=self.objective.unimodal)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions run faster so
-        slugs = (teacher_slug(parameters.teachers.image, "image"), teacher_slug(parameters.teachers.text, "text"))
+        teachers = parameters.teachers
+        slugs = {"image": teacher_slug(teachers.image, "image"), "text": teacher_slug(teachers.text, "text")}
         rank, processes = self._processes.rank, self._processes.count
-        self.data = TrainingData(store, self._settings, slugs, self.model.student, accelerator.device, rank, processes)
+        inputs = self.model.interface.inputs
+        self.data = TrainingData(store, self._settings, slugs, inputs, accelerator.device, rank, processes)
         self.model.train()  # pretrained towers may come in evaluation mode
         check_cacheable(self.model, self._settings.micro_batch, self._settings.batch_size // processes)
         self._steps = len(self.data.stream)
-        optimizer = make_optimizer(self.model, self._settings)
+        learner = Learner(self.model, self.objective)
+        optimizer = make_optimizer(learner, self._settings)
         self._schedule = make_schedule(optimizer, self._settings, self._steps)
         if self._settings.compile:
             self.model.compile()
-        self._wrapped, self._optimizer = accelerator.prepare(self.model, optimizer)
+        self._wrapped, self._optimizer = accelerator.prepare(learner, optimizer)
         self.history: list[Epoch] = []
         self._done = EpochProgress()
 
@@ -147,7 +152,7 @@ class Training:
 
     def _resume(self) -> None:
         if self.last.exists():
-            record = load_checkpoint(self.last, self.model, self._optimizer)
+            record = load_checkpoint(self.last, self._modules, self._optimizer)
             self.history = [Epoch(**epoch) for epoch in record["history"]]
             self._done = EpochProgress(**record["done"])
             load_schedule(self._schedule, record["schedule"], self._optimizer)
@@ -187,13 +192,15 @@ class Training:
         figures = Epoch(
             epoch=epoch,
             loss={name: total / done.step for name, total in done.sums.items()},
-            temperatures=self._temperatures(),
+            temperatures=self.objective.temperatures(),
             learning_rate=self._learning_rate,
             validation_rsum=rsum,
             samples_per_second=done.step * self._settings.batch_size / done.seconds,
             wait=done.waited / done.seconds,
         )
         self.history.append(figures)
+        for remark in self.objective.remarks(figures.loss, self._settings.batch_size):
+            console.print(f"Epoch {epoch + 1}: {remark}", style="yellow")
         self._done = EpochProgress()
         self._processes.alone(lambda: self._keep(figures, curves))
         view.end(figures)
@@ -202,6 +209,7 @@ class Training:
         """Take the steps that the epoch still wants."""
         stream = self.data.stream
         stream.epoch, stream.first_step = epoch, self._done.step
+        self.objective.before_epoch(epoch)
         self.model.train()
         batches = iter(self.data.loader)
         try:
@@ -242,32 +250,37 @@ class Training:
         place = (self._settings.seed, epoch, step, self._processes.rank)
         self._optimizer.zero_grad()
         micro = self._settings.micro_batch
-        if micro is None or micro >= len(batch.samples):
+        if micro is None or micro >= len(batch.groups):
             set_seed(derived_seed(*place))
-            total, parts = self._objective(batch, *self._wrapped(batch.images, batch.tokens))
+            total, parts = self._compared(batch, self._wrapped(batch.inputs))
             self._accelerator.backward(total)
         else:
             total, parts = cached_backward(
                 self._wrapped,
-                batch.images,
-                batch.tokens,
+                batch.inputs,
                 micro,
-                lambda embeddings, taus: self._objective(batch, embeddings, taus),
+                lambda encoded: self._compared(batch, encoded),
                 lambda number: set_seed(derived_seed(*place, number)),
                 self._accelerator,
             )
         norm = self._accelerator.clip_grad_norm_(self._wrapped.parameters(), self._settings.clip_norm)
         self._optimizer.step()
         self._schedule.step()
-        self.model.temperatures.clamp_()
+        self.objective.clamp_()
         return {name: value.detach() for name, value in {**parts, "total": total, GRADIENT: norm}.items()}
 
-    def _objective(self, batch: Batch, embeddings: Embeddings, taus: Taus) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compare this process's pairs with the pairs of all processes."""
-        softly = self._loss.alpha or self._loss.beta
-        image, text = self.data.teachers(batch) if softly else (None, None)
-        rows = Compared(**embeddings._asdict(), teacher_image=image, teacher_text=text, groups=batch.groups)
-        return objective(rows, self._processes.columns(rows), taus, self._loss, self.model.similarity)
+    def _compared(self, batch: Batch, encoded: dict[str, Encoded]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compare this process's rows with the rows of all processes."""
+        count = len(batch.groups)
+        rows = Instances(
+            encoded=encoded,
+            places=self._processes.rank * count + torch.arange(count, device=batch.groups.device),
+            groups=batch.groups,
+            teachers=self.data.teachers(batch) if self.objective.soft else {},
+            present=batch.present,
+            numbers=batch.numbers,
+        )
+        return compare(self.objective, rows, self._processes.columns(rows), self.model.scorer)
 
     def _look(self, waiting: list[dict[str, Tensor]], epoch: int, last_step: int) -> dict[str, float]:
         """Fetch the losses of the latest steps from the device, add them up, and stop at one that is not finite."""
@@ -294,20 +307,22 @@ class Training:
         return StepMetrics(
             step=self._done.step,
             loss=latest,
-            temperatures=self._temperatures(),
+            temperatures=self.objective.temperatures(),
             learning_rate=self._learning_rate,
             samples_per_second=steps * self._settings.batch_size / seconds,
             wait=waited / seconds,
         )
 
-    def _temperatures(self) -> dict[str, float]:
-        return {name: tau.item() for name, tau in self.model.temperatures()._asdict().items()}
+    @property
+    def _modules(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds."""
+        return {"model": self.model, "objective": self.objective}
 
     def _validation_rsum(self) -> float:
         settings = self._parameters.eval
         self._processes.share_buffers(self.model)
         with measuring(self.model):
-            embeddings = embed_split(
+            encoded = embed_split(
                 self.model,
                 self._store,
                 settings.validation,
@@ -316,9 +331,12 @@ class Training:
                 self._settings.workers,
                 self._stop.check,
             )
-            return self._processes.once(
-                lambda: float(retrieval(self.model, embeddings, self._store, settings.validation)["RSUM"])
-            )
+
+            def rsum() -> float:
+                found = compare_split(self.model, encoded, self._run, self._stop.check_alone)
+                return float(retrieval(found, self._store, settings.validation)["RSUM"])
+
+            return self._processes.once(rsum)
 
     def _last_good(self) -> str:
         if not self.last.exists():
@@ -344,7 +362,7 @@ class Training:
             "schedule": schedule_state(self._schedule),
             "parameters": as_dict(self._parameters),
         }
-        save_checkpoint(self.last, self.model, record, self._optimizer)
+        save_checkpoint(self.last, self._modules, record, self._optimizer)
 
     def _save_weights(self, figures: Epoch) -> None:
         """Keep the weights of an epoch, if a rule says so."""
@@ -352,12 +370,13 @@ class Training:
         record = {
             "epoch": figures.epoch,
             "validation_rsum": figures.validation_rsum,
+            "temperatures": figures.temperatures,
             "parameters": as_dict(self._parameters),
         }
         if figures.validation_rsum > max(earlier, default=-1.0):
-            save_checkpoint(self.best, self.model, record)
+            save_checkpoint(self.best, self._modules, record)
         if self._settings.keep_every and (figures.epoch + 1) % self._settings.keep_every == 0:
-            save_checkpoint(self._run / f"epoch-{figures.epoch + 1:03}.safetensors", self.model, record)
+            save_checkpoint(self._run / f"epoch-{figures.epoch + 1:03}.safetensors", self._modules, record)
 
 
 def _written(losses: dict[str, float]) -> str:

@@ -5,30 +5,39 @@ modalities has images as rows and texts as columns. In one process rows and colu
 several share a batch, the rows are a process's own pairs and the columns those of all. Every loss is a scalar, the mean
 over its rows, in float32, or in float64 when given that; none runs in lower precision, whatever the autocast. A batch
 of one gives zero.
+
+Where items are absent, `weights` (M,) are the rows' shares in the mean, zero for one that is no anchor, and `allowed`
+(N,) bool the columns that are candidates: the others are masked before the softmax.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
+from models.scoring import cosine_similarity, unit
+
+__all__ = [
+    "cosine_similarity",
+    "cross_entropy",
+    "csa_loss",
+    "hinge_loss",
+    "info_nce",
+    "mixed_targets",
+    "soft_alignment",
+    "soft_targets",
+    "unit",
+    "usa_loss",
+]
 Mix = Literal["each", "add", "dot"]
 Reduction = Literal["mean", "reference"]
-
-
-def cosine_similarity(a: Tensor, b: Tensor) -> Tensor:
-    """Return the cosine similarity of every row of (N, D) `a` with every row of (M, D) `b`: (N, M)."""
-    with torch.autocast(a.device.type, enabled=False):
-        return unit(a) @ unit(b).T
-
-
-def unit(embeddings: Tensor) -> Tensor:
-    """Return (N, D) `embeddings` at length one, in float32 or float64: their products are cosines."""
-    return functional.normalize(_precise(embeddings), dim=-1)
+Negatives = Literal["hardest", "all"]
+Both = tuple[Tensor | None, Tensor | None]
+"""Of the direction from rows to columns, and of the other one."""
 
 
 def info_nce(
@@ -37,6 +46,8 @@ def info_nce(
     groups: Tensor | tuple[Tensor, Tensor] | None = None,
     reduction: Reduction = "mean",
     reverse: Tensor | None = None,
+    weights: Both = (None, None),
+    allowed: Both = (None, None),
 ) -> Tensor:
     """InfoNCE over (M, N) `similarity`, averaged over both directions (CUSA, eq. 1–4).
 
@@ -48,25 +59,35 @@ def info_nce(
             every pair is its own group, and pair i is on the diagonal.
         reduction: "mean" over anchors (the paper), or "reference", divided by N once more (the authors' code).
         reverse: (M, N) similarity of the rows' texts with the columns' images. None: `similarity`, transposed.
+        weights: (M,) of images and of texts, as anchors.
+        allowed: (N,) texts and images that are candidates.
     """
     if groups is None:
         groups = torch.arange(len(similarity), device=similarity.device)
     rows, columns = groups if isinstance(groups, tuple) else (groups, groups)
-    same = (rows[:, None] == columns[None, :]).to(_precise(similarity).dtype)
-    targets = same / same.sum(dim=1, keepdim=True)
-    images = cross_entropy(similarity, targets, tau)
-    texts = cross_entropy(similarity.T if reverse is None else reverse, targets, tau)
+    same = rows[:, None] == columns[None, :]
+    targets = [shared_targets(same, similarity, some) for some in dict.fromkeys(allowed)]
+    images = cross_entropy(similarity, targets[0], tau, weights[0], allowed[0])
+    texts = cross_entropy(similarity.T if reverse is None else reverse, targets[-1], tau, weights[1], allowed[1])
     loss = (images + texts) / 2
     return loss / similarity.shape[1] if reduction == "reference" else loss
 
 
-def soft_targets(similarity: Tensor, tau: float = 1.0, top_k: int | None = None) -> Tensor:
+def shared_targets(same: Tensor, like: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """Return one-hot targets, shared equally where several columns are a row's `same` (M, N) bool: (M, N)."""
+    matching = (same if allowed is None else same & allowed).to(_precise(like).dtype)
+    return matching / matching.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def soft_targets(
+    similarity: Tensor, tau: float = 1.0, top_k: int | None = None, allowed: Tensor | None = None
+) -> Tensor:
     """Return the soft labels softmax_j(similarity_ij / tau): (M, N), rows sum to one (CUSA, eq. 5).
 
     With `top_k` each row keeps its k most similar columns, itself included, and those as similar as the k-th: what is
     kept depends on no order. The others get zero.
     """
-    logits = _precise(similarity) / tau
+    logits = _masked(_precise(similarity) / tau, allowed)
     if top_k is not None and top_k < logits.shape[1]:
         least = logits.topk(top_k, dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < least, float("-inf"))
@@ -74,7 +95,12 @@ def soft_targets(similarity: Tensor, tau: float = 1.0, top_k: int | None = None)
 
 
 def mixed_targets(
-    image_similarity: Tensor, text_similarity: Tensor, tau: float, mix: Mix, top_k: int | None = None
+    image_similarity: Tensor,
+    text_similarity: Tensor,
+    tau: float,
+    mix: Mix,
+    top_k: int | None = None,
+    allowed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the soft labels (of images, of texts) from the teachers' (M, N) similarities.
 
@@ -82,21 +108,27 @@ def mixed_targets(
     both their geometric mean, negative ones taken as zero (variants in the authors' code).
     """
     if mix == "each":
-        return soft_targets(image_similarity, tau, top_k), soft_targets(text_similarity, tau, top_k)
+        return soft_targets(image_similarity, tau, top_k, allowed), soft_targets(text_similarity, tau, top_k, allowed)
     if mix == "add":
         both = (image_similarity + text_similarity) / 2
     else:
         both = (image_similarity.clamp(min=0) * text_similarity.clamp(min=0)).sqrt()
-    targets = soft_targets(both, tau, top_k)
+    targets = soft_targets(both, tau, top_k, allowed)
     return targets, targets
 
 
-def soft_alignment(similarity: Tensor, targets: Tensor, tau: Tensor | float) -> Tensor:
+def soft_alignment(
+    similarity: Tensor,
+    targets: Tensor,
+    tau: Tensor | float,
+    weights: Tensor | None = None,
+    allowed: Tensor | None = None,
+) -> Tensor:
     """Return mean_i KL(targets_i ‖ softmax_j(similarity_ij / tau)), summed over j, of (M, N) inputs.
 
     The targets' rows sum to one and are constants, as in `cross_entropy`.
     """
-    return cross_entropy(similarity, targets, tau) - _mean_entropy(_precise(targets))
+    return cross_entropy(similarity, targets, tau, weights, allowed) - _mean_entropy(_precise(targets), weights)
 
 
 def csa_loss(
@@ -105,38 +137,79 @@ def csa_loss(
     text_targets: Tensor,
     tau: Tensor | float,
     reverse: Tensor | None = None,
+    weights: Tensor | None = None,
+    allowed: Tensor | None = None,
 ) -> Tensor:
     """Cross-modal alignment (CUSA, eq. 6): images→texts after the image teacher, texts→images after the text's.
 
     `reverse` is the (M, N) similarity of texts with images; without it `similarity` is transposed.
     """
-    images = soft_alignment(similarity, image_targets, tau)
-    texts = soft_alignment(similarity.T if reverse is None else reverse, text_targets, tau)
+    images = soft_alignment(similarity, image_targets, tau, weights, allowed)
+    texts = soft_alignment(similarity.T if reverse is None else reverse, text_targets, tau, weights, allowed)
     return (images + texts) / 2
 
 
 def usa_loss(
-    image_similarity: Tensor,
-    text_similarity: Tensor,
-    image_targets: Tensor,
-    text_targets: Tensor,
-    tau_image: Tensor | float,
-    tau_text: Tensor | float,
+    similarities: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    taus: Sequence[Tensor | float],
+    weights: Sequence[Tensor | None] | None = None,
+    allowed: Sequence[Tensor | None] | None = None,
 ) -> Tensor:
-    """Uni-modal alignment (CUSA, eq. 7, 8): images among images and texts among texts, each after its teacher."""
-    images = soft_alignment(image_similarity, image_targets, tau_image)
-    texts = soft_alignment(text_similarity, text_targets, tau_text)
-    return (images + texts) / 2
+    """Uni-modal alignment (CUSA, eq. 7, 8): images among images and texts among texts, each after its teacher.
+
+    Every argument has an entry for each modality; the loss is the mean over them.
+    """
+    masks = [weights or [None] * len(targets), allowed or [None] * len(targets)]
+    losses = [soft_alignment(*each) for each in zip(similarities, targets, taus, *masks, strict=True)]
+    return torch.stack(losses).sum() / len(losses)
 
 
-def cross_entropy(similarity: Tensor, targets: Tensor, tau: Tensor | float) -> Tensor:
+def hinge_loss(
+    similarity: Tensor,
+    own: Tensor,
+    same: Tensor,
+    margin: float,
+    negatives: Negatives = "hardest",
+    weights: Tensor | None = None,
+    allowed: Tensor | None = None,
+) -> Tensor:
+    """Return mean_i of what [margin + similarity_ij − similarity_i,own(i)]₊ over the negatives j amounts to.
+
+    That is the most, of the hardest negative (VSE++, 1707.05612; SGRAF, 2101.01368, eq. 13), or the sum over all.
+
+    Args:
+        similarity: (M, N) of anchors and candidates.
+        own: (M,) integers, each row's own column.
+        same: (M, N) bool, the columns that are no negatives of a row: those of its group, its own one among them.
+        margin: by how much the own column should lead.
+        negatives: which count.
+        weights: (M,).
+        allowed: (N,) bool.
+    """
+    similarity = _precise(similarity)
+    excess = (margin + similarity - similarity.gather(1, own[:, None])).clamp(min=0)
+    excess = excess.masked_fill(same if allowed is None else same | ~allowed, 0)
+    values = excess.amax(dim=1) if negatives == "hardest" else excess.sum(dim=1)
+    return _mean(values, weights)
+
+
+def cross_entropy(
+    similarity: Tensor,
+    targets: Tensor,
+    tau: Tensor | float,
+    weights: Tensor | None = None,
+    allowed: Tensor | None = None,
+) -> Tensor:
     """Return mean_i −Σ_j targets_ij log softmax_j(similarity_ij / tau) of (M, N) inputs.
 
     The targets' rows sum to one; they are constants, through which no gradient flows.
     """
     similarity = _precise(similarity)
     tau = torch.as_tensor(tau, dtype=similarity.dtype, device=similarity.device)
-    value: Tensor = _CrossEntropy.apply(similarity, targets.to(similarity.dtype), tau)  # type: ignore[no-untyped-call]
+    if weights is not None:
+        weights = weights.to(similarity.dtype)
+    value: Tensor = _CrossEntropy.apply(similarity, targets.to(similarity.dtype), tau, weights, allowed)  # type: ignore[no-untyped-call]
     return value
 
 
@@ -147,34 +220,47 @@ class _CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, similarity: Tensor, targets: Tensor, tau: Tensor) -> Tensor:
-        logits = (similarity / tau).contiguous()
+    def forward(
+        ctx: Any, similarity: Tensor, targets: Tensor, tau: Tensor, weights: Tensor | None, allowed: Tensor | None
+    ) -> Tensor:
+        logits = _masked((similarity / tau).contiguous(), allowed)
         excess = logits.softmax(dim=1)
         # log Σ exp by way of the largest: log softmax_max = max − log Σ exp.
         normaliser = logits.amax(dim=1) - excess.amax(dim=1).log()
-        value = normaliser.mean() - _mean_dot(targets, logits)
+        if allowed is not None:  # where softmax and targets are zero, and −∞ · 0 would be no number
+            logits = logits.masked_fill_(~allowed, 0)
+        value = _mean(normaliser, weights) - _mean_dot(targets, logits, weights)
         excess.sub_(targets)
-        ctx.save_for_backward(excess, tau, _mean_dot(excess, logits))
+        slope = _mean_dot(excess, logits, weights)
+        ctx.save_for_backward(excess if weights is None else excess.mul_(weights[:, None]), tau, slope)
         return value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, Tensor]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, Tensor, None, None]:
         excess, tau, slope = ctx.saved_tensors
         scale = upstream / tau
-        return excess * (scale / len(excess)), None, -slope * scale
+        return excess * (scale / len(excess)), None, -slope * scale, None, None
 
 
-def _mean_entropy(targets: Tensor) -> Tensor:
+def _mean_entropy(targets: Tensor, weights: Tensor | None) -> Tensor:
     # log 0 never meets the target zero: what is left is the limit of p log p.
-    return -_mean_dot(targets, targets.clamp(min=torch.finfo(targets.dtype).tiny).log())
+    return -_mean_dot(targets, targets.clamp(min=torch.finfo(targets.dtype).tiny).log(), weights)
 
 
-def _mean_dot(a: Tensor, b: Tensor) -> Tensor:
+def _mean_dot(a: Tensor, b: Tensor, weights: Tensor | None) -> Tensor:
     """Return mean_i Σ_j a_ij b_ij."""
     with torch.autocast(a.device.type, enabled=False):
-        dots: Tensor = torch.linalg.vecdot(a, b)
-        return dots.mean()
+        return _mean(torch.linalg.vecdot(a, b), weights)
+
+
+def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the mean of (M,) values, each with its weight."""
+    return (values if weights is None else values * weights.to(values.dtype)).mean()
+
+
+def _masked(logits: Tensor, allowed: Tensor | None) -> Tensor:
+    return logits if allowed is None else logits.masked_fill(~allowed, float("-inf"))
 
 
 def _precise(tensor: Tensor) -> Tensor:

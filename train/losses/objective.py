@@ -1,118 +1,180 @@
-"""The training objective: InfoNCE + α·CSA + β·USA (CUSA, arXiv 2403.05261, eq. 9).
+"""The training objective: the weighted sum of its terms, such as InfoNCE + α·CSA + β·USA (CUSA, 2403.05261, eq. 9).
 
-It is the mean over some pairs, the rows, of their losses against all pairs of the batch, the columns. In one process
-both are the whole batch; where processes share a batch, each has its own rows, and the mean over equal shares is the
-whole batch's objective. Beyond `tiles.ELEMENTS` similarities a matrix it is computed block by block of rows.
+It is the mean over some rows of their losses against all rows of the batch, the columns. In one process both are the
+whole batch; where processes share a batch, each has its own rows, and the mean over equal shares is the whole batch's
+objective. Beyond `tiles.ELEMENTS` similarities a matrix it is computed block by block of rows.
 
-Shapes: M rows, N columns, D the student's embedding size, Di and Dt the teachers'.
+Shapes: M rows, N columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Sequence
+from itertools import permutations
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
-from models.temperatures import Taus
+from models.encoded import tensors_of, with_tensors
+from models.scoring import Cosine, Scorer
+from stores.errors import ParameterError
 from stores.parameters import Loss
+from stores.plugins import import_factory
 from train.losses import tiles
-from train.losses.functional import csa_loss, info_nce, mixed_targets, unit, usa_loss
-
-Similarity = Callable[[Tensor, Tensor], Tensor]
-
-
-class Compared(NamedTuple):
-    """What the objective compares, of N pairs."""
-
-    image: Tensor
-    """(N, D), as the three next; they need not be normalised."""
-    text: Tensor
-    uni_image: Tensor
-    uni_text: Tensor
-    teacher_image: Tensor | None
-    """(N, Di) features; None where the loss has no soft labels."""
-    teacher_text: Tensor | None
-    """(N, Dt) features, likewise."""
-    groups: Tensor
-    """(N,) int64; pairs of one group, those of one image, share their InfoNCE targets."""
+from train.losses.comparison import Comparison, Instances, Scores, SoftLabels
+from train.losses.temperature import Temperature
+from train.losses.terms import CSA, USA, Hinge, InfoNCE, Term
 
 
-def objective(
-    rows: Compared, columns: Compared, taus: Taus, loss: Loss, similarity: Similarity | None = None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the loss, and its parts before weighting, detached; parts of weight zero are not computed.
+class Objective(nn.Module):
+    """The weighted sum of terms. Its parameters, temperatures among them, learn beside the model's."""
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        super().__init__()
+        self.by_name = nn.ModuleDict({term.name: term for term in terms})
+
+    @property
+    def terms(self) -> list[Term]:
+        """The terms in their order."""
+        return [cast(Term, term) for term in self.by_name.values()]
+
+    def forward(self, compared: Comparison) -> tuple[Tensor, ...]:
+        """Return the sum, and each term before weighting."""
+        terms = self.terms
+        parts = [term(compared) for term in terms]
+        total = terms[0].weight * parts[0]
+        for term, part in zip(terms[1:], parts[1:], strict=True):
+            total = total + term.weight * part
+        return total, *parts
+
+    @property
+    def soft(self) -> bool:
+        """Whether a term needs the teachers' features."""
+        return any(term.soft for term in self.terms)
+
+    @property
+    def unimodal(self) -> bool:
+        """Whether a term teaches the uni-modal heads."""
+        return any(term.unimodal for term in self.terms)
+
+    def temperatures(self) -> dict[str, float]:
+        """Return the temperatures by name."""
+        return {name: tau().item() for name, tau in self._temperatures().items()}
+
+    def clamp_(self) -> None:
+        """Bring all temperatures back within their bounds."""
+        for temperature in self._temperatures().values():
+            temperature.clamp_()
+
+    def before_epoch(self, epoch: int) -> None:
+        """Tell every term that an epoch begins, or is gone on with."""
+        for term in self.terms:
+            term.before_epoch(epoch)
+
+    def remarks(self, losses: dict[str, float], batch_size: int) -> list[str]:
+        """Return what the terms have to say of an epoch's mean losses."""
+        said = [term.remark(losses[term.name], batch_size) for term in self.terms if term.name in losses]
+        return [remark for remark in said if remark]
+
+    def _temperatures(self) -> dict[str, Temperature]:
+        return {name: cast(Temperature, tau) for term in self.terms for name, tau in term.temperatures.items()}
+
+
+def make_objective(loss: Loss, taught: tuple[str, ...] = ("image", "text")) -> Objective:
+    """Return the objective that the parameters ask for; terms of weight zero are left out.
 
     Args:
-        rows: the pairs whose losses are averaged, M of them.
-        columns: the pairs that they are compared with, the rows among them; the same object where they are the rows.
-        taus: temperatures.
         loss: weights and settings.
-        similarity: a student's own, (M, ·) images and (N, ·) texts to (M, N). None: the cosine.
+        taught: the modalities that have a teacher.
+
+    Raises:
+        ParameterError: two terms bear one name, or a term of the user's own cannot be loaded.
     """
-    # A student's own similarity runs outside this block: under the autocast of the caller, if there is any.
-    cross = None if similarity is None else _own_similarities(similarity, rows, columns)
-    with torch.autocast(rows.image.device.type, enabled=False):
-        of_columns = _unit(columns)
-        of_rows = of_columns if rows is columns else _unit(rows)
+    labels = SoftLabels(tau=loss.teacher_temperature, top_k=loss.soft_top_k, mix=loss.mix)
+    terms: list[Term] = [_original(loss)]
+    if loss.alpha:
+        terms.append(CSA(loss.alpha, labels))
+    if loss.beta:
+        terms.append(USA(loss.beta, labels, taught))
+    for spec, weight in loss.extra.items():
+        terms.append(_own(spec))
+        terms[-1].weight = weight
+    names = [name for term in terms for name in {term.name, *term.temperatures}]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise ParameterError(f"Two terms of the loss are called {doubled[0]}. Give each a name of its own.")
+    return Objective(terms)
+
+
+def _original(loss: Loss) -> Term:
+    """Return the student's own loss, which soft-label alignment adds to."""
+    hinge = loss.hinge
+    if loss.original == "infonce":
+        return InfoNCE(reduction=loss.reduction)
+    if loss.original == "hinge":
+        return Hinge(
+            margin=hinge.margin,
+            negatives=hinge.negatives,
+            warm_up=hinge.warm_up,
+            mean=hinge.reduction == "mean",
+        )
+    return _own(loss.original)
+
+
+def _own(spec: str) -> Term:
+    term: Any = import_factory(spec, ParameterError)()
+    if not isinstance(term, Term):
+        raise ParameterError(f"{spec} returned a {type(term).__name__}, expected a train.losses.terms.Term.")
+    return term
+
+
+def compare(
+    objective: Objective, rows: Instances, columns: Instances, scorer: Scorer
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss, and its terms before weighting, detached.
+
+    Args:
+        objective: the terms.
+        rows: whose losses are averaged, M of them.
+        columns: what they are compared with, the rows among them; the same object where they are the rows.
+        scorer: how items of two modalities are compared. All but the cosine run under the autocast of the caller.
+    """
+    given = None if isinstance(scorer, Cosine) else _scores(scorer, rows, columns)
+    with torch.autocast(rows.groups.device.type, enabled=False):
+        all_columns = columns.normalised()
+        some_rows = all_columns if rows is columns else rows.normalised()
         height = max(1, tiles.ELEMENTS // len(columns.groups))
-        if cross is None and height < len(rows.groups):
-            values = tiles.tiled_mean(_block(loss), of_rows, of_columns, taus, height)
+        if given is None and height < len(rows.groups):
+            values = _tiled(objective, some_rows, all_columns, height)
         else:
-            values = _values(of_rows, of_columns, taus, loss, cross)
-    names = ["InfoNCE", *(["CSA"] if loss.alpha else []), *(["USA"] if loss.beta else [])]
+            values = objective(Comparison(some_rows, all_columns, given))
+    names = [term.name for term in objective.terms]
     return values[0], {name: part.detach() for name, part in zip(names, values[1:], strict=True)}
 
 
-def _values(
-    rows: Compared, columns: Compared, taus: Taus, loss: Loss, cross: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, ...]:
-    """Return the loss and its parts, from normalised embeddings or the similarities `cross`."""
-    images, texts = _cosines(rows, columns) if cross is None else cross
-    parts = [info_nce(images, taus.contrast, (rows.groups, columns.groups), loss.reduction, texts)]
-    total = parts[0]
-    if loss.alpha or loss.beta:
-        targets = _targets(rows, columns, loss)
-    if loss.alpha:
-        parts.append(csa_loss(images, *targets, taus.cross, texts))
-        total = total + loss.alpha * parts[-1]
-    if loss.beta:
-        among = (rows.uni_image @ columns.uni_image.T, rows.uni_text @ columns.uni_text.T)
-        parts.append(usa_loss(*among, *targets, taus.image, taus.text))
-        total = total + loss.beta * parts[-1]
-    return total, *parts
+def _tiled(objective: Objective, rows: Instances, columns: Instances, height: int) -> tuple[Tensor, ...]:
+    learned = dict(objective.named_parameters())
+
+    def block(of_rows: tiles.Inputs, of_columns: tiles.Inputs, shared: tiles.Inputs) -> Sequence[Tensor]:
+        compared = Comparison(with_tensors(rows, of_rows), with_tensors(columns, of_columns))
+        values: tuple[Tensor, ...] = functional_call(objective, dict(zip(learned, shared, strict=True)), (compared,))
+        return values
+
+    return tiles.tiled_mean(block, tensors_of(rows), tensors_of(columns), list(learned.values()), height)
 
 
-def _block(loss: Loss) -> tiles.Block:
-    def block(rows: tiles.Inputs, columns: tiles.Inputs, taus: tiles.Inputs) -> tuple[Tensor, ...]:
-        return _values(Compared(*rows), Compared(*columns), Taus(*taus), loss)  # type: ignore[arg-type] # as they came
+def _scores(scorer: Scorer, rows: Instances, columns: Instances) -> Scores:
+    """Return the scores of every two modalities both ways; a scorer sees the modality first that the student names so.
 
-    return block
-
-
-def _cosines(rows: Compared, columns: Compared) -> tuple[Tensor, Tensor]:
-    images = rows.image @ columns.text.T
-    return images, images.T if rows is columns else rows.text @ columns.image.T
-
-
-def _own_similarities(similarity: Similarity, rows: Compared, columns: Compared) -> tuple[Tensor, Tensor]:
-    images = similarity(rows.image, columns.text)
-    return images, images.T if rows is columns else similarity(columns.image, rows.text).T
-
-
-def _targets(rows: Compared, columns: Compared, loss: Loss) -> tuple[Tensor, Tensor]:
-    pairs = ((rows.teacher_image, columns.teacher_image), (rows.teacher_text, columns.teacher_text))
-    images, texts = (_similarity_of_teacher(*pair) for pair in pairs)
-    return mixed_targets(images, texts, loss.teacher_temperature, loss.mix, loss.soft_top_k)
-
-
-def _similarity_of_teacher(rows: Tensor | None, columns: Tensor | None) -> Tensor:
-    if rows is None or columns is None:
-        raise ValueError("Soft labels (alpha or beta above zero) need both teachers' features, of rows and columns.")
-    return rows @ columns.T
-
-
-def _unit(pairs: Compared) -> Compared:
-    *embeddings, groups = pairs
-    return Compared(*(None if embedding is None else unit(embedding) for embedding in embeddings), groups)  # type: ignore[call-arg,arg-type]
+    Of one process's batch each pair is scored once: the transpose serves the other direction.
+    """
+    scores = {}
+    for first, second in permutations(rows.encoded, 2):
+        if (second, first) not in scores:
+            scores[first, second] = scorer.matrix(rows.encoded[first], columns.encoded[second])
+        elif rows is columns:
+            scores[first, second] = scores[second, first].T
+        else:
+            scores[first, second] = scorer.matrix(columns.encoded[second], rows.encoded[first]).T
+    return scores

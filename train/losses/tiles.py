@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 ELEMENTS: Final = 2**22
 """A larger rows × columns matrix is computed in blocks of rows of at most so many elements."""
 
-Inputs = Sequence[Tensor | None]
+Inputs = Sequence[Tensor]
 Block = Callable[[Inputs, Inputs, Inputs], Sequence[Tensor]]
 
 
@@ -32,8 +32,8 @@ def tiled_mean(block: Block, rows: Inputs, columns: Inputs, shared: Inputs, heig
     Args:
         block: (a block of the rows, all columns, shared) to scalars that are means over these rows. It must not depend
             on any other tensor that wants a gradient.
-        rows: tensors of one length, which are cut into blocks; None is passed on.
-        columns: tensors that every block sees whole; None is passed on.
+        rows: tensors of one length, which are cut into blocks.
+        columns: tensors that every block sees whole.
         shared: further tensors, such as temperatures.
         height: rows of a block; the last may have fewer.
     """
@@ -47,16 +47,16 @@ def tiled_mean(block: Block, rows: Inputs, columns: Inputs, shared: Inputs, heig
 class _TiledMean(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, block: Block, height: int, of_rows: int, of_columns: int, *inputs: Tensor | None
+        ctx: Any, block: Block, height: int, of_rows: int, of_columns: int, *inputs: Tensor
     ) -> tuple[Tensor, ...]:
         wanted: tuple[bool, ...] = ctx.needs_input_grad[4:]
         rows, whole = inputs[:of_rows], [_leaf(*pair) for pair in zip(inputs[of_rows:], wanted[of_rows:], strict=True)]
-        count = next(len(tensor) for tensor in rows if tensor is not None)
+        count = len(rows[0])
         gradients = _Gradients(inputs, of_rows)
         sums: list[Tensor] = []
         for start in range(0, count, height):
             part = slice(start, min(start + height, count))
-            cut = [None if tensor is None else tensor[part] for tensor in rows]
+            cut = [tensor[part] for tensor in rows]
             leaves = [_leaf(*pair) for pair in zip(cut, wanted[:of_rows], strict=True)] + whole
             with torch.enable_grad():
                 values = block(leaves[:of_rows], whole[:of_columns], whole[of_columns:])
@@ -89,16 +89,16 @@ class _Gradients:
 
     def add(self, part: slice, value: Tensor, leaves: Inputs) -> None:
         """Add the gradients of `value`, which was computed from `leaves`, those of the rows at `part`."""
-        wanted = {k: leaf for k, leaf in enumerate(leaves) if leaf is not None and leaf.requires_grad}
+        wanted = {k: leaf for k, leaf in enumerate(leaves) if leaf.requires_grad}
         found = torch.autograd.grad(value, list(wanted.values()), allow_unused=True)
         for k, gradient in zip(wanted, found, strict=True):
             whole, total = self._inputs[k], self.sums[self._places[k]]
-            if gradient is None or whole is None:
+            if gradient is None:
                 continue
             if total is None:
                 total = self.sums[self._places[k]] = torch.zeros_like(whole, memory_format=torch.contiguous_format)
             (total[part] if k < self._of_rows else total).add_(gradient)
 
 
-def _leaf(tensor: Tensor | None, wanted: bool) -> Tensor | None:
-    return None if tensor is None else tensor.detach().requires_grad_(wanted)
+def _leaf(tensor: Tensor, wanted: bool) -> Tensor:
+    return tensor.detach().requires_grad_(wanted)

@@ -7,18 +7,17 @@ drawn at random. A model alone has random ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from stores import Store
 from stores.columns import Column
 from stores.thumbnails import thumbnail
-from train.evaluation.evaluate import both_ways, ownership
-from train.evaluation.rankings import Ranks, Rows, first_ranks, ranks_both_ways, top
+from train.evaluation.evaluate import ownership
+from train.evaluation.rankings import Ranks, Rows, top
 from train.report.page.relevance import PairRelevance
 from train.report.page.sample import SEED
 from train.report.page.shown import Shown
@@ -77,7 +76,7 @@ class Cases:
 class _Ranked:
     """One direction: rows of similarities and ranks (Q,) by model, and the chosen queries."""
 
-    rows: dict[str, Rows]
+    rows: dict[str, Callable[[NDArray[np.int64]], Rows]]
     ranks: dict[str, Ranks]
 
     def chosen(self) -> list[tuple[int, str]]:
@@ -100,10 +99,7 @@ class _Ranked:
 
     def answers(self, places: Sequence[int]) -> dict[str, NDArray[np.int64]]:
         """Return the first answers to the queries at `places`, by model: (n, up to `SHOWN`)."""
-        return {
-            name: np.concatenate(list(top(replace(rows, queries=rows.queries[list(places)]), SHOWN)))
-            for name, rows in self.rows.items()
-        }
+        return {name: np.concatenate(list(top(rows(np.array(places)), SHOWN))) for name, rows in self.rows.items()}
 
 
 def cases(store: Store, split: str, models: Sequence[Shown]) -> Cases:
@@ -156,13 +152,8 @@ def _ranked(store: Store, split: str, models: Sequence[Shown]) -> tuple[_Ranked,
     own = ownership(store, split)
     to_texts, to_images = _Ranked({}, {}), _Ranked({}, {})
     for model in models:
-        images, texts = model.tested.cross_modal()
-        similarity = model.tested.similarity
-        rows = both_ways(images, texts, similarity)
-        if similarity is None:
-            ranks = ranks_both_ways(images, texts, own)
-        else:
-            ranks = first_ranks(rows[0], own), first_ranks(rows[1], sparse.csr_array(own.T))
+        found = model.tested.similarities
+        rows, ranks = (found.rows, found.columns), found.ranks(own)
         for direction, its_rows, its_ranks in zip((to_texts, to_images), rows, ranks, strict=True):
             direction.rows[model.name], direction.ranks[model.name] = its_rows, its_ranks
     return to_texts, to_images

@@ -9,22 +9,25 @@ from typing import Any, Final, TypeVar
 
 import torch
 
+from models.encoded import tensors_of
 from stores import Store, TrainParameters
 from stores.errors import CusaError
 from stores.layout import teacher_slug
 from stores.manifest import Modality
 from stores.pages import write_html
 from stores.parameters import Teachers
-from train.evaluation.embed import SplitEmbeddings
+from train.evaluation.embed import SplitEncoded
 from train.evaluation.folder import REPORT
 from train.evaluation.models import StudentModel
 from train.evaluation.names import short_names
 from train.evaluation.result import Evaluation
+from train.evaluation.similarities import Similarities
+from train.evaluation.tested import Tested, tested
 from train.report.page.cases import cases
 from train.report.page.curves import curves
 from train.report.page.projection import projections
 from train.report.page.run_files import read_epochs
-from train.report.page.shown import Shown, dashed, tested
+from train.report.page.shown import Shown, dashed
 from train.report.page.soft_labels import soft_labels
 from train.report.page.suspects import suspects
 from train.report.page.tables import task_tables
@@ -39,14 +42,14 @@ class Embedded:
 
     def __init__(self) -> None:
         self.count = 0
-        self.pictured: list[tuple[StudentModel, SplitEmbeddings]] = []
+        self.pictured: list[tuple[StudentModel, Tested]] = []
 
-    def add(self, model: StudentModel, embeddings: SplitEmbeddings) -> None:
-        """Add a student, unless its embeddings are not finite and so show nothing."""
-        if all(bool(torch.isfinite(part).all()) for part in embeddings):
+    def add(self, model: StudentModel, encoded: SplitEncoded, similarities: Similarities) -> None:
+        """Add a student, unless what it encoded is not finite and so shows nothing."""
+        if all(bool(torch.isfinite(tensor).all()) for tensor in tensors_of(encoded)):
             self.count += 1
             if len(self.pictured) < PICTURED:
-                self.pictured.append((model, embeddings))
+                self.pictured.append((model, tested(model.aligned, encoded, similarities, model.temperatures)))
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation, store: Store | None, embedded: Embedded) -> Path:
@@ -95,11 +98,11 @@ def _pictures(
     models = [
         Shown(
             name=names[model.name],
-            tested=tested(model, embeddings),
+            tested=given,
             loss=None if model.parameters is None else model.parameters.loss,
             epochs=made(partial(_epochs, Path(model.name))) or [],
         )
-        for model, embeddings in embedded.pictured
+        for model, given in embedded.pictured
     ]
     trained = [model.parameters for model, _ in embedded.pictured if model.parameters is not None]
     labels, teachers = _soft_parameters(store, trained), _teachers(store, trained)

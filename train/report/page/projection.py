@@ -38,8 +38,7 @@ def projections(store: Store, split: str, models: Sequence[Shown]) -> list[Chart
     charts = []
     for modality in ("images", "texts"):
         for model in models:
-            embeddings = model.tested.embeddings
-            rows = embeddings.uni_image[pairs.images] if modality == "images" else embeddings.uni_text[pairs.captions]
+            rows = model.tested.images[pairs.images] if modality == "images" else model.tested.texts[pairs.captions]
             told = (
                 f"{len(rows)} points in the plane, one for each of the {modality}, near where the model finds it like."
             )

@@ -9,13 +9,15 @@ from typing import Final
 from stores import Store
 from stores.pages import write_html
 from train.evaluation.embed import embed_split
+from train.evaluation.evaluate import compare_split
 from train.evaluation.models import StudentModel, load_model
+from train.evaluation.tested import Tested, tested
 from train.fit.processes import make_accelerator
 from train.report.page.cases import cases
 from train.report.page.curves import curves
 from train.report.page.projection import projections
 from train.report.page.run_files import Run, Trained, read_run
-from train.report.page.shown import Shown, Tested, dashed, tested
+from train.report.page.shown import Shown, dashed
 from train.report.page.soft_labels import soft_labels
 from train.report.page.suspects import suspects
 from train.report.page.tables import beside_the_paper, own_table
@@ -68,4 +70,5 @@ def _embedded(trained: Trained, run: Run, store: Store) -> Tested:
         raise TypeError(f"{trained.folder} gave a {type(model).__name__}.")
     accelerator = make_accelerator(run.parameters)
     split, size = run.parameters.eval.test, run.parameters.eval.batch_size
-    return tested(model, embed_split(model.aligned, store, split, accelerator, size, settings.workers))
+    encoded = embed_split(model.aligned, store, split, accelerator, size, settings.workers)
+    return tested(model.aligned, encoded, compare_split(model.aligned, encoded, trained.folder), model.temperatures)

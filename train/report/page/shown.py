@@ -4,32 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
-
-import torch
 
 from stores.parameters import Loss
-from train.evaluation.embed import SplitEmbeddings
-from train.evaluation.models import StudentModel
-from train.evaluation.rankings import Similarity
-
-
-class Tested(NamedTuple):
-    """What a page needs of a model that was measured on a split."""
-
-    embeddings: SplitEmbeddings
-    """Of the split, by the weights that were measured."""
-    similarity: Similarity | None = None
-    """The model's own, `AlignedModel.similarity`; None: the cosine."""
-    device: torch.device = torch.device("cpu")
-    """Where the model's own similarity computes."""
-    temperatures: Mapping[str, float] | None = None
-    """By the names of `Taus`, as the weights have them; None where it was not trained here."""
-
-    def cross_modal(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the cross-modal embeddings of images and texts where they can be compared."""
-        device = torch.device("cpu") if self.similarity is None else self.device
-        return self.embeddings.image.to(device), self.embeddings.text.to(device)
+from train.evaluation.tested import Tested
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +25,6 @@ class Shown:
     def plain(self) -> bool:
         """Whether it is known to have been trained without soft labels."""
         return self.loss is not None and not (self.loss.alpha or self.loss.beta)
-
-
-def tested(model: StudentModel, embeddings: SplitEmbeddings) -> Tested:
-    """Return a loaded model with its `embeddings` of a split."""
-    learned = None if model.parameters is None else model.aligned.temperatures.values()
-    return Tested(embeddings, model.aligned.similarity, model.device, learned)
 
 
 def dashed(models: Sequence[Shown]) -> Shown | None:

@@ -24,12 +24,14 @@ LARGEST: Final = 1024
 """Pairs of the batch at most: histograms of a million similarities are smooth."""
 TICKS: Final = [(float(power), f"{10.0**power:g}×") for power in range(-4, 5)]
 PANELS: Final = {
-    "USA: images among images": "image",
-    "USA: texts among texts": "text",
-    "CSA: images to texts": "cross",
-    "CSA: texts to images": "cross",
+    "USA: images among images": "USA image",
+    "USA: texts among texts": "USA text",
+    "CSA: images to texts": "CSA",
+    "CSA: texts to images": "CSA",
 }
 """By panel, the temperature of Q."""
+AT_START: Final = 0.45
+"""That of a model which has not learned one: where it would have begun."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,15 +113,14 @@ def _features(
 
 def _scaled(model: Shown, pairs: ImageCaptionPairs) -> dict[str, Tensor]:
     """Return a model's similarities by panel, (n, n), over its temperatures."""
-    embeddings, temperatures = model.tested.embeddings, model.tested.temperatures or {}
-    images, texts = model.tested.cross_modal()
-    with torch.inference_mode():
-        cross = (
-            (model.tested.similarity or cosine_similarity)(images[pairs.images], texts[pairs.captions]).float().cpu()
-        )
-    uni_image, uni_text = embeddings.uni_image[pairs.images], embeddings.uni_text[pairs.captions]
+    temperatures = model.tested.temperatures or {}
+    cross = model.tested.similarities.block(pairs.images, pairs.captions)
+    uni_image, uni_text = model.tested.images[pairs.images], model.tested.texts[pairs.captions]
     scores = (cosine_similarity(uni_image, uni_image), cosine_similarity(uni_text, uni_text), cross, cross.T)
-    return {panel: score / temperatures[tau] for (panel, tau), score in zip(PANELS.items(), scores, strict=True)}
+    return {
+        panel: score / temperatures.get(tau, AT_START)
+        for (panel, tau), score in zip(PANELS.items(), scores, strict=True)
+    }
 
 
 def _chart(panel: str, target: Tensor, models: Sequence[Shown], scores: Sequence[Tensor]) -> Chart:

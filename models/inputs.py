@@ -1,0 +1,150 @@
+"""Inputs: how an item of a modality becomes tensors. Training and measuring load by the same ones.
+
+Shapes: n items, S pixels, L the longest of a batch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from stores.images import decode_rgb
+
+Transform = Callable[[Image.Image], Tensor]
+Rows = NDArray[np.int64]
+
+
+class Padded(NamedTuple):
+    """Sequences of a batch, padded to its longest."""
+
+    values: Tensor
+    """(n, L) or (n, L, …)."""
+    mask: Tensor
+    """(n, L) bool: what is no padding."""
+
+
+Tensors = Tensor | Padded
+"""A batch of items of one modality, as a student encodes it."""
+
+
+class Items(Protocol):
+    """Where items come from, by row: a store, or a mixture of stores."""
+
+    def image(self, row: int) -> bytes:
+        """Return the encoded image file of a sample."""
+
+    def text(self, row: int) -> str:
+        """Return the text of a caption."""
+
+    def stored(self, name: str, rows: Rows) -> NDArray[np.float16]:
+        """Return rows of stored features: (n, …)."""
+
+    def present(self, name: str, rows: Rows) -> NDArray[np.bool_] | None:
+        """Return which rows have stored features, (n,); None: all rows have."""
+
+
+class Input(ABC):
+    """How the items of a modality are loaded. The level, sample or caption, says which rows of a store have one."""
+
+    level: str
+    augmented = False
+    """Whether training may see items otherwise than measuring."""
+    reads: tuple[str, ...] = ()
+    """The names of the stored features that it needs."""
+
+    def batch(self, items: Items, rows: Rows, made: Callable[[int], Tensor]) -> Tensors:
+        """Return a batch; `made` gives an item by row, as `item` made it, perhaps from a cache."""
+        return self.collate([made(int(row)) for row in rows])
+
+    def present(self, items: Items, rows: Rows) -> NDArray[np.bool_] | None:
+        """Return which rows have an item, (n,); None: all rows have. The batch holds zeros in the place of others."""
+        return None
+
+    @abstractmethod
+    def item(self, items: Items, row: int, augment: bool) -> Tensor:
+        """Return one item; with `augment` as training sees it, which may draw from the global generators."""
+
+    @abstractmethod
+    def collate(self, made: Sequence[Tensor]) -> Tensors:
+        """Make a batch of items."""
+
+
+class Pixels(Input):
+    """Images, decoded and transformed: (n, 3, S, S)."""
+
+    level = "sample"
+
+    def __init__(self, transform: Transform, augmented: Transform | None = None) -> None:
+        """Take an RGB image to (3, S, S) by `transform`, and by `augmented` where `train.augment` asks for it."""
+        self._transform, self._augmented = transform, augmented or transform
+        self.augmented = augmented is not None
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """Return an RGB image as it is measured: (3, S, S)."""
+        return self._transform(image)
+
+    def item(self, items: Items, row: int, augment: bool) -> Tensor:
+        image = decode_rgb(items.image(row))
+        return self._augmented(image) if augment else self._transform(image)
+
+    def collate(self, made: Sequence[Tensor]) -> Tensors:
+        return torch.stack(list(made))
+
+
+class Tokens(Input):
+    """Texts as token numbers, padded to the longest of their batch rather than to the longest that a model takes."""
+
+    level = "caption"
+
+    def __init__(self, tokenizer: Callable[[list[str]], Tensor], padding: int | None = None) -> None:
+        """Tokenise by `tokenizer`, texts to (n, length) integers.
+
+        `padding` is the number that fills the end of a text, which is cut off. None: a text is as the tokenizer made
+        it, and wholly unmasked.
+        """
+        self._tokenizer, self._padding = tokenizer, padding
+
+    def texts(self, texts: list[str]) -> Tensors:
+        """Return a batch of texts from anywhere."""
+        return self.collate([self._cut(tokens) for tokens in self._tokenizer(texts)])
+
+    def item(self, items: Items, row: int, augment: bool) -> Tensor:
+        return self._cut(self._tokenizer([items.text(row)])[0])
+
+    def collate(self, made: Sequence[Tensor]) -> Tensors:
+        lengths = torch.tensor([len(tokens) for tokens in made])
+        values = pad_sequence(list(made), batch_first=True, padding_value=self._padding or 0)
+        return Padded(values, torch.arange(values.shape[1]) < lengths[:, None])
+
+    def _cut(self, tokens: Tensor) -> Tensor:
+        if self._padding is None:
+            return tokens
+        used = (tokens != self._padding).nonzero()
+        return tokens[: int(used[-1]) + 1 if len(used) else 1]
+
+
+class Stored(Input):
+    """Rows of features that the store holds under a name, vectors or regions: (n, …) float32."""
+
+    def __init__(self, name: str, level: str = "sample") -> None:
+        self.reads, self.level = (name,), level
+
+    def present(self, items: Items, rows: Rows) -> NDArray[np.bool_] | None:
+        return items.present(self.reads[0], rows)
+
+    def batch(self, items: Items, rows: Rows, made: Callable[[int], Tensor]) -> Tensors:
+        return torch.from_numpy(items.stored(self.reads[0], rows)).float()
+
+    def item(self, items: Items, row: int, augment: bool) -> Tensor:
+        return torch.from_numpy(items.stored(self.reads[0], np.array([row]))).float()[0]
+
+    def collate(self, made: Sequence[Tensor]) -> Tensors:
+        return torch.stack(list(made))

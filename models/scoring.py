@@ -1,0 +1,109 @@
+"""Scorers: how alike two items of different modalities are. Every student has one; the cosine is one like any other.
+
+Shapes: n items of the first modality, m of the second, D embedding, L and K parts of width W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.encoded import Encoded
+
+PAIRS_AT_ONCE: Final = 2**28
+"""Bytes that the pairs of one call of a network may take."""
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Compares items of the student's first modality with items of a later one; may be a torch module."""
+
+    pair_bytes: int
+    """Memory that one pair takes while it is scored, beside what its items take; it bounds the blocks."""
+
+    def matrix(self, first: Encoded, second: Encoded) -> Tensor:
+        """Return the scores of every item of `first` with every item of `second`: (n, m)."""
+
+    def pairs(self, first: Encoded, second: Encoded) -> Tensor:
+        """Return the scores of the items of `first` each with its own of `second`: (n,)."""
+
+
+class Cosine:
+    """The cosine of the vectors. Rankings by it are exact and are never materialised (`train.evaluation.rankings`)."""
+
+    pair_bytes = 4
+
+    def matrix(self, first: Encoded, second: Encoded) -> Tensor:
+        return cosine_similarity(first.vector, second.vector)
+
+    def pairs(self, first: Encoded, second: Encoded) -> Tensor:
+        cosines: Tensor = torch.linalg.vecdot(unit(first.vector), unit(second.vector))
+        return cosines
+
+
+class OwnSimilarity:
+    """A two-tower student's own similarity of vectors, (n, D) and (m, D) to (n, m)."""
+
+    pair_bytes = 4
+
+    def __init__(self, similarity: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self._similarity = similarity
+
+    def matrix(self, first: Encoded, second: Encoded) -> Tensor:
+        return self._similarity(first.vector, second.vector)
+
+    def pairs(self, first: Encoded, second: Encoded) -> Tensor:
+        both = zip(first.vector, second.vector, strict=True)
+        return torch.stack([self._similarity(one[None], other[None])[0, 0] for one, other in both])
+
+
+class Pairwise(nn.Module):
+    """A network that scores pairs of items by their parts: (p, L, W) and (p, K, V), with masks, to (p,) scores.
+
+    A matrix is scored in blocks that take `PAIRS_AT_ONCE` bytes at most.
+    """
+
+    def __init__(self, network: Callable[[Encoded, Encoded], Tensor], pair_bytes: int) -> None:
+        """Wrap `network`, which is given p items of either side; `pair_bytes` is what a pair of them takes in it."""
+        super().__init__()
+        self.network, self.pair_bytes = network, pair_bytes
+
+    def matrix(self, first: Encoded, second: Encoded) -> Tensor:
+        at_once = max(1, PAIRS_AT_ONCE // self.pair_bytes)
+        width = min(second.size, at_once)
+        columns = _blocks(second, width)
+        rows = [
+            torch.cat([self._block(some, others) for others in columns], dim=1)
+            for some in _blocks(first, max(1, at_once // width))
+        ]
+        return torch.cat(rows)
+
+    def pairs(self, first: Encoded, second: Encoded) -> Tensor:
+        scores: Tensor = self.network(first, second)
+        return scores
+
+    def _block(self, first: Encoded, second: Encoded) -> Tensor:
+        """Score every pair of a block at once."""
+        row = torch.arange(first.size, device=first.vector.device).repeat_interleave(second.size)
+        column = torch.arange(second.size, device=second.vector.device).repeat(first.size)
+        return self.pairs(first.take(row), second.take(column)).view(first.size, second.size)
+
+
+def unit(embeddings: Tensor) -> Tensor:
+    """Return (n, D) `embeddings` at length one, in float32 or float64: their products are cosines."""
+    precise = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+    return functional.normalize(precise, dim=-1)
+
+
+def cosine_similarity(a: Tensor, b: Tensor) -> Tensor:
+    """Return the cosine similarity of every row of (n, D) `a` with every row of (m, D) `b`: (n, m)."""
+    with torch.autocast(a.device.type, enabled=False):
+        return unit(a) @ unit(b).T
+
+
+def _blocks(items: Encoded, size: int) -> list[Encoded]:
+    return [items.take(slice(start, start + size)) for start in range(0, items.size, size)]

@@ -1,0 +1,162 @@
+"""What losses are computed on: the items of some rows, each compared with those of all columns.
+
+In one process rows and columns are the whole batch; where processes share a batch, each has its own rows. Shapes:
+n rows in general, M rows and N columns in a comparison, D embedding, Dt of a teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import NamedTuple, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from models.encoded import Encoded, map_tensors
+from models.scoring import unit
+from train.losses.functional import Mix, mixed_targets, soft_targets
+
+T = TypeVar("T")
+Scores = Mapping[tuple[str, str], Tensor]
+"""By modalities of rows and columns: (M, N)."""
+
+
+class Instances(NamedTuple):
+    """n rows of a batch, each with an item of every modality: all tensors are cut, gathered and joined by row."""
+
+    encoded: dict[str, Encoded]
+    places: Tensor
+    """(n,) int64, where a row stands in the whole batch: its own column."""
+    groups: Tensor
+    """(n,) int64; the items of one group, those of one image, belong together."""
+    teachers: Mapping[str, Tensor] = {}
+    """(n, Dt) features by modality, where a loss has soft labels."""
+    present: Mapping[str, Tensor] = {}
+    """(n,) bool by modality: which rows have an item; of modalities that are not named, all do."""
+    numbers: Mapping[str, Tensor] = {}
+    """(n,) int64 rows of the store by level, for what is known of single samples or captions."""
+
+    def normalised(self) -> Instances:
+        """Return the rows with all vectors at length one."""
+        encoded = {
+            modality: items._replace(vector=unit(items.vector), uni=None if items.uni is None else unit(items.uni))
+            for modality, items in self.encoded.items()
+        }
+        return self._replace(encoded=encoded, teachers=map_tensors(unit, self.teachers))
+
+    def having(self, modalities: tuple[str, ...]) -> Tensor | None:
+        """Return which rows have an item of every one of these modalities, (n,) bool; None: all do."""
+        flags = [self.present[modality] for modality in modalities if modality in self.present]
+        return torch.stack(flags).all(dim=0) if flags else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftLabels:
+    """How teachers' similarities become targets (CUSA, eq. 5)."""
+
+    tau: float
+    top_k: int | None = None
+    mix: Mix = "each"
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """The rows' items compared with the columns'; whatever is computed of that is computed once.
+
+    `rows` and `columns` are normalised; `given` are scores of a scorer that is not the cosine.
+    """
+
+    rows: Instances
+    columns: Instances
+    given: Scores | None = None
+    _made: dict[Hashable, object] = field(default_factory=dict)
+
+    @property
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Every two modalities, once."""
+        return combinations(self.rows.encoded, 2)
+
+    def scores(self, first: str, second: str) -> Tensor:
+        """Return how alike the rows' items of `first` and the columns' of `second` are: (M, N)."""
+        if self.given is not None:
+            return self.given[first, second]
+
+        def cosines() -> Tensor:
+            if self.rows is self.columns and ("scores", second, first) in self._made:
+                return self.scores(second, first).T
+            return self.rows.encoded[first].vector @ self.columns.encoded[second].vector.T
+
+        return self._once(("scores", first, second), cosines)
+
+    def among(self, modality: str) -> Tensor:
+        """Return the cosines of the rows' items with the columns' of the same modality, by the uni-modal heads."""
+        return self.rows.encoded[modality].unimodal @ self.columns.encoded[modality].unimodal.T
+
+    @property
+    def same(self) -> Tensor:
+        """Which columns are of a row's group: (M, N) bool."""
+        return self._once("same", lambda: self.rows.groups[:, None] == self.columns.groups[None, :])
+
+    def labels(self, modality: str, soft: SoftLabels, among: tuple[str, ...]) -> Tensor:
+        """Return the soft labels of a modality's items among the columns that have all of `among`: (M, N)."""
+        if modality not in self.rows.teachers or modality not in self.columns.teachers:
+            raise ValueError(f"Soft labels need the teacher's features of {modality}, of rows and columns.")
+        limited = among if self.columns.having(among) is not None else ()
+        if soft.mix == "each":
+            return self._once(
+                ("labels", modality, soft, limited),
+                lambda: soft_targets(self._teacher(modality), soft.tau, soft.top_k, self.allowed(*among)),
+            )
+        both = self._once(
+            ("labels", soft, limited),
+            lambda: mixed_targets(
+                self._teacher(among[0]), self._teacher(among[1]), soft.tau, soft.mix, soft.top_k, self.allowed(*among)
+            ),
+        )
+        return both[among.index(modality)]
+
+    def allowed(self, *modalities: str) -> Tensor | None:
+        """Return which columns have all these modalities, (N,) bool; None: all. Where none has, all are let through."""
+        having = self.columns.having(modalities)
+        return None if having is None else having | ~having.any()
+
+    def weights(self, *modalities: str) -> Tensor | None:
+        """Return the shares of the rows that have all these modalities in a mean over them, (M,); None: equal ones."""
+        having, all_having = self.rows.having(modalities), self.columns.having(modalities)
+        return None if having is None or all_having is None else _shares(having, all_having)
+
+    def anchors(self, first: str, second: str) -> Tensor | None:
+        """Return the shares of the rows whose item of `first` has a match of `second` in the batch, (M,); None: equal.
+
+        A row without the one is no anchor; a row without the other still is, where its group has one.
+        """
+        if self.columns.having((first, second)) is None:
+            return None
+        have = self.columns.having((second,))
+        matched = self.columns.groups if have is None else self.columns.groups[have]
+        rows, columns = (
+            torch.isin(side.groups, matched) & _all(side.having((first,)), side.groups)
+            for side in (self.rows, self.columns)
+        )
+        return _shares(rows, columns)
+
+    def _teacher(self, modality: str) -> Tensor:
+        return self._once(
+            ("teacher", modality), lambda: self.rows.teachers[modality] @ self.columns.teachers[modality].T
+        )
+
+    def _once(self, key: Hashable, make: Callable[[], T]) -> T:
+        if key not in self._made:
+            self._made[key] = make()
+        return cast(T, self._made[key])
+
+
+def _shares(rows: Tensor, columns: Tensor) -> Tensor:
+    """Return weights of mean one over the batch, (M,), zero where a row does not count; `columns` are all the flags."""
+    return rows.double() * (len(columns) / columns.sum().clamp(min=1))
+
+
+def _all(flags: Tensor | None, like: Tensor) -> Tensor:
+    return torch.ones_like(like, dtype=torch.bool) if flags is None else flags

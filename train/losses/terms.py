@@ -1,0 +1,177 @@
+"""The terms that an objective is the weighted sum of. A term knows its name, its temperatures and its settings.
+
+A user's own derives from `Term` and is named `package.module:factory` (docs/training.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from train.losses.comparison import Comparison, SoftLabels
+from train.losses.functional import Negatives, Reduction, csa_loss, hinge_loss, info_nce, usa_loss
+from train.losses.temperature import Temperature
+
+
+class Term(nn.Module):
+    """A loss with its weight. Its parameters and buffers are trained, saved and resumed with the model.
+
+    `forward` is given a `Comparison` and returns a scalar: the mean over the rows, or what follows from it, so that the
+    mean over equal shares of a batch is the whole batch's loss.
+    """
+
+    soft: ClassVar[bool] = False
+    """Whether it needs the teachers' features."""
+    unimodal: ClassVar[bool] = False
+    """Whether it teaches the uni-modal heads."""
+
+    def __init__(self, name: str, weight: float = 1.0, temperatures: Mapping[str, Temperature] | None = None) -> None:
+        """`name`, and those of the `temperatures`, are what curves, tables and pages call them."""
+        super().__init__()
+        self.name, self.weight = name, weight
+        self.temperatures = nn.ModuleDict(temperatures)
+
+    def forward(self, compared: Comparison) -> Tensor:
+        raise NotImplementedError
+
+    def before_epoch(self, epoch: int) -> None:
+        """Learn that epoch `epoch` (from 0) begins, or is gone on with."""
+
+    def remark(self, value: float, batch_size: int) -> str:
+        """Say what a person should know of an epoch whose mean loss was `value`; usually nothing."""
+        return ""
+
+
+class InfoNCE(Term):
+    """InfoNCE between every two modalities (CUSA, eq. 1–4); the mean over those pairs that have anchors."""
+
+    def __init__(self, weight: float = 1.0, reduction: Reduction = "mean") -> None:
+        super().__init__("InfoNCE", weight, {"InfoNCE": Temperature(0.05, 0.01, 0.10)})
+        self._reduction: Reduction = reduction
+
+    def forward(self, compared: Comparison) -> Tensor:
+        tau = self.temperatures["InfoNCE"]()
+        groups = compared.rows.groups, compared.columns.groups
+        losses, anchored = [], []
+        for first, second in compared.pairs:
+            scores, reverse = compared.scores(first, second), compared.scores(second, first)
+            anchors = compared.anchors(first, second), compared.anchors(second, first)
+            allowed = compared.allowed(second), compared.allowed(first)
+            losses.append(info_nce(scores, tau, groups, self._reduction, reverse, anchors, allowed))
+            anchored.append(_anchored(compared, first, second))
+        return _mean_over(losses, anchored)
+
+
+class CSA(Term):
+    """Cross-modal soft-label alignment (CUSA, eq. 6) between every two modalities that have teachers."""
+
+    soft = True
+
+    def __init__(self, weight: float, labels: SoftLabels) -> None:
+        super().__init__("CSA", weight, {"CSA": Temperature(0.45, 0.10, 0.99)})
+        self._labels = labels
+
+    def forward(self, compared: Comparison) -> Tensor:
+        tau = self.temperatures["CSA"]()
+        losses, anchored = [], []
+        for both in compared.pairs:
+            if not set(both) <= compared.rows.teachers.keys():
+                continue
+            targets = [compared.labels(modality, self._labels, both) for modality in both]
+            scores, reverse = compared.scores(*both), compared.scores(*both[::-1])
+            masks = compared.weights(*both), compared.allowed(*both)
+            losses.append(csa_loss(scores, targets[0], targets[1], tau, reverse, *masks))
+            anchored.append(_anchored(compared, *both))
+        return _mean_over(losses, anchored)
+
+
+class USA(Term):
+    """Uni-modal soft-label alignment (CUSA, eq. 7, 8) within every modality that has a teacher."""
+
+    soft = True
+    unimodal = True
+
+    def __init__(self, weight: float, labels: SoftLabels, modalities: tuple[str, ...]) -> None:
+        """`modalities` are those with a teacher; each has a temperature of its own."""
+        super().__init__("USA", weight, {f"USA {modality}": Temperature(0.45, 0.10, 1.00) for modality in modalities})
+        self._labels, self._modalities = labels, modalities
+
+    def forward(self, compared: Comparison) -> Tensor:
+        among = [(modality,) if self._labels.mix == "each" else self._modalities for modality in self._modalities]
+        return usa_loss(
+            [compared.among(modality) for modality in self._modalities],
+            [
+                compared.labels(modality, self._labels, some)
+                for modality, some in zip(self._modalities, among, strict=True)
+            ],
+            [self.temperatures[f"USA {modality}"]() for modality in self._modalities],
+            [compared.weights(*some) for some in among],
+            [compared.allowed(*some) for some in among],
+        )
+
+
+class Hinge(Term):
+    """The triplet loss with margin between every two modalities, both ways (VSE++, 1707.05612; SGRAF, 2101.01368).
+
+    From a random start the hardest negative alone holds the loss at 2 · margin a row for epochs: every score is alike,
+    and what pulls one pair up pulls its hardest negative along. During `warm_up` epochs all violations count.
+    """
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        margin: float = 0.2,
+        negatives: Negatives = "hardest",
+        warm_up: int = 0,
+        mean: bool = False,
+    ) -> None:
+        """`mean` averages over the batch; else the loss is summed, as the authors do."""
+        super().__init__("Hinge", weight)
+        self._margin, self._mean, self._warm_up = margin, mean, warm_up
+        self._negatives: Negatives = negatives
+        self._now: Negatives = negatives
+
+    def before_epoch(self, epoch: int) -> None:
+        self._now = "all" if epoch < self._warm_up else self._negatives
+
+    def forward(self, compared: Comparison) -> Tensor:
+        losses, anchored = [], []
+        for first, second in compared.pairs:
+            ways = [self._one_way(compared, *way) for way in ((first, second), (second, first))]
+            losses.append(ways[0] + ways[1])
+            anchored.append(_anchored(compared, first, second))
+        return _mean_over(losses, anchored) * (1 if self._mean else len(compared.columns.groups))
+
+    def _one_way(self, compared: Comparison, first: str, second: str) -> Tensor:
+        masks = compared.weights(first, second), compared.allowed(second)
+        scores, own = compared.scores(first, second), compared.rows.places
+        return hinge_loss(scores, own, compared.same, self._margin, self._now, *masks)
+
+    def remark(self, value: float, batch_size: int) -> str:
+        plateau = 2 * self._margin * (1 if self._mean else batch_size)
+        if self._now != "hardest" or abs(value - plateau) > 0.02 * plateau:
+            return ""
+        return (
+            f"{self.name} stands at {value:.4g}, its plateau of 2 · margin{'' if self._mean else ' · batch size'}: the "
+            f"scores are still alike, and the hardest negatives undo what the pairs learn. It may leave it after some "
+            f"epochs; loss.hinge.warm_up={self._warm_up + 1} lets all violations count first."
+        )
+
+
+def _anchored(compared: Comparison, first: str, second: str) -> Tensor | None:
+    """Return whether any row of the batch has both, (); None: all do."""
+    having = compared.columns.having((first, second))
+    return None if having is None else having.any()
+
+
+def _mean_over(losses: list[Tensor], anchored: list[Tensor | None]) -> Tensor:
+    """Return the mean of the losses of those pairs of modalities that have an anchor; zero where none has."""
+    if not losses:
+        raise ValueError("The loss compares modalities, and the student and its teachers have no two in common.")
+    if all(flag is None for flag in anchored):
+        return torch.stack(losses).mean() if len(losses) > 1 else losses[0]
+    counted = torch.stack([losses[0].new_ones(()) if flag is None else flag.to(losses[0].dtype) for flag in anchored])
+    return (torch.stack(losses) * counted).sum() / counted.sum().clamp(min=1)
