@@ -9,13 +9,15 @@ import multiprocessing
 from pathlib import Path
 
 import torch
-from models.temperatures import Taus
 from torch import Tensor
 
 from benchmarks.measure import Result, in_turn
+from models.encoded import Encoded
+from models.scoring import Cosine
 from stores.parameters import Loss
 from train.losses import tiles
-from train.losses.objective import Compared, objective
+from train.losses.comparison import Instances
+from train.losses.objective import compare, make_objective
 
 DIM, LARGE = 512, 32_768
 ROUNDS = 2
@@ -84,18 +86,24 @@ class _Inputs:
         shared = centres[torch.randint(count // 8, (count,), generator=generator)]
         noisy = [shared + torch.randn(count, DIM, generator=generator) for _ in range(6)]
         self._embeddings = [tensor.to(device).requires_grad_() for tensor in noisy[:4]]
-        self._taus = [torch.tensor(tau, device=device, requires_grad=True) for tau in (0.05, 0.45, 0.45, 0.45)]
-        teachers = (tensor.to(device) for tensor in noisy[4:])
-        self._pairs = Compared(*self._embeddings, *teachers, groups=torch.arange(count, device=device) // 2)
+        self._objective = make_objective(Loss()).to(device)
+        image, text, uni_image, uni_text = self._embeddings
+        places = torch.arange(count, device=device)
+        self._batch = Instances(
+            {"image": Encoded(image, uni_image), "text": Encoded(text, uni_text)},
+            places,
+            places // 2,
+            {modality: tensor.to(device) for modality, tensor in zip(("image", "text"), noisy[4:], strict=True)},
+        )
 
     def step(self, elements: int) -> list[Tensor]:
         """Return the value and its gradients, computed in tiles of at most so many `elements`."""
         standard, tiles.ELEMENTS = tiles.ELEMENTS, elements  # type: ignore[misc]
         try:
-            value, _ = objective(self._pairs, self._pairs, Taus(*self._taus), Loss())
+            value, _ = compare(self._objective, self._batch, self._batch, Cosine())
         finally:
             tiles.ELEMENTS = standard  # type: ignore[misc]
-        return [value.detach(), *torch.autograd.grad(value, [*self._embeddings, *self._taus])]
+        return [value.detach(), *torch.autograd.grad(value, [*self._embeddings, *self._objective.parameters()])]
 
 
 def _peak(device: str, count: int) -> int:

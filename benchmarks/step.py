@@ -57,7 +57,7 @@ def benchmark() -> list[Result]:
         batch = next(iter(soft.data.loader))
         step = _step(soft, plain, batch, what)
         features = [store.features(slug) for slug in ("hog-color", "minilm")]
-        numbers = (batch.samples.numpy(), batch.captions.numpy())
+        numbers = [numbers.numpy() for numbers in batch.numbers.values()]
         gathered = statistics.median(
             seconds(lambda: [teacher.gather(rows) for teacher, rows in zip(features, numbers, strict=True)])
             for _ in range(20)

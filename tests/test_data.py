@@ -17,7 +17,8 @@ from open_clip import image_transform
 from PIL import Image
 from torch import Tensor
 
-from models.student import load_student
+from models.encoded import tensors_of, with_tensors
+from models.student import as_student, load_student
 from pipeline.extract import extract
 from stores import ExtractParameters, Store, StoreError, TrainingError
 from stores.images import decode_rgb
@@ -26,6 +27,7 @@ from train.data.batches import Batch, TrainingData
 
 CPU = torch.device("cpu")
 SLUGS = ("tiny_teachers-mean_colour", "tiny_teachers-no_e")
+TEACHERS = dict(zip(("image", "text"), SLUGS, strict=True))
 SETTINGS = Train(batch_size=12, shuffle_shards=2)
 
 
@@ -65,7 +67,7 @@ def two_stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
 
 
 def data(store: Store, settings: Train = SETTINGS, student: Any = None, **ranks: int) -> TrainingData:
-    return TrainingData(store, settings, SLUGS, student or Augmenting(), CPU, **ranks)
+    return TrainingData(store, settings, TEACHERS, as_student(student or Augmenting()).inputs, CPU, **ranks)
 
 
 def loaded(made: TrainingData, epoch: int = 0, first_step: int = 0) -> list[Batch]:
@@ -76,10 +78,8 @@ def loaded(made: TrainingData, epoch: int = 0, first_step: int = 0) -> list[Batc
 def assert_same(some: Sequence[Batch], others: Sequence[Batch]) -> None:
     assert len(some) == len(others) > 0
     for one, other in zip(some, others, strict=True):
-        for a, b in zip(one, other, strict=True):
-            assert (a is None) == (b is None)
-            if a is not None:
-                torch.testing.assert_close(a, b, rtol=0, atol=0)
+        assert one.inputs.keys() == other.inputs.keys() == {"image", "text"}
+        torch.testing.assert_close(tensors_of(one), tensors_of(other), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -91,11 +91,11 @@ def test_the_table_on_the_device_and_the_gather_on_the_host_join_the_same(
     assert resident.on_device
     assert not gathered.on_device
     for here, there in zip(loaded(resident), loaded(gathered), strict=True):
-        torch.testing.assert_close(here.images, there.images, rtol=0, atol=0)
-        assert here.teacher_image is None
-        for a, b in zip(resident.teachers(here), gathered.teachers(there), strict=True):
-            assert a.dtype == torch.float16
-            torch.testing.assert_close(a, b, rtol=0, atol=0)
+        torch.testing.assert_close(here.inputs["image"], there.inputs["image"], rtol=0, atol=0)
+        assert here.teachers == {}
+        joined = resident.teachers(here)
+        assert {modality: rows.dtype for modality, rows in joined.items()} == dict.fromkeys(TEACHERS, torch.float16)
+        torch.testing.assert_close(joined, gathered.teachers(there), rtol=0, atol=0)
 
 
 def test_a_mixed_batch_holds_what_each_store_has(two_stores: tuple[Store, Store]) -> None:
@@ -104,19 +104,24 @@ def test_a_mixed_batch_holds_what_each_store_has(two_stores: tuple[Store, Store]
     student, seen = Augmenting(), []
     end = [int(main.rows("train", modality)[-1]) + 1 for modality in ("image", "text")]
     for batch in loaded(made):
-        image, text = made.teachers(batch)
-        assert (batch.samples >= end[0]).sum() == 3  # a quarter of every batch
-        for place, numbers in enumerate(zip(batch.samples.tolist(), batch.captions.tolist(), strict=True)):
+        image, text = made.teachers(batch).values()
+        samples, captions = batch.numbers.values()
+        assert (samples >= end[0]).sum() == 3  # a quarter of every batch
+        for place, numbers in enumerate(zip(samples.tolist(), captions.tolist(), strict=True)):
             store = other if numbers[0] >= end[0] else main
             firsts = [int(other.rows("train", modality)[0]) for modality in ("image", "text")]
             rows = numbers if store is main else [n - e + f for n, e, f in zip(numbers, end, firsts, strict=True)]
             assert store.captions["sample"][rows[1]].as_py() == rows[0]
             expected = student.eval_transform(decode_rgb(store.images[rows[0]]))
-            torch.testing.assert_close(batch.images[place], expected, rtol=0, atol=0)
-            assert batch.tokens[place].equal(student.tokenizer([store.captions["text"][rows[1]].as_py()])[0])
+            torch.testing.assert_close(batch.inputs["image"][place], expected, rtol=0, atol=0)
+            assert (
+                batch.inputs["text"]
+                .values[place]
+                .equal(student.tokenizer([store.captions["text"][rows[1]].as_py()])[0])
+            )
             for slug, row, found in zip(SLUGS, rows, (image[place], text[place]), strict=True):
                 np.testing.assert_array_equal(found.numpy(), store.features(slug).gather(np.array([row]))[0])
-        seen.extend(batch.captions.tolist())
+        seen.extend(captions.tolist())
     assert len({caption for caption in seen if caption < end[1]}) == sum(caption < end[1] for caption in seen)
 
 
@@ -126,7 +131,7 @@ def test_failed_features_leave_their_pairs_out(two_stores: tuple[Store, Store]) 
     failed = np.flatnonzero(~main.features(SLUGS[1]).valid)
     in_train = set(failed.tolist()) & set(main.rows("train", "text").tolist())
     assert made.stream.left_out == len(in_train) > 0
-    assert not {int(caption) for batch in loaded(made) for caption in batch.captions} & in_train
+    assert not {int(caption) for batch in loaded(made) for caption in batch.numbers["caption"]} & in_train
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")  # more than there are processors
@@ -146,7 +151,7 @@ def test_the_number_of_processes_changes_nothing(two_stores: tuple[Store, Store]
     for processes in (2, 3):
         ranks = [loaded(data(two_stores[0], settings, rank=r, processes=processes)) for r in range(processes)]
         together = [
-            Batch(*(torch.cat(parts) for parts in zip(*(batch[:5] for batch in step), strict=True)))
+            with_tensors(step[0], [torch.cat(parts) for parts in zip(*map(tensors_of, step), strict=True)])
             for step in zip(*ranks, strict=True)
         ]
         assert_same(whole, together)
@@ -156,7 +161,11 @@ def test_augmentation_is_new_each_epoch_and_leaves_the_generators_alone(two_stor
     made = data(two_stores[0], replace(SETTINGS, augment=True))
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     pictures = [
-        {int(caption): batch.images[n] for batch in loaded(made, epoch) for n, caption in enumerate(batch.captions)}
+        {
+            int(caption): batch.inputs["image"][n]
+            for batch in loaded(made, epoch)
+            for n, caption in enumerate(batch.numbers["caption"])
+        }
         for epoch in range(2)
     ]
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[:2]
@@ -165,7 +174,7 @@ def test_augmentation_is_new_each_epoch_and_leaves_the_generators_alone(two_stor
     assert len(common) > 100
     assert not any(pictures[0][caption].equal(pictures[1][caption]) for caption in common)
     other_seed = loaded(data(two_stores[0], replace(SETTINGS, augment=True, seed=1)))
-    assert not other_seed[0].images.equal(loaded(made, 0)[0].images)
+    assert not other_seed[0].inputs["image"].equal(loaded(made, 0)[0].inputs["image"])
 
 
 def test_a_pickled_data_set_carries_paths_alone(two_stores: tuple[Store, Store]) -> None:
@@ -207,13 +216,13 @@ def test_pairs_of_one_picture_are_one_group_over_all_stores(two_stores: tuple[St
 
     alone = data(Store.open(tmp_path / "twice"), replace(SETTINGS, batch_size=6))
     for batch in loaded(alone):
-        assert batch.groups.tolist() == (batch.samples % 2).tolist()
+        assert batch.groups.tolist() == (batch.numbers["sample"] % 2).tolist()
     mixed = data(main, replace(SETTINGS, mix_in={str(tmp_path / name): 0.25 for name in ("same", "twice")}))
     stores = [main, Store.open(tmp_path / "same"), Store.open(tmp_path / "twice")]
     numbers = {"same": range(48, 56), "twice": range(56, 60)}
     seen = set()
     for batch in (batch for epoch in range(4) for batch in loaded(mixed, epoch)):
-        for number, group in zip(batch.samples.tolist(), batch.groups.tolist(), strict=True):
+        for number, group in zip(batch.numbers["sample"].tolist(), batch.groups.tolist(), strict=True):
             assert group == {**{48 + n: n for n in range(8)}, 56: 0, 57: 57, 58: 0, 59: 57}.get(number, number)
             seen.add(number)
     assert seen >= set(numbers["same"]) | set(numbers["twice"])
@@ -230,7 +239,7 @@ def test_stores_that_do_not_go_together_are_refused(two_stores: tuple[Store, Sto
     with pytest.raises(TrainingError, match="sum below 1"):
         data(main, replace(SETTINGS, mix_in={str(other.root): 0.99999}))
     with pytest.raises(TrainingError, match=r"encodes texts, but teachers\.image names it"):
-        TrainingData(main, SETTINGS, (SLUGS[1], SLUGS[1]), Augmenting(), CPU)
+        TrainingData(main, SETTINGS, dict.fromkeys(TEACHERS, SLUGS[1]), as_student(Augmenting()).inputs, CPU)
     teachers = Teachers(image="tiny_teachers:mean_colour", image_weights="others", text="tiny_teachers:no_e")
     extract(replace(small_scenes(train=20, val=2, test=2), teachers=teachers), tmp_path / "third")
     third = Store.open(tmp_path / "third")

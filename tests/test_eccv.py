@@ -18,7 +18,8 @@ from stores import CusaError
 from train.evaluation.eccv import _package, coco_ids, eccv_caption
 from train.evaluation.evaluate import cross_modal
 from train.evaluation.metrics import many_to_many, most_relevant
-from train.evaluation.rankings import Rows, top
+from train.evaluation.rankings import CosineRows, top
+from train.evaluation.similarities import CosineSimilarities
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +51,11 @@ def coco(package: Any) -> dict[str, Any]:
 
 
 def test_the_figures_are_those_of_our_own_metrics_on_their_truth(package: Any, coco: dict[str, Any]) -> None:
-    measured = eccv_caption(coco["images"], coco["texts"], coco["image_ids"], coco["caption_ids"])
+    measured = eccv_caption(CosineSimilarities(coco["images"], coco["texts"]), coco["image_ids"], coco["caption_ids"])
     images, texts = coco["images"], coco["texts"][:-1]
     count = len(texts)
     own = sparse.csr_array((np.ones(count, dtype=bool), (coco["own"], np.arange(count))), shape=(len(images), count))
-    ours = cross_modal(images, texts, own)
+    ours = cross_modal(CosineSimilarities(images, texts), own)
     for direction, queries, ids, candidates, others, theirs in (
         ("image_to_text", images, coco["image_ids"], texts, coco["caption_ids"], "i2t"),
         ("text_to_image", texts, coco["caption_ids"], images, coco["image_ids"], "t2i"),
@@ -68,7 +69,7 @@ def test_the_figures_are_those_of_our_own_metrics_on_their_truth(package: Any, c
         relevant = sparse.csr_array(
             np.array([np.isin(others[: len(candidates)], truth[int(ids[row])]) for row in within])
         )
-        rows = Rows(queries=queries[within], candidates=candidates)
+        rows = CosineRows(queries=queries[within], candidates=candidates)
         expected = many_to_many(top(rows, most_relevant(relevant)), relevant)
         assert measured["eccv_caption"][direction] == pytest.approx(expected, abs=100 * 2 / len(asked))
         assert all(1 < value < 99 for value in measured["eccv_caption"][direction].values())
@@ -77,17 +78,17 @@ def test_the_figures_are_those_of_our_own_metrics_on_their_truth(package: Any, c
 
 def test_a_part_of_the_test_split_is_refused(coco: dict[str, Any]) -> None:
     with pytest.raises(CusaError, match=r"5,000 images: 1 of them are missing here \(first: \d+\) and 0 are there"):
-        eccv_caption(coco["images"][1:], coco["texts"], coco["image_ids"][1:], coco["caption_ids"])
+        eccv_caption(CosineSimilarities(coco["images"][1:], coco["texts"]), coco["image_ids"][1:], coco["caption_ids"])
     twice = coco["caption_ids"].copy()
     twice[-1] = twice[0]
     with pytest.raises(CusaError, match=r"25,000 captions: 0 of them are missing here .* 1 are there twice"):
-        eccv_caption(coco["images"], coco["texts"], coco["image_ids"], twice)
+        eccv_caption(CosineSimilarities(coco["images"], coco["texts"]), coco["image_ids"], twice)
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "eccv_caption", None)
     with pytest.raises(CusaError, match=r"pip install -e '.\[eccv\]'"):
-        eccv_caption(torch.eye(1), torch.eye(1), np.array([1]), np.array([1]))
+        eccv_caption(CosineSimilarities(torch.eye(1), torch.eye(1)), np.array([1]), np.array([1]))
 
 
 def store_of(images: list[str], texts: list[str], owners: list[int]) -> Any:

@@ -274,7 +274,7 @@ def test_the_figures_until_an_interrupt_are_kept(here: Path, monkeypatch: pytest
 
 
 def test_a_broken_model_does_not_stop_the_others(here: Path, scenes_run: Path) -> None:
-    tiny_checkpoint(here / "nan.safetensors", lambda model: nn.init.constant_(model.image_head[1].bias, torch.nan))
+    tiny_checkpoint(here / "nan.safetensors", lambda model: nn.init.constant_(model.heads["image"][1].bias, torch.nan))
     result = evaluate("--model", "nan.safetensors", "--model", "artifacts/run", "--task", "retrieval")
     assert result.exit_code == 0
     assert "The embeddings hold values that are not finite" in words(result.stderr)
@@ -326,7 +326,7 @@ def tiny_checkpoint(path: Path, change: Callable[[AlignedModel], object] = lambd
     student = Student(model="tiny_students:Tiny")
     model = AlignedModel(load_student(student))
     change(model)
-    save_checkpoint(path, model, {"epoch": 0, "parameters": as_dict(TrainParameters(student=student))})
+    save_checkpoint(path, {"model": model}, {"epoch": 0, "parameters": as_dict(TrainParameters(student=student))})
 
 
 def test_a_part_of_coco_is_not_taken_for_its_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from models.aligned import AlignedModel
 from models.checkpoint import save_checkpoint
+from models.inputs import Padded
 from models.student import load_student
 from models.teachers import load_teacher
 from stores import CusaError, ParameterError, StudentError, TeacherError, TrainingError, TrainParameters
@@ -27,7 +28,7 @@ def trained() -> AlignedModel:
     """A student whose four heads differ from the identity and from each other."""
     torch.manual_seed(0)
     model = AlignedModel(load_student(Student()))
-    for head in (model.image_head, model.text_head, model.uni_image_head, model.uni_text_head):
+    for head in (*model.heads.values(), *model.uni_heads.values()):
         torch.nn.init.normal_(head[1].weight, std=0.1)
     return model.eval()
 
@@ -35,7 +36,7 @@ def trained() -> AlignedModel:
 def checkpoint(folder: Path, model: AlignedModel) -> Path:
     path = folder / "run" / "best.safetensors"
     path.parent.mkdir()
-    save_checkpoint(path, model, {"epoch": 0, "parameters": as_dict(TrainParameters())})
+    save_checkpoint(path, {"model": model}, {"epoch": 0, "parameters": as_dict(TrainParameters())})
     return path
 
 
@@ -48,9 +49,10 @@ def test_a_checkpoint_is_measured_by_its_uni_modal_heads(tmp_path: Path, trained
     path = checkpoint(tmp_path, trained)
     images = torch.stack([trained.student.eval_transform(image) for image in pictures()])
     with torch.inference_mode():
-        expected_images = trained.embed_images(images)[1].numpy()
-        expected_texts = trained.embed_texts(trained.student.tokenizer(TEXTS))[1].numpy()
-        cross = trained.embed_images(images)[0].numpy()
+        encoded = trained.encode("image", images)
+        expected_images, cross = encoded.unimodal.numpy(), encoded.vector.numpy()
+        tokens = trained.student.tokenizer(TEXTS)
+        expected_texts = trained.encode("text", Padded(tokens, tokens >= 0)).unimodal.numpy()
     for spec in (path, path.parent):
         model = load_model(str(spec), device="cpu", precision="fp32")
         assert model.modalities == ("image", "text")
@@ -74,10 +76,10 @@ def test_an_open_clip_model_is_measured_without_heads(tmp_path: Path, name: str)
     with torch.inference_mode():
         images = torch.stack([student.eval_transform(image) for image in pictures()])
         expected = student.encode_image(images).numpy()
-        cross, uni = model.aligned.embed_images(images)
+        encoded = model.aligned.encode("image", images)
     found = model.encode_images([model.prepare_image(image) for image in pictures()])
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(cross, uni)
+    torch.testing.assert_close(encoded.vector, encoded.unimodal)
 
 
 def test_teachers_give_what_they_give_in_stage_one() -> None:
@@ -111,7 +113,7 @@ def test_wrong_models_are_refused(tmp_path: Path, trained: AlignedModel) -> None
     path = checkpoint(tmp_path, trained)
     with pytest.raises(StudentError, match="takes no separate weights"):
         load_model(str(path), weights="x.pt", device="cpu")
-    save_checkpoint(path, trained, {"epoch": 0, "parameters": {"student": {"modle": "x"}}})
+    save_checkpoint(path, {"model": trained}, {"epoch": 0, "parameters": {"student": {"modle": "x"}}})
     with pytest.raises(ParameterError, match=r"best.safetensors \(its record\).*model"):
         load_model(str(path), device="cpu")
 

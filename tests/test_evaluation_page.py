@@ -11,7 +11,6 @@ import pytest
 import torch
 from browsers import fits, needs_browser
 from click.testing import CliRunner, Result
-from models.temperatures import Taus
 
 from models.aligned import AlignedModel
 from models.checkpoint import save_checkpoint
@@ -19,11 +18,12 @@ from models.student import load_student
 from stores import Store, TrainingError, TrainParameters
 from stores.parameters import Loss, Student, Teachers, as_dict
 from train.eval_cli import main
-from train.evaluation.embed import SplitEmbeddings
+from train.evaluation.measured_split import MeasuredSplit
 from train.evaluation.names import short_names
 from train.evaluation.result import Evaluation
 from train.evaluation.result import Result as Measured
-from train.report.page import Embedded, shown, write_evaluation
+from train.evaluation.similarities import CosineSimilarities
+from train.report.page import Embedded, write_evaluation
 from train.report.page.charts import Series, line_chart
 from train.report.page.curves import curves
 from train.report.page.run_files import read_epochs
@@ -97,7 +97,7 @@ def test_of_many_models_the_first_have_pictures(scenes_store: Store, scenes_run:
     record = {"epoch": 0, "parameters": as_dict(TrainParameters(student=student, teachers=others))}
     names = [f"{number}.safetensors" for number in range(4)]
     for name in names:
-        save_checkpoint(tmp_path / name, AlignedModel(load_student(student)), record)
+        save_checkpoint(tmp_path / name, {"model": AlignedModel(load_student(student))}, record)
     models = [word for name in ("broken", *names) for word in ("--model", tmp_path / name)]
     page = page_of(tmp_path / "out", *models, "--store", scenes_store.root, "--task", "retrieval")
     assert "of the first 4 of the 5 models that embed images and texts" in page
@@ -206,11 +206,12 @@ def test_an_epochs_csv_of_others_is_one_message(tmp_path: Path, text: str) -> No
 
 
 def test_curves_of_more_than_two_have_a_chart_each() -> None:
-    embeddings = SplitEmbeddings(*(4 * [np.zeros((0, 2))]))
-    epochs = [{"epoch": 1.0, "validation/RSUM": 1.0, "loss/InfoNCE": 2.0, "temperature/contrast": 0.05}]
+    none = torch.zeros((0, 2))
+    tested = MeasuredSplit(none, none, CosineSimilarities(none, none))
+    epochs = [{"epoch": 1.0, "validation/RSUM": 1.0, "loss/InfoNCE": 2.0, "temperature/InfoNCE": 0.05}]
 
     def model(name: str, loss: Loss | None, epochs: list[dict[str, float]] = epochs) -> Shown:
-        return Shown(name=name, tested=shown.Tested(embeddings), loss=loss, epochs=epochs)
+        return Shown(name=name, tested=tested, loss=loss, epochs=epochs)
 
     soft, plain = model("soft", Loss()), model("plain", Loss(alpha=0, beta=0))
     assert dashed([soft, plain]) is dashed([plain, soft]) is plain
@@ -225,9 +226,9 @@ def test_curves_of_more_than_two_have_a_chart_each() -> None:
 
 def test_models_of_other_soft_labels_are_not_measured_by_these(scenes_store: Store) -> None:
     random = torch.Generator().manual_seed(0)
-    sizes = {"image": 20, "uni_image": 20, "text": 100, "uni_text": 100}
-    embeddings = SplitEmbeddings(**{name: torch.randn(size, 8, generator=random) for name, size in sizes.items()})
-    tested = shown.Tested(embeddings, temperatures=Taus(0.05, 0.2, 0.2, 0.2)._asdict())
+    image, text, uni_image, uni_text = (torch.randn(size, 8, generator=random) for size in (20, 100, 20, 100))
+    unknown = MeasuredSplit(uni_image, uni_text, CosineSimilarities(image, text))
+    tested = unknown._replace(temperatures={"InfoNCE": 0.05, "CSA": 0.2, "USA image": 0.2, "USA text": 0.2})
     losses = {
         "plain": Loss(alpha=0, beta=0),
         "csa": Loss(beta=0),
@@ -237,7 +238,7 @@ def test_models_of_other_soft_labels_are_not_measured_by_these(scenes_store: Sto
         "unknown": None,
     }
     models = [Shown(name=name, tested=tested, loss=loss) for name, loss in losses.items()]
-    models[-1] = Shown(name="unknown", tested=shown.Tested(embeddings))
+    models[-1] = Shown(name="unknown", tested=unknown)
     found = soft_labels(scenes_store, "test", TrainParameters(), models)
     assert found is not None
     assert [model.name for model in found.models] == ["plain", "csa", "both"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from models.temperatures import Taus
 from tiny_students import Dropping
 from torch import Tensor
 

@@ -331,7 +331,9 @@ def test_a_smaller_source_leaves_nothing_stale(tmp_path: Path) -> None:
     for slug in ("hog-color", "minilm"):
         kept, fresh = (store.features(slug) for store in stores)
         rows = np.arange(len(kept))
-        np.testing.assert_allclose(kept.gather(rows), fresh.gather(rows), atol=1e-3)
+        # Where the processor has bf16, other batches round by up to 2⁻⁹ of a number.
+        cosines = np.einsum("nd,nd->n", kept.gather(rows).astype(float), fresh.gather(rows).astype(float))
+        assert cosines.min() > 0.9998
 
 
 def test_real_pictures_in_both_formats_are_the_same_data(shared_data: Path, tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_csa_and_usa_of_some_rows_against_all_columns() -> None:
             cosine_similarity(i[1:3], t), image_targets, text_targets, s, reverse=cosine_similarity(t[1:3], i)
         )
         among = cosine_similarity(i[1:3], i), cosine_similarity(t[1:3], t)
-        return cross + usa_loss(*among, image_targets, text_targets, s, 0.2)
+        return cross + usa_loss(among, [image_targets, text_targets], [s, 0.2])
 
     def slow(i: Tensor, t: Tensor, s: Tensor) -> Tensor:
         cross = loop_alignment(loop_cosine(i[1:3], t), image_targets, s)
@@ -174,7 +174,7 @@ def test_usa_is_the_equation() -> None:
 
     agree(
         lambda i, t, a, b: usa_loss(
-            cosine_similarity(i, i), cosine_similarity(t, t), image_targets, text_targets, a, b
+            [cosine_similarity(i, i), cosine_similarity(t, t)], [image_targets, text_targets], [a, b]
         ),
         slow,
         [image, text, tau(0.45), tau(0.10)],
@@ -243,7 +243,7 @@ def test_a_batch_of_one_gives_zero_and_losses_keep_precision(dtype: torch.dtype)
     values = [
         info_nce(similarity, 0.05, torch.tensor([3])),
         csa_loss(similarity, targets, targets, 0.45),
-        usa_loss(similarity, similarity, targets, targets, 0.45, 0.45),
+        usa_loss([similarity] * 2, [targets] * 2, [0.45] * 2),
     ]
     wanted = torch.float64 if dtype == torch.float64 else torch.float32
     assert [value.dtype for value in values] == [wanted] * 3

@@ -6,12 +6,12 @@ import warnings
 
 import numpy as np
 import pytest
-import torch
 from scipy import sparse
 
 from stores import CusaError
 from train.evaluation.metrics import class_recall, many_to_many, median_rank, most_relevant, recalls, spearman
 from train.evaluation.rankings import Rows, first_ranks, top
+from train.evaluation.similarities import ScoreMatrix
 
 
 def relevance(rows: list[list[int]]) -> sparse.csr_array:
@@ -20,9 +20,7 @@ def relevance(rows: list[list[int]]) -> sparse.csr_array:
 
 def rows(similarity: np.ndarray) -> Rows:
     """Rank by a similarity that is given."""
-    scores = torch.from_numpy(similarity)
-    queries, candidates = (torch.arange(float(count))[:, None] for count in scores.shape)
-    return Rows(queries=queries, candidates=candidates, similarity=lambda asked, _: scores[asked[:, 0].long()], block=4)
+    return ScoreMatrix(similarity, *(np.arange(count) for count in similarity.shape)).rows()
 
 
 def random_case(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

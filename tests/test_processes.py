@@ -113,7 +113,7 @@ from train.fit import trainer
 take = trainer.Training.step
 def step(self, batch, epoch, step):
     with open(Path(os.environ["SEEN"]) / f"{self._processes.rank}.jsonl", "a") as file:
-        print(json.dumps([epoch, step, batch.captions.tolist()]), file=file)
+        print(json.dumps([epoch, step, batch.numbers["caption"].tolist()]), file=file)
     return take(self, batch, epoch, step)
 trainer.Training.step = step
 from train.cli import main

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,14 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from models.encoded import Encoded
+from models.scoring import Cosine, OwnSimilarity
 from stores import CusaError
 from train.evaluation import rankings
 from train.evaluation.evaluate import cross_modal
 from train.evaluation.exact_cosine import unit_rows
-from train.evaluation.rankings import Rows, first_ranks, nearest, nearest_other, ranks_both_ways, top
+from train.evaluation.rankings import CosineRows, Rows, first_ranks, nearest, nearest_other, ranks_both_ways, top
+from train.evaluation.similarities import CosineSimilarities, ScoreMatrix, similarities
 
 
 def embeddings(random: np.random.Generator, rows: int, kind: str, size: int = 8) -> Tensor:
@@ -50,6 +54,15 @@ def oracle_ranks(ranking: list[list[int]], relevant: sparse.csr_array) -> list[i
     return [min(order.index(own) for own in np.flatnonzero(row)) for order, row in zip(ranking, dense, strict=True)]
 
 
+def matrix_rows(scores: Tensor) -> Rows:
+    """Rows of scores that are given."""
+    return matrix(scores).rows()
+
+
+def matrix(scores: Tensor) -> ScoreMatrix:
+    return ScoreMatrix(scores.float().numpy(), *(np.arange(count) for count in scores.shape))
+
+
 KINDS = ("random", "tied", "close", "equal")
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -72,7 +85,7 @@ def test_every_ranking_is_the_oracles(
             ranks = ranks_both_ways(images, texts, relevant, block)
             assert (ranks[0].tolist(), ranks[1].tolist()) == expected
     for queries in (1, 3, None):
-        rows = Rows(queries=images, candidates=texts, block=queries)
+        rows = CosineRows(queries=images, candidates=texts, block=queries)
         assert first_ranks(rows, relevant).tolist() == expected[0]
         for count in (1, 5, shape[1], shape[1] + 7):
             assert np.concatenate(list(top(rows, count))).tolist() == [order[:count] for order in there]
@@ -90,11 +103,11 @@ def test_the_nearest_other_row_is_the_oracles(kind: str) -> None:
 def test_a_pairs_similarity_is_one_number_in_every_block_and_direction() -> None:
     random = np.random.default_rng(0)
     queries, candidates = embeddings(random, 37, "random", 512), embeddings(random, 91, "random", 512)
-    whole = torch.cat(list(Rows(queries=queries, candidates=candidates)))
-    back = torch.cat(list(Rows(queries=candidates, candidates=queries, block=7)))
+    whole = torch.cat(list(CosineRows(queries=queries, candidates=candidates)))
+    back = torch.cat(list(CosineRows(queries=candidates, candidates=queries, block=7)))
     assert torch.equal(whole, back.T)
     assert all(
-        torch.equal(whole[:, [place]], next(iter(Rows(queries=queries, candidates=candidates[[place]]))))
+        torch.equal(whole[:, [place]], next(iter(CosineRows(queries=queries, candidates=candidates[[place]]))))
         for place in (0, 13, 90)
     )
     true = torch.nn.functional.normalize(queries.double()) @ torch.nn.functional.normalize(candidates.double()).T
@@ -105,9 +118,9 @@ def test_identical_embeddings_tie_wherever_they_stand() -> None:
     random = np.random.default_rng(1)
     queries, candidates = embeddings(random, 5, "random", 100), embeddings(random, 300, "random", 100)
     candidates[[3, 64, 299]] = queries[0] * torch.tensor([[1.0], [4.0], [0.125]])
-    assert next(iter(top(Rows(queries=queries, candidates=candidates), 3)))[0].tolist() == [3, 64, 299]
+    assert next(iter(top(CosineRows(queries=queries, candidates=candidates), 3)))[0].tolist() == [3, 64, 299]
     relevant = sparse.csr_array(np.eye(5, 300, k=60, dtype=bool) + np.eye(5, 300, k=299, dtype=bool))
-    assert first_ranks(Rows(queries=queries, candidates=candidates), relevant)[0] == 2
+    assert first_ranks(CosineRows(queries=queries, candidates=candidates), relevant)[0] == 2
 
 
 def test_the_fast_ranks_are_exact_where_float32_is_not() -> None:
@@ -118,33 +131,77 @@ def test_the_fast_ranks_are_exact_where_float32_is_not() -> None:
     texts = torch.from_numpy((image + 1e-5 * random.standard_normal((200, 256))).astype(np.float32))
     relevant = sparse.csr_array(np.kron(np.eye(40, dtype=bool), np.ones((1, 5), dtype=bool)))
     ranks = ranks_both_ways(images, texts, relevant, (16, 64))
-    assert ranks[0].tolist() == first_ranks(Rows(queries=images, candidates=texts), relevant).tolist()
+    assert ranks[0].tolist() == first_ranks(CosineRows(queries=images, candidates=texts), relevant).tolist()
     assert (
-        ranks[1].tolist() == first_ranks(Rows(queries=texts, candidates=images), sparse.csr_array(relevant.T)).tolist()
+        ranks[1].tolist()
+        == first_ranks(CosineRows(queries=texts, candidates=images), sparse.csr_array(relevant.T)).tolist()
     )
     rough = torch.nn.functional.normalize(images) @ torch.nn.functional.normalize(texts).T
-    rounded = first_ranks(Rows(queries=images, candidates=texts, similarity=lambda *_: rough, block=40), relevant)
+    rounded = first_ranks(matrix_rows(rough), relevant)
     assert rounded.tolist() != ranks[0].tolist(), "float32 alone would do, so this test shows nothing"
 
 
-def test_a_models_own_similarity_ranks() -> None:
+def test_scores_of_any_scorer_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(3)
-    images, texts = embeddings(random, 6, "tied"), embeddings(random, 14, "tied")
+    scores = torch.from_numpy(random.integers(0, 5, size=(6, 14)).astype(np.float32))
     relevant = relevance(random, 6, 14)
+    there, back = (np.argsort(-side, axis=1, kind="stable").tolist() for side in (scores.numpy(), scores.T.numpy()))
+    expected = oracle_ranks(there, relevant), oracle_ranks(back, sparse.csr_array(relevant.T))
+    for block in (1, 4, 100):
+        monkeypatch.setattr("train.evaluation.similarities.block_rows", lambda *_, block=block: block)
+        found = matrix(scores)
+        assert [ranks.tolist() for ranks in found.ranks(relevant)] == list(expected)
+        assert np.concatenate(list(top(found.rows(), 14))).tolist() == there
+        assert np.concatenate(list(top(found.columns(np.array([3, 0])), 6))).tolist() == [back[3], back[0]]
+        part = found.part(np.array([4, 1]), np.array([2, 9, 7]))
+        assert part.block(np.array([1]), np.array([2, 0])).tolist() == [[scores[1, 7], scores[1, 2]]]
+    measured = cross_modal(matrix(scores), relevant)
+    assert measured["text_to_image"]["R@1"] == 100 * np.mean(np.array(expected[1]) == 0)
+    assert measured["median_rank"]["text_to_image"] == np.median(expected[1]) + 1
 
-    def distance(queries: Tensor, candidates: Tensor) -> Tensor:
-        return -torch.cdist(queries, candidates, p=1).half()
 
-    whole = distance(images, texts).double().numpy()
-    for block in (1, 4, None):
-        rows = Rows(queries=images, candidates=texts, similarity=distance, block=block)
-        order = np.argsort(-whole, axis=1, kind="stable")
-        assert np.concatenate(list(top(rows, 14))).tolist() == order.tolist()
-        assert first_ranks(rows, relevant).tolist() == oracle_ranks(order.tolist(), relevant)
-    measured = cross_modal(images, texts, relevant, distance)
-    back = oracle_ranks(np.argsort(-whole.T, axis=1, kind="stable").tolist(), sparse.csr_array(relevant.T))
-    assert measured["text_to_image"]["R@1"] == 100 * np.mean(np.array(back) == 0)
-    assert measured["median_rank"]["text_to_image"] == np.median(back) + 1
+class Counting:
+    """Scores pairs by minus their distance, and remembers how many it was asked for; breaks down where it is told."""
+
+    pair_bytes = 2**26
+
+    def __init__(self, last: int = 10**9) -> None:
+        self.asked, self.last = 0, last
+
+    def matrix(self, first: Encoded, second: Encoded) -> Tensor:
+        self.asked += first.size * second.size
+        if self.asked > self.last:
+            raise RuntimeError("out of order")
+        return -torch.cdist(first.vector, second.vector, p=1)
+
+    def pairs(self, first: Encoded, second: Encoded) -> Tensor:
+        return -(first.vector - second.vector).abs().sum(dim=1)
+
+
+def test_every_pair_is_scored_once_and_an_interrupted_scoring_goes_on(tmp_path: Path) -> None:
+    random = np.random.default_rng(6)
+    sides = [Encoded(embeddings(random, rows, "random")) for rows in (9, 14)]
+    expected = -torch.cdist(sides[0].vector, sides[1].vector, p=1)
+    whole = Counting()
+    found = similarities(whole, *sides, torch.device("cpu"), tmp_path)
+    assert found.shape == (9, 14)
+    torch.testing.assert_close(found.block(np.arange(9), np.arange(14)), expected)
+    found.ranks(relevance(random, 9, 14))
+    assert whole.asked == 9 * 14
+    assert list(tmp_path.iterdir()) == [], "the file goes with those who read it"
+    broken = Counting(last=100)
+    with pytest.raises(RuntimeError, match="out of order"):
+        similarities(broken, *sides, torch.device("cpu"), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    other = [Encoded(side.vector + 1) for side in sides]
+    again, elsewhere = Counting(), Counting()
+    found = similarities(again, *sides, torch.device("cpu"), tmp_path)
+    torch.testing.assert_close(found.block(np.arange(9), np.arange(14)), expected)
+    assert 0 < again.asked < 9 * 14
+    with pytest.raises(RuntimeError, match="out of order"):
+        similarities(Counting(last=100), *sides, torch.device("cpu"), tmp_path)
+    similarities(elsewhere, *other, torch.device("cpu"), tmp_path)
+    assert elsewhere.asked == 9 * 14, "what others have begun is of no use"
 
 
 def test_five_folds_are_five_searches() -> None:
@@ -156,24 +213,25 @@ def test_five_folds_are_five_searches() -> None:
     for fold in range(5):
         theirs = owner // 2 == fold
         part = sparse.csr_array(own.toarray()[2 * fold : 2 * fold + 2][:, theirs])
-        alone.append(cross_modal(images[2 * fold : 2 * fold + 2], texts[theirs], part))
-    measured = cross_modal(images, texts, own, folds=5)
+        alone.append(cross_modal(CosineSimilarities(images[2 * fold : 2 * fold + 2], texts[theirs]), part))
+    found = CosineSimilarities(images, texts)
+    measured = cross_modal(found, own, folds=5)
     assert measured["RSUM"] == pytest.approx(np.mean([one["RSUM"] for one in alone]))
     assert measured["image_to_text"]["R@1"] == pytest.approx(np.mean([one["image_to_text"]["R@1"] for one in alone]))
-    assert measured["RSUM"] > cross_modal(images, texts, own)["RSUM"], "among fewer candidates it is easier"
+    assert measured["RSUM"] > cross_modal(found, own)["RSUM"], "among fewer candidates it is easier"
     with pytest.raises(CusaError, match="10 images do not divide into 3 folds"):
-        cross_modal(images, texts, own, folds=3)
+        cross_modal(found, own, folds=3)
 
 
-def test_broken_input_is_refused() -> None:
+def test_broken_input_is_refused(tmp_path: Path) -> None:
     good, bad = torch.eye(3), torch.eye(3)
     bad[1, 2] = torch.inf
     own, lonely = sparse.csr_array(np.eye(3, dtype=bool)), sparse.csr_array(np.diag([True, False, True]))
     calls: list[Callable[[Tensor, Tensor], object]] = [
         lambda a, b: ranks_both_ways(a, b, own),
-        lambda a, b: first_ranks(Rows(queries=a, candidates=b), own),
-        lambda a, b: list(top(Rows(queries=a, candidates=b), 2)),
-        lambda a, b: nearest(Rows(queries=a, candidates=b, similarity=lambda q, c: q @ c.T)),
+        lambda a, b: first_ranks(CosineRows(queries=a, candidates=b), own),
+        lambda a, b: list(top(CosineRows(queries=a, candidates=b), 2)),
+        lambda a, b: nearest(CosineRows(queries=a, candidates=b)),
     ]
     for call in calls:
         call(good, good)
@@ -188,11 +246,16 @@ def test_broken_input_is_refused() -> None:
     with pytest.raises(CusaError, match=r"The similarity is \(3, 2\), the relevance \(3, 3\)"):
         ranks_both_ways(good, good[:2], own)
     with pytest.raises(CusaError, match=r"The embeddings are \(0, 3\)"):
-        nearest(Rows(queries=good[:0], candidates=good))
-    with pytest.raises(CusaError, match="similarities hold values that are not finite"):
-        nearest(Rows(queries=good, candidates=good, similarity=lambda q, c: q @ c.T / 0))
-    with pytest.raises(CusaError, match=r"similarity returned \(3,\); expected \(3, 3\)"):
-        nearest(Rows(queries=good, candidates=good, similarity=lambda q, c: (q * c).sum(dim=1)))
+        nearest(CosineRows(queries=good[:0], candidates=good))
+    sides = Encoded(good), Encoded(good[:2])
+    for scores, message in (
+        (torch.full((3, 2), torch.nan), "scores are not finite"),
+        (torch.ones(3), r"scorer returned \(3,\) for 3 and 2 items; expected \(3, 2\)"),
+    ):
+        with pytest.raises(CusaError, match=message):
+            similarities(OwnSimilarity(lambda *_, scores=scores: scores), *sides, torch.device("cpu"), tmp_path)
+    with pytest.raises(CusaError, match="There are 0 and 2 items"):
+        similarities(Cosine(), Encoded(good[:0]), sides[1], torch.device("cpu"), tmp_path)
     with pytest.raises(CusaError, match="at least 2 are needed"):
         nearest_other(good[:1])
 

@@ -22,7 +22,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 
 from models.aligned import AlignedModel
+from models.encoded import tensors_of
 from models.export import export_student
+from models.inputs import Padded
 from models.open_clip_student import OpenClipStudent
 from models.student import load_student
 from stores import StudentError
@@ -101,9 +103,10 @@ def train(student: Any, steps: int = 2) -> dict[str, Tensor]:
     model.eval()
     model.train()
     for _ in range(steps):
-        embeddings, _ = model(*inputs(student))
+        images, tokens = inputs(student)
+        encoded = model({"image": images, "text": Padded(tokens, tokens >= 0)})
         optimizer.zero_grad()
-        sum(e.square().mean() + e[0, 0] for e in embeddings).backward()
+        sum(e.square().mean() + e[0, 0] for e in tensors_of(encoded)).backward()
         optimizer.step()
     return before
 

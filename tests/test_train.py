@@ -17,21 +17,22 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import content
-from models.temperatures import Temperature
 from torch import Tensor, nn
 
 from models.aligned import AlignedModel, Head
 from models.checkpoint import load_checkpoint, read_record, save_checkpoint
+from models.encoded import Encoded
 from models.student import load_student
 from stores import Store, StoreError, StudentError, TrainingError, TrainParameters
-from stores.parameters import Evaluation, Loss, Student, Train
-from train.evaluation.embed import embed_split
-from train.evaluation.evaluate import evaluate
+from stores.parameters import Evaluation, Student, Train
+from train.evaluation.embed import SplitEncoded, embed_split
+from train.evaluation.evaluate import Evaluated, evaluate
+from train.evaluation.similarities import CosineSimilarities
 from train.fit import trainer
 from train.fit.claim import replaces_another
 from train.fit.processes import Processes
 from train.fit.stops import Stop
-from train.losses.objective import Compared, objective
+from train.losses.temperature import Temperature
 from train.run import run
 
 QUICK = TrainParameters(train=Train(epochs=2, batch_size=16, device="cpu", precision="fp32", compare=False))
@@ -45,6 +46,12 @@ def weights(path: Path) -> dict[str, Tensor]:
     model = AlignedModel(load_student(Student()))
     load_checkpoint(path, {"model": model})
     return model.state_dict()
+
+
+def figures(model: AlignedModel, encoded: SplitEncoded, store: Store) -> Evaluated:
+    """Measure on the test split."""
+    first, second = (encoded[modality].vector for modality in ("image", "text"))
+    return evaluate(model, encoded, lambda: CosineSimilarities(first, second), store, "test")
 
 
 def test_heads_start_as_the_identity_after_layer_norm() -> None:
@@ -88,9 +95,9 @@ def test_a_checkpoint_brings_back_weights_and_optimiser(tmp_path: Path) -> None:
 
     one, optimizer = make()
     step(one, optimizer)
-    save_checkpoint(tmp_path / "c.safetensors", one, {"epoch": 3}, optimizer)
+    save_checkpoint(tmp_path / "c.safetensors", {"model": one}, {"epoch": 3}, optimizer)
     other, other_optimizer = make()
-    record = load_checkpoint(tmp_path / "c.safetensors", other, other_optimizer)
+    record = load_checkpoint(tmp_path / "c.safetensors", {"model": other}, other_optimizer)
     assert record["epoch"] == 3
     for _ in range(3):
         step(one, optimizer)
@@ -105,9 +112,9 @@ def test_foreign_and_broken_checkpoints_are_explained(tmp_path: Path) -> None:
     path.write_bytes(b"junk")
     with pytest.raises(TrainingError, match="is not a checkpoint of cusa-train"):
         read_record(path)
-    save_checkpoint(path, nn.Linear(3, 2), {})
+    save_checkpoint(path, {"model": nn.Linear(3, 2)}, {})
     with pytest.raises(TrainingError, match="does not fit this model"):
-        load_checkpoint(path, nn.Linear(4, 2))
+        load_checkpoint(path, {"model": nn.Linear(4, 2)})
     data = path.read_bytes()
     path.write_bytes(data[: len(data) - 4])
     with pytest.raises(TrainingError):
@@ -181,7 +188,7 @@ def test_another_run_s_folder_is_not_taken(scenes_store: Store, tmp_path: Path) 
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_place(
     scenes_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = trainer.objective, []
+    real, calls = trainer.compare, []
 
     def broken(*arguments: Any) -> Any:
         total, parts = real(*arguments)
@@ -190,7 +197,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_place(
             parts["CSA"] = parts["CSA"] * float("nan")
         return total, parts
 
-    monkeypatch.setattr(trainer, "objective", broken)
+    monkeypatch.setattr(trainer, "compare", broken)
     with pytest.raises(TrainingError) as caught:
         run(QUICK, scenes_store, tmp_path / "run")
     assert "not finite at step 8 of epoch 2: InfoNCE" in caught.value.message
@@ -230,15 +237,18 @@ def test_evaluation_follows_the_embeddings(scenes_store: Store) -> None:
     """With embeddings made from the truth itself, the figures are those of a perfect model."""
     model = AlignedModel(load_student(Student()))
     accelerator = Accelerator(cpu=True, mixed_precision="no")
-    embeddings = embed_split(model, scenes_store, "test", accelerator, batch_size=7, workers=0)
-    assert embeddings.image.shape == (20, 128)
-    assert embeddings.text.shape == (100, 128)
+    encoded = embed_split(model, scenes_store, "test", accelerator, batch_size=7, workers=0)
+    assert {modality: items.vector.shape for modality, items in encoded.items()} == {
+        "image": (20, 128),
+        "text": (100, 128),
+    }
     owner = torch.from_numpy(np.repeat(np.arange(20), 5))
-    perfect = embeddings._replace(image=torch.eye(20), text=torch.eye(20)[owner])
-    assert evaluate(model, perfect, scenes_store, "test").figures["RSUM"] == 600.0
+    perfect = {"image": Encoded(torch.eye(20)), "text": Encoded(torch.eye(20)[owner])}
+    assert figures(model, perfect, scenes_store).figures["RSUM"] == 600.0
     labels = scenes_store.samples["label"].slice(scenes_store.rows("test", "image")[0], 20).to_pylist()
     classes = torch.eye(20)[[sorted(set(labels)).index(label) for label in labels]]
-    found = evaluate(model, perfect._replace(uni_image=classes), scenes_store, "test").figures["image_class_R@1"]
+    labelled = {**perfect, "image": Encoded(torch.eye(20), classes)}
+    found = figures(model, labelled, scenes_store).figures["image_class_R@1"]
     assert found == 100 * np.mean([labels.count(label) > 1 for label in labels])
 
 
@@ -246,16 +256,16 @@ def test_a_figure_that_the_data_do_not_allow_costs_no_other(
     scenes_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = AlignedModel(load_student(Student()))
-    embeddings = embed_split(model, scenes_store, "test", Accelerator(cpu=True), batch_size=32, workers=0)
-    whole = evaluate(model, embeddings, scenes_store, "test")
+    encoded = embed_split(model, scenes_store, "test", Accelerator(cpu=True), batch_size=32, workers=0)
+    whole = figures(model, encoded, scenes_store)
     assert whole.faults == {}
     # Without the pairs of the split's first caption, this has no image that it is true of.
     first = scenes_store.rows("test", "text")[0]
     left = scenes_store.relevance.filter(pc.not_equal(scenes_store.relevance["caption"], first))
     monkeypatch.setattr(Store, "relevance", left)
-    same = embeddings._replace(uni_text=torch.ones_like(embeddings.uni_text))
-    figures, faults = evaluate(model, same, scenes_store, "test")
-    assert figures == {name: value for name, value in whole.figures.items() if name not in faults}
+    same = {**encoded, "text": encoded["text"]._replace(uni=torch.ones(100, 128))}
+    found, faults = figures(model, same, scenes_store)
+    assert found == {name: value for name, value in whole.figures.items() if name not in faults}
     assert set(faults) == {"true_relevance", "caption_spearman"}
     assert "1 queries have no relevant candidate" in faults["true_relevance"]
     assert "pairs are all equally similar" in faults["caption_spearman"]
@@ -336,7 +346,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(TrainingError, match="could not be written"):
-            save_checkpoint(tmp_path / "c.safetensors", nn.Linear(100, 100), {})
+            save_checkpoint(tmp_path / "c.safetensors", {"model": nn.Linear(100, 100)}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, ignored)

@@ -1,4 +1,4 @@
-"""A run of stage 2: train, compare with InfoNCE alone if asked, measure on the test split, write it all down."""
+"""A run of stage 2: train, compare with the original loss alone if asked, measure on the test split, write it down."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from stores.ownership import remove_leftovers
 from stores.parameters import Loss, as_dict
 from train.evaluation.embed import embed_split
 from train.evaluation.evaluate import compare_split, evaluate
-from train.evaluation.tested import Tested, tested
+from train.evaluation.measured_split import MeasuredSplit, measured_split
 from train.fit.claim import make_room, replaces_another, run_kinds
 from train.fit.curves import event_writer
 from train.fit.environment import record_start
 from train.fit.epoch import Epoch
 from train.fit.processes import Processes, make_accelerator
-from train.fit.run_folder import PLAIN, SOFT, Facts, describe
+from train.fit.run_folder import Facts, describe, title_of
 from train.fit.stops import Stop, stopping
 from train.fit.trainer import Training
 from train.report.plots import draw_curves
@@ -98,7 +98,7 @@ class _Finished(NamedTuple):
     history: list[Epoch]
     facts: Facts
     folder: Path
-    tested: Tested | None
+    tested: MeasuredSplit | None
     """On the test split; None where that could not be compared, and in processes beside the main one."""
 
 
@@ -130,12 +130,12 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _trainings(parameters: TrainParameters, folder: Path) -> list[tuple[str, Path, Loss]]:
-    """Return title, folder and loss of each training of the run; InfoNCE alone comes first, where it is asked for."""
-    softly = bool(parameters.loss.alpha or parameters.loss.beta)
-    trainings = [(SOFT if softly else PLAIN, folder, parameters.loss)]
-    if parameters.train.compare and softly:
-        alone = replace(parameters.loss, alpha=0.0, beta=0.0)
-        trainings.insert(0, (PLAIN, folder / PLAIN, alone))
+    """Return title, folder and loss of each training of the run; the original loss alone is first, where asked for."""
+    loss = parameters.loss
+    trainings = [(title_of(loss), folder, loss)]
+    if parameters.train.compare and (loss.alpha or loss.beta):
+        alone = replace(loss, alpha=0.0, beta=0.0)
+        trainings.insert(0, (title_of(alone), folder / title_of(alone), alone))
     return trainings
 
 
@@ -196,5 +196,5 @@ def _train_and_measure(
     measured |= {"best_epoch": record["epoch"] + 1, "validation_RSUM": record["validation_rsum"]}
     console.print(f"{title}: best epoch {record['epoch'] + 1}, checkpoint {training.best}")
     is_shown = stop.processes.is_main and "RSUM" in measured
-    shown = tested(model, encoded, compared(), temperatures) if is_shown else None
+    shown = measured_split(model, encoded, compared(), temperatures) if is_shown else None
     return _Finished(measured, history, training.facts(), folder, shown)

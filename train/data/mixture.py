@@ -21,6 +21,7 @@ class Numbers:
     """
 
     def __init__(self, stores: Sequence[Store], split: str, modality: Modality) -> None:
+        self.level = "sample" if modality == "image" else "caption"
         shards = [store.shards(split) for store in stores]
         counts = [sum(shard.rows(modality) for shard in split_shards) for split_shards in shards]
         firsts = np.array([split_shards[0].first_row(modality) for split_shards in shards])
@@ -44,8 +45,8 @@ class Numbers:
 class MixedFeatures:
     """Features of one name of all stores, found by number."""
 
-    def __init__(self, features: Sequence[Features], numbers: Numbers, level: str) -> None:
-        self._features, self.numbers, self.level = features, numbers, level
+    def __init__(self, features: Sequence[Features], numbers: Numbers) -> None:
+        self._features, self.numbers, self.level = features, numbers, numbers.level
         self.dim = features[0].dim
         self._flags: list[NDArray[np.bool_]] | None = None
 
@@ -133,7 +134,7 @@ class Mixture:
     def _features(self, stores: Sequence[Store], name: str) -> MixedFeatures:
         features = [store.features(name) for store in stores]
         level = "sample" if features[0].modality == "image" else "caption"
-        return MixedFeatures(features, self.numbers(level), level)
+        return MixedFeatures(features, self.numbers(level))
 
 
 def opened(main: Store, others: Iterable[str], slugs: Mapping[str, str]) -> list[Store]:

@@ -13,11 +13,16 @@ from stores.errors import ParameterError
 from stores.layout import Layout
 from stores.ownership import Kinds, holds, in_the_way, is_ours, is_signed
 from train.evaluation.result import Evaluation
-from train.evaluation.similarities import SCORES
 
 FORMAT: Final = 1
 FIGURES: Final = "figures.json"
 REPORT: Final = "report.html"
+SCORED: Final = ("of", "shape", "finished")
+SCORES: Final[Kinds] = {
+    r"scores\.json": holds(*SCORED),
+    r"scores\.partial": lambda path: holds(*SCORED)(path.with_suffix(".json")),
+}
+"""Files of an interrupted scoring in a folder, and how each shows that it is ours."""
 _KINDS: Final[Kinds] = {re.escape(FIGURES): holds("format", "results"), re.escape(REPORT): is_signed, **SCORES}
 _OF_A_TRAINING: Final = ("run.json", "epochs.csv", "last.safetensors")
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,17 +26,11 @@ from models.scoring import PAIRS_AT_ONCE, Cosine, Scorer, cosine_similarity
 from models.teachers.base import weights_digest
 from stores.atomic import write_json
 from stores.errors import CusaError
-from stores.ownership import holds, json_object
+from stores.ownership import json_object
 from train.evaluation.exact_cosine import exact_device, full_precision
 from train.evaluation.rankings import CosineRows, Ranks, Rows, block_rows, first_ranks, ranks_both_ways
 
 Places = NDArray[np.integer[Any]]
-_KEYS: Final = ("of", "shape", "finished")
-SCORES: Final[Mapping[str, Callable[[Path], bool]]] = {
-    r"scores\.json": holds(*_KEYS),
-    r"scores\.partial": lambda path: holds(*_KEYS)(path.with_suffix(".json")),
-}
-"""Files of an interrupted scoring in a folder, and how each shows that it is ours."""
 
 
 class Similarities(ABC):

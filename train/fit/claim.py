@@ -26,9 +26,9 @@ from stores.ownership import (
     ours_below,
     remove_ours,
 )
-from train.evaluation.similarities import SCORES
+from train.evaluation.folder import SCORES
 from train.fit.curves import CURVES
-from train.fit.run_folder import PLAIN, SOFT
+from train.fit.run_folder import ORIGINALS, SOFT
 
 NO_EFFECT: Final = tuple(
     f"train.{name}" for name in ("workers", "cache_gib", "device_table_gib", "save_every", "keep_every", "tensorboard")
@@ -58,7 +58,7 @@ def replaces_another(folder: Path, wanted: dict[str, Any], overwrite: bool) -> b
             f"Move them elsewhere (or delete them, if an older cusa-train made them), or choose another --run."
         )
     changed = _differences(json_object(folder / "run.json"), wanted)
-    lost = [str(place) for place in (folder, folder / PLAIN) if _lacks_its_best(place)]
+    lost = [str(place) for place in (folder, *(folder / title for title in ORIGINALS)) if _lacks_its_best(place)]
     # A run that was refused before it trained keeps no one from the folder.
     if not lost and not (changed and any(path.name in _RESULTS for path in ours_below(folder, kinds))):
         return False
@@ -101,11 +101,11 @@ def run_kinds() -> Kinds:
     kinds: dict[str, Callable[[Path], bool]] = {
         r"run\.json": lambda path: json_object(path).keys() == _IDENTITY,
         r"environment\.json": lambda path: json_object(path).keys() == {"starts"},
-        r"metrics\.json": lambda path: bool(json_object(path)) and json_object(path).keys() <= {PLAIN, SOFT},
+        r"metrics\.json": lambda path: bool(json_object(path)) and json_object(path).keys() <= {*ORIGINALS, SOFT},
         r"report\.html": is_signed,
         r"plots/curves\.png": is_our_drawing,
     }
-    for training in ("", f"{PLAIN}/"):
+    for training in ("", *(f"{title}/" for title in ORIGINALS)):
         kinds |= {
             rf"{training}README\.md": is_signed,
             rf"{training}epochs\.csv": _is_epochs,

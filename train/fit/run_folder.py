@@ -21,10 +21,12 @@ from stores.parameters import Loss, TrainParameters
 from train.fit.curves import by_name
 from train.fit.environment import command_line
 from train.fit.epoch import Epoch
+from train.losses.objective import described
 
 SOFT: Final = "soft_labels"
-PLAIN: Final = "infonce"
-"""The training without soft labels; beside the other it lies in the folder of this name."""
+ORIGINALS: Final = ("infonce", "hinge", "original")
+"""What a training with the student's original loss alone may be called; beside the other it lies in a folder of this
+name."""
 FILES: Final = {
     "report.html": "figures, curves, embeddings, cases and suspected false negatives, to look at",
     "best.safetensors": "the model with the highest validation RSUM: student, heads, temperatures",
@@ -38,9 +40,19 @@ FILES: Final = {
     "plots/curves.png": "the curves, drawn",
     "dvclive/": "the curves by epoch, for DVC",
     "tensorboard/": "the curves by step and by epoch, for TensorBoard",
-    "infonce/": "the same training without soft labels, for comparison; it has a page of its own",
+    **{
+        f"{title}/": "the same training without soft labels, for comparison; it has a page of its own"
+        for title in ORIGINALS
+    },
 }
 """What may lie in a run's folder, and what it is for."""
+
+
+def title_of(loss: Loss) -> str:
+    """Return what a training with this loss is called."""
+    if loss.alpha or loss.beta:
+        return SOFT
+    return loss.original if loss.original in ORIGINALS else ORIGINALS[-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,23 +118,13 @@ def _what(facts: Facts) -> str:
         "teachers": f"{parameters.teachers.image} for images, {parameters.teachers.text} for texts",
         "store": f"{facts.store}, data fingerprint {facts.fingerprint[:12]}",
         "mixed in": ", ".join(f"{path} ({share:.0%} of the pairs)" for path, share in train.mix_in.items()),
-        "loss": _loss(parameters.loss),
+        "loss": described(parameters.loss),
         "data": facts.data,
         "training": f"{train.epochs} epochs of AdamW, weight decay {train.weight_decay:g}; learning rate "
         f"{train.learning_rate:g}, falling to {train.final_learning_rate:g} by a cosine; seed {train.seed}",
         "machine": f"{facts.device}, {facts.precision}, {facts.processes} process{'es' * (facts.processes != 1)}",
     }
     return _table(("", ""), [(name, text) for name, text in rows.items() if text])
-
-
-def _loss(loss: Loss) -> str:
-    weighed = {"CSA": loss.alpha, "USA": loss.beta}
-    text = "InfoNCE" + "".join(f" + {weight:g} · {name}" for name, weight in weighed.items() if weight)
-    if loss.alpha or loss.beta:
-        text += f", soft labels at τ_P = {loss.teacher_temperature:g}"
-        text += f", each row's nearest {loss.soft_top_k}" if loss.soft_top_k else ""
-        text += f", similarities of the two teachers mixed: {loss.mix}" if loss.mix != "each" else ""
-    return text + (", InfoNCE divided by the batch size once more" if loss.reduction == "reference" else "")
 
 
 def _standing(facts: Facts, history: Sequence[Epoch]) -> str:

@@ -107,6 +107,17 @@ def make_objective(loss: Loss, taught: tuple[str, ...] = ("image", "text")) -> O
     return Objective(terms)
 
 
+def described(loss: Loss) -> str:
+    """Return the objective as a formula, and how its terms are set."""
+    first, *others = make_objective(loss).terms
+    text = first.name + "".join(f" + {term.weight:g} · {term.name}" for term in others)
+    if loss.alpha or loss.beta:
+        text += f", soft labels at τ_P = {loss.teacher_temperature:g}"
+        text += f", each row's nearest {loss.soft_top_k}" if loss.soft_top_k else ""
+        text += f", similarities of the two teachers mixed: {loss.mix}" if loss.mix != "each" else ""
+    return text + (", InfoNCE divided by the batch size once more" if loss.reduction == "reference" else "")
+
+
 def _original(loss: Loss) -> Term:
     """Return the student's own loss, which soft-label alignment adds to."""
     hinge = loss.hinge

@@ -32,9 +32,8 @@ def draw_curves(histories: dict[str, list[Epoch]], folder: Path) -> None:
             values = [e.loss[part] for e in history]
             axes[0, 1].plot(epochs, values, style, marker=".", color=f"C{number}", label=f"{part} ({title})")
         for number, name in enumerate(history[0].temperatures):
-            if title == list(histories)[-1] or name == "contrast":
-                values = [e.temperatures[name] for e in history]
-                axes[0, 2].plot(epochs, values, style, marker=".", color=f"C{number}", label=f"{name} ({title})")
+            values = [e.temperatures[name] for e in history]
+            axes[0, 2].plot(epochs, values, style, marker=".", color=f"C{number}", label=f"{name} ({title})")
         alone = (
             (axes[0, 0], [e.validation_rsum for e in history]),
             (axes[1, 0], [e.learning_rate for e in history]),

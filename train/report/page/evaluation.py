@@ -18,11 +18,11 @@ from stores.pages import write_html
 from stores.parameters import Teachers
 from train.evaluation.embed import SplitEncoded
 from train.evaluation.folder import REPORT
+from train.evaluation.measured_split import MeasuredSplit, measured_split
 from train.evaluation.models import StudentModel
 from train.evaluation.names import short_names
 from train.evaluation.result import Evaluation
 from train.evaluation.similarities import Similarities
-from train.evaluation.tested import Tested, tested
 from train.report.page.cases import cases
 from train.report.page.curves import curves
 from train.report.page.projection import projections
@@ -42,14 +42,14 @@ class Embedded:
 
     def __init__(self) -> None:
         self.count = 0
-        self.pictured: list[tuple[StudentModel, Tested]] = []
+        self.pictured: list[tuple[StudentModel, MeasuredSplit]] = []
 
     def add(self, model: StudentModel, encoded: SplitEncoded, similarities: Similarities) -> None:
         """Add a student, unless what it encoded is not finite and so shows nothing."""
         if all(bool(torch.isfinite(tensor).all()) for tensor in tensors_of(encoded)):
             self.count += 1
             if len(self.pictured) < PICTURED:
-                self.pictured.append((model, tested(model.aligned, encoded, similarities, model.temperatures)))
+                self.pictured.append((model, measured_split(model.aligned, encoded, similarities, model.temperatures)))
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation, store: Store | None, embedded: Embedded) -> Path:

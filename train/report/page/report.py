@@ -10,9 +10,10 @@ from stores import Store
 from stores.pages import write_html
 from train.evaluation.embed import embed_split
 from train.evaluation.evaluate import compare_split
+from train.evaluation.measured_split import MeasuredSplit, measured_split
 from train.evaluation.models import StudentModel, load_model
-from train.evaluation.tested import Tested, tested
 from train.fit.processes import make_accelerator
+from train.losses.objective import described
 from train.report.page.cases import cases
 from train.report.page.curves import curves
 from train.report.page.projection import projections
@@ -25,7 +26,7 @@ from train.report.page.tables import beside_the_paper, own_table
 PAGE_NAME: Final = "report.html"
 
 
-def write_report(folder: Path, store: Store, given: Mapping[str, Tested] | None = None) -> Path:
+def write_report(folder: Path, store: Store, given: Mapping[str, MeasuredSplit] | None = None) -> Path:
     """Write `folder`/report.html and return its path.
 
     Args:
@@ -46,6 +47,7 @@ def write_report(folder: Path, store: Store, given: Mapping[str, Tested] | None 
         run=run,
         store=store,
         split=split,
+        loss=described(run.trainings[-1].loss),
         figures=own_table(run.trainings),
         paper=beside_the_paper(run),
         curves=curves(models),
@@ -58,12 +60,12 @@ def write_report(folder: Path, store: Store, given: Mapping[str, Tested] | None 
     return folder / PAGE_NAME
 
 
-def _shown(trained: Trained, run: Run, store: Store, given: Mapping[str, Tested]) -> Shown:
+def _shown(trained: Trained, run: Run, store: Store, given: Mapping[str, MeasuredSplit]) -> Shown:
     embedded = given.get(trained.title) or _embedded(trained, run, store)
     return Shown(name=trained.spoken, tested=embedded, loss=trained.loss, epochs=trained.epochs)
 
 
-def _embedded(trained: Trained, run: Run, store: Store) -> Tested:
+def _embedded(trained: Trained, run: Run, store: Store) -> MeasuredSplit:
     settings = run.parameters.train
     model = load_model(str(trained.folder), device=settings.device, precision=settings.precision)
     if not isinstance(model, StudentModel):
@@ -71,4 +73,6 @@ def _embedded(trained: Trained, run: Run, store: Store) -> Tested:
     accelerator = make_accelerator(run.parameters)
     split, size = run.parameters.eval.test, run.parameters.eval.batch_size
     encoded = embed_split(model.aligned, store, split, accelerator, size, settings.workers)
-    return tested(model.aligned, encoded, compare_split(model.aligned, encoded, trained.folder), model.temperatures)
+    return measured_split(
+        model.aligned, encoded, compare_split(model.aligned, encoded, trained.folder), model.temperatures
+    )

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from stores import TrainingError, TrainParameters
+from stores.layout import SAFE_NAME
 from stores.parameters import Loss, recorded_parameters
-from train.fit.run_folder import PLAIN, SOFT
+from train.fit.run_folder import SOFT
 from train.report.results import read_metrics
 
-SPOKEN: Final = {PLAIN: "InfoNCE", SOFT: "soft labels"}
+SPOKEN: Final = {"infonce": "InfoNCE", SOFT: "soft labels"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +34,12 @@ class Trained:
     @property
     def spoken(self) -> str:
         """How a page calls it."""
-        return SPOKEN[self.title]
+        return SPOKEN.get(self.title, self.title)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A finished run: one training, or InfoNCE alone and then soft labels."""
+    """A finished run: one training, or the original loss alone and then soft labels."""
 
     folder: Path
     parameters: TrainParameters
@@ -57,19 +59,21 @@ def read_run(folder: Path) -> Run:
     except (OSError, ValueError, KeyError, TypeError):
         raise TrainingError(f"{path} cannot be read as the record of a run. Train again with --overwrite.") from None
     parameters = recorded_parameters(TrainParameters, recorded, str(path))
-    if not metrics or metrics.keys() - SPOKEN.keys():
+    if not metrics or not all(re.fullmatch(SAFE_NAME, title) for title in metrics):
         raise TrainingError(
-            f"{folder / 'metrics.json'} has the trainings {', '.join(metrics) or 'none'}; {' and '.join(SPOKEN)} were "
+            f"{folder / 'metrics.json'} has the trainings {', '.join(metrics) or 'none'}; names of folders were "
             f"expected. It is no run of this cusa-train; train again with --overwrite."
         )
-    alone = len(metrics) == 1
-    trainings = [_trained(folder, title, figures, parameters.loss, alone) for title, figures in metrics.items()]
+    places = [*(folder / title for title in list(metrics)[:-1]), folder]
+    trainings = [
+        _trained(place, title, figures, parameters.loss)
+        for place, (title, figures) in zip(places, metrics.items(), strict=True)
+    ]
     return Run(folder=folder, parameters=parameters, trainings=tuple(trainings))
 
 
-def _trained(folder: Path, title: str, figures: dict[str, Any], loss: Loss, alone: bool) -> Trained:
-    place = folder / PLAIN if title == PLAIN and not alone else folder
-    loss = replace(loss, alpha=0.0, beta=0.0) if title == PLAIN else loss
+def _trained(place: Path, title: str, figures: dict[str, Any], loss: Loss) -> Trained:
+    loss = loss if title == SOFT else replace(loss, alpha=0.0, beta=0.0)
     epochs = read_epochs(place / "epochs.csv")
     best = figures.get("best_epoch")
     if not isinstance(best, int) or not 1 <= best <= len(epochs):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stores.parameters import Loss
-from train.evaluation.tested import Tested
+from train.evaluation.measured_split import MeasuredSplit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class Shown:
 
     name: str
     """How the page calls it."""
-    tested: Tested
+    tested: MeasuredSplit
     loss: Loss | None = None
     """What it was trained with; None where that is unknown."""
     epochs: Sequence[Mapping[str, float]] = ()

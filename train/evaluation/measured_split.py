@@ -13,7 +13,7 @@ from train.evaluation.evaluate import crossed
 from train.evaluation.similarities import Similarities
 
 
-class Tested(NamedTuple):
+class MeasuredSplit(NamedTuple):
     """A model on a split, by the weights that were measured."""
 
     images: Tensor
@@ -26,12 +26,12 @@ class Tested(NamedTuple):
     """By name, as the weights have them; None where it was not trained here."""
 
 
-def tested(
+def measured_split(
     model: AlignedModel,
     encoded: SplitEncoded,
     similarities: Similarities,
     temperatures: Mapping[str, float] | None,
-) -> Tested:
+) -> MeasuredSplit:
     """Return what is kept of a model that has encoded and compared a split."""
     images, texts = (encoded[modality].unimodal for modality in crossed(model))
-    return Tested(images, texts, similarities, temperatures)
+    return MeasuredSplit(images, texts, similarities, temperatures)
