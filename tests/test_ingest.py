@@ -333,7 +333,7 @@ def test_a_smaller_source_leaves_nothing_stale(tmp_path: Path) -> None:
         rows = np.arange(len(kept))
         # Where the processor has bf16, other batches round by up to 2⁻⁹ of a number.
         cosines = np.einsum("nd,nd->n", kept.gather(rows).astype(float), fresh.gather(rows).astype(float))
-        assert cosines.min() > 0.9998
+        assert cosines.min() > 0.9995
 
 
 def test_real_pictures_in_both_formats_are_the_same_data(shared_data: Path, tmp_path: Path) -> None:
