@@ -11,7 +11,7 @@ from benchmarks.measure import Result, in_turn
 from stores import Features, Shard
 from stores.features import PartOrigin, write_part
 from stores.layout import Layout, shard_name
-from stores.manifest import TeacherFeatures
+from stores.manifest import FeatureSet
 
 ROWS, DIM, BATCH, REPEATS = 100_000, 768, 256, 50
 BOUND = 1.5
@@ -63,7 +63,15 @@ def _store(folder: Path, table: np.ndarray, parts: int) -> Features:
                 sha256=digest,
             )
         )
-    teacher = TeacherFeatures(
-        spec="t", modality="image", dim=DIM, precision="fp32", fingerprint=digest, parts={}, invalid=0
+    teacher = FeatureSet(
+        spec="t",
+        modality="image",
+        level="sample",
+        shape=(DIM,),
+        unit=True,
+        precision="fp32",
+        fingerprint=digest,
+        parts={},
+        invalid=0,
     )
     return Features(layout, "t", tuple(shards), teacher)

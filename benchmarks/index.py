@@ -22,7 +22,7 @@ from stores import Features, Shard
 from stores.features import PartOrigin, write_part
 from stores.index import Index
 from stores.layout import Layout, shard_name
-from stores.manifest import TeacherFeatures
+from stores.manifest import FeatureSet
 from stores.parameters import Extract
 
 ROWS, DIM, PARTS, CENTRES, NOISE = 1_000_000, 512, 10, 10_000, 1.0
@@ -135,7 +135,15 @@ def _store(layout: Layout) -> tuple[Features, tuple[Shard, ...], dict[str, str]]
             )
         )
     parts = {shard.name: DIGEST for shard in shards}
-    teacher = TeacherFeatures(
-        spec="t", modality="image", dim=DIM, precision="fp32", fingerprint=DIGEST, parts=parts, invalid=0
+    teacher = FeatureSet(
+        spec="t",
+        modality="image",
+        level="sample",
+        shape=(DIM,),
+        unit=True,
+        precision="fp32",
+        fingerprint=DIGEST,
+        parts=parts,
+        invalid=0,
     )
     return Features(layout, "t", tuple(shards), teacher), tuple(shards), parts

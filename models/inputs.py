@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from stores.images import decode_rgb
+from stores.modality import Level
 
 Transform = Callable[[Image.Image], Tensor]
 Rows = NDArray[np.int64]
@@ -54,7 +55,7 @@ class Items(Protocol):
 class Input(ABC):
     """How the items of a modality are loaded. The level, sample or caption, says which rows of a store have one."""
 
-    level: str
+    level: Level
     augmented = False
     """Whether training may see items otherwise than measuring."""
     reads: tuple[str, ...] = ()
@@ -80,7 +81,7 @@ class Input(ABC):
 class Pixels(Input):
     """Images, decoded and transformed: (n, 3, S, S)."""
 
-    level = "sample"
+    level: Level = "sample"
 
     def __init__(self, transform: Transform, augmented: Transform | None = None) -> None:
         """Take an RGB image to (3, S, S) by `transform`, and by `augmented` where `train.augment` asks for it."""
@@ -102,7 +103,7 @@ class Pixels(Input):
 class Tokens(Input):
     """Texts as token numbers, padded to the longest of their batch rather than to the longest that a model takes."""
 
-    level = "caption"
+    level: Level = "caption"
 
     def __init__(self, tokenizer: Callable[[list[str]], Tensor], padding: int | None = None) -> None:
         """Tokenise by `tokenizer`, texts to (n, length) integers.
@@ -134,7 +135,7 @@ class Tokens(Input):
 class Stored(Input):
     """Rows of features that the store holds under a name, vectors or regions: (n, …) float32."""
 
-    def __init__(self, name: str, level: str = "sample") -> None:
+    def __init__(self, name: str, level: Level = "sample") -> None:
         self.reads, self.level = (name,), level
 
     def present(self, items: Items, rows: Rows) -> NDArray[np.bool_] | None:

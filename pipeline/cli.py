@@ -28,6 +28,12 @@ from stores.streams import Command
 @click.option("--image-weights", help="Its checkpoint file  [teachers.image_weights]")
 @click.option("--text-teacher", help="family:name  [teachers.text]")
 @click.option("--text-weights", help="Its checkpoint file  [teachers.text_weights]")
+@click.option(
+    "--features",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="Features of yours to import: .npy, .npz, .parquet or .h5, a row per sample  [data.features.NAME]",
+)
 @click.option("--engine", type=click.Choice(["local", "ray"]), help="Where features are computed  [extract.engine]")
 @click.option("--retry", is_flag=True, help="Try again to take in what was quarantined.")
 @click.option("-S", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override any parameter.")
@@ -40,6 +46,7 @@ def main(
     image_weights: str | None,
     text_teacher: str | None,
     text_weights: str | None,
+    features: tuple[str, ...],
     engine: str | None,
     retry: bool,
     overrides: tuple[str, ...],
@@ -53,6 +60,7 @@ def main(
         "teachers.text": text_teacher,
         "teachers.text_weights": text_weights,
         "extract.engine": engine,
+        **{f"data.features.{name}.file": file for name, file in map(_named_file, features)},
     }
     parameters = load_parameters(ExtractParameters, params, flags, overrides)
     with resumable():
@@ -61,6 +69,13 @@ def main(
         from pipeline.summary import summary
 
         output().print(summary(extract(parameters, store, retry=retry), store))
+
+
+def _named_file(given: str) -> tuple[str, str]:
+    name, equals, file = given.partition("=")
+    if not (name and equals and file):
+        raise ParameterError(f"--features {given!r}: expected NAME=FILE, such as regions=regions.npy.")
+    return name, file
 
 
 def _source(given: tuple[str, ...]) -> str | dict[str, str] | None:

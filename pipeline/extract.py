@@ -7,38 +7,36 @@ damaged, and has nothing to do the second time.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from rich.progress import Progress
-
 from models.teachers import TeacherSpec
-from pipeline.encode import Engine, extract_features, open_engines
-from pipeline.indices import check_index_kind, ensure_index
+from pipeline.encode import Engine, open_engines
+from pipeline.feature_sets import FeatureSets
+from pipeline.imports import FeatureImport
+from pipeline.indices import check_index_kind
 from pipeline.ingest import Ingested, ingest
 from pipeline.sources import open_source
-from pipeline.unplanned import STORE_KINDS, check_replaced_parts, unplanned_indices, unplanned_parts
-from stores import ExtractParameters, Features, Manifest, Shard, StoreError, TeacherError
+from pipeline.unplanned import STORE_KINDS
+from stores import ExtractParameters, Manifest, ParameterError, StoreError, TeacherError
 from stores.atomic import write_text
 from stores.console import console, progress_bar
-from stores.digests import file_digest, value_digest
-from stores.features import PartOrigin, is_part, part_fault
+from stores.digests import value_digest
 from stores.layout import Layout
 from stores.lock import write_lock
 from stores.manifest import (
     FORMAT_VERSION,
     DamagedManifest,
-    Modality,
-    TeacherFeatures,
+    class_shards,
     read_former_manifest,
     read_manifest,
     write_manifest,
 )
 from stores.ownership import leftovers, remove_leftovers
-from stores.parameters import Extract, as_dict
+from stores.parameters import as_dict
 
 _MARK: Final = "A store of cusa. Its manifest.json says what is in it.\n"
 
@@ -67,38 +65,42 @@ def extract(parameters: ExtractParameters, store: Path, *, retry: bool = False) 
     layout, settings = Layout(store), parameters.extract
     source = open_source(parameters.data)
     made: dict[str, str] = {}
-    rows = 0
+    imports = [FeatureImport.of(name, file) for name, file in parameters.data.features.items()]
     with ExitStack() as stack:
         engines = stack.enter_context(open_engines(_teachers(parameters), settings))
-        _check(engines, settings)
+        _check(engines, parameters)
         made |= _claim(layout)
         stack.enter_context(write_lock(layout))
         progress = stack.enter_context(progress_bar())
         remove_leftovers(layout.root, STORE_KINDS)
         finished, before = layout.manifest.exists(), _previous(layout)
-        _check_folders(engines, before)
+        wanted_here = {engine.card.slug: engine.card.spec for engine in engines}
+        _check_folders({**wanted_here, **dict.fromkeys(parameters.data.features)}, before)
         ingested = ingest(source, parameters.data, settings.shard_size, layout, progress, before=before, retry=retry)
         made |= ingested.made
-        slugs = {engine.card.slug for engine in engines}
-        kept = _kept_teachers(before, ingested.shards, slugs, layout, settings, progress)
-        teachers, indices = dict(kept.teachers), dict(kept.indices)
-        made |= kept.made
+        sets = FeatureSets(
+            layout=layout,
+            settings=settings,
+            progress=progress,
+            shards=ingested.shards,
+            classes=class_shards(ingested.classes, ingested.files),
+            before=before,
+        )
+        sets.keep(wanted_here.keys() | parameters.data.features.keys())
         for engine in engines:
-            slug = engine.card.slug
-            new_here = before is None or slug not in before.teachers
-            teachers[slug], done, new = _ensure_features(engine, ingested.shards, layout, settings, progress, new_here)
-            _remove_unplanned_indices(slug, ingested.shards, before, layout)
-            indices[slug], built = _ensure_indices(slug, teachers[slug], ingested.shards, layout, settings, progress)
-            made |= done | built
-            rows += new
+            sets.extract(engine)
+        for wanted in imports:
+            sets.import_(wanted)
+        made |= sets.made
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             source=source.description,
             source_fingerprint=value_digest([shard.sha256 for shard in ingested.shards]),
             files=ingested.files,
             shards=ingested.shards,
-            teachers=dict(sorted(teachers.items())),
-            indices=dict(sorted(indices.items())),
+            features=dict(sorted(sets.features.items())),
+            indices=dict(sorted(sets.indices.items())),
+            classes=ingested.classes,
             parameters=_recorded(parameters),
             merged=ingested.merged,
             shared=ingested.shared,
@@ -108,7 +110,9 @@ def extract(parameters: ExtractParameters, store: Path, *, retry: bool = False) 
         if not layout.manifest.exists() or manifest != read_manifest(layout):
             write_manifest(manifest, layout)
     seconds = time.monotonic() - started
-    return Extracted(manifest=manifest, ingested=ingested, made=made, repaired=finished, rows=rows, seconds=seconds)
+    return Extracted(
+        manifest=manifest, ingested=ingested, made=made, repaired=finished, rows=sets.encoded, seconds=seconds
+    )
 
 
 def _recorded(parameters: ExtractParameters) -> dict[str, Any]:
@@ -127,22 +131,25 @@ def _teachers(parameters: ExtractParameters) -> list[TeacherSpec]:
     ]
 
 
-def _check(engines: Sequence[Engine], settings: Extract) -> None:
-    """See that the teachers can share a store, and that their indices can be built."""
+def _check(engines: Sequence[Engine], parameters: ExtractParameters) -> None:
+    """See that all features can share a store, and that their indices can be built."""
     for engine in engines:
-        check_index_kind(settings, engine.card.dim)
+        check_index_kind(parameters.extract, engine.card.dim)
     one, other = (engine.card for engine in engines)
     if one.slug == other.slug:
         raise TeacherError(f"{one.spec} and {other.spec} would share the folder features/{one.slug}. Rename one.")
+    if taken := {one.slug, other.slug} & parameters.data.features.keys():
+        raise ParameterError(f"data.features.{taken.pop()} bears the name of a teacher's features. Rename it.")
 
 
-def _check_folders(engines: Sequence[Engine], before: Manifest | None) -> None:
-    for card in (engine.card for engine in engines):
-        held = before.teachers.get(card.slug) if before else None
-        if held is not None and held.spec != card.spec:
+def _check_folders(wanted: Mapping[str, str | None], before: Manifest | None) -> None:
+    """See that no features take the place of another's: by folder, the teacher's name, None of imported ones."""
+    for slug, spec in wanted.items():
+        held = before.features.get(slug) if before else None
+        if held is not None and (held.spec if held.precision else None) != spec:
             raise TeacherError(
-                f"features/{card.slug} holds the features of {held.spec}; those of {card.spec} would take their place. "
-                f"Choose another store with --store."
+                f"features/{slug} holds the features of {held.spec}; those of {spec or 'your file'} would take their "
+                f"place. Choose another store with --store."
             )
 
 
@@ -180,120 +187,3 @@ def _previous(layout: Layout) -> Manifest | None:
         layout.manifest.unlink(missing_ok=True)
         layout.former_manifest.unlink(missing_ok=True)
         return None
-
-
-@dataclass(frozen=True)
-class _Kept:
-    teachers: dict[str, TeacherFeatures]
-    indices: dict[str, dict[str, str]]
-    made: dict[str, str]
-
-
-def _kept_teachers(
-    before: Manifest | None,
-    shards: tuple[Shard, ...],
-    requested: set[str],
-    layout: Layout,
-    settings: Extract,
-    progress: Progress,
-) -> _Kept:
-    """Return the teachers of earlier runs whose features are whole; of the others, keep what is, for a later run."""
-    kept = _Kept({}, {}, {})
-    for slug, entry in before.teachers.items() if before else ():
-        if slug in requested:
-            continue
-        faults = _part_faults(slug, entry.fingerprint, entry.modality, entry.dim, shards, layout)
-        if not faults:
-            kept.teachers[slug] = entry
-            _remove_unplanned_indices(slug, shards, before, layout)
-            kept.indices[slug], made = _ensure_indices(slug, entry, shards, layout, settings, progress)
-            kept.made.update(made)
-            continue
-        _withdraw(slug, layout)
-        for path in (layout.features(slug, name) for name in faults):
-            # What is damaged serves no later run; it is known to be ours only as long as the manifest names it.
-            if not is_part(path):
-                path.unlink(missing_ok=True)
-        console.print(
-            f"Set aside: of the features of {slug}, {len(faults):,} of {len(shards):,} parts must be made "
-            f"again ({next(iter(faults.values()))}). Extract with {entry.spec} to have it back; the others are kept.",
-            style="yellow",
-        )
-    return kept
-
-
-def _part_faults(
-    slug: str, fingerprint: str, modality: Modality, dim: int, shards: tuple[Shard, ...], layout: Layout
-) -> dict[str, str]:
-    """Return which shards' feature parts must be made (again), and why."""
-    faults = {}
-    for shard in shards:
-        origin = PartOrigin(teacher_fingerprint=fingerprint, shard_sha256=shard.sha256)
-        if fault := part_fault(layout.features(slug, shard.name), shard.rows(modality), dim, origin):
-            faults[shard.name] = fault
-    return faults
-
-
-def _ensure_features(
-    engine: Engine, shards: tuple[Shard, ...], layout: Layout, settings: Extract, progress: Progress, new_here: bool
-) -> tuple[TeacherFeatures, dict[str, str], int]:
-    """Make the parts that are missing, stale or damaged; return the entry, what was made and why, and its rows."""
-    teacher = engine.card
-    faults = _part_faults(teacher.slug, teacher.fingerprint, teacher.modality, teacher.dim, shards, layout)
-    if new_here:
-        check_replaced_parts(teacher.slug, faults, layout)
-    names = {shard.name for shard in shards}
-    unplanned = unplanned_parts(teacher.slug, names, layout)
-    if faults or unplanned:
-        _withdraw(teacher.slug, layout)
-    for path in (*unplanned, *(layout.features(teacher.slug, name) for name in faults)):
-        path.unlink(missing_ok=True)
-    pending = [shard for shard in shards if shard.name in faults]
-    if pending:
-        extract_features(engine, shards, pending, layout, settings, progress)
-    entry = TeacherFeatures(
-        spec=teacher.spec,
-        modality=teacher.modality,
-        dim=teacher.dim,
-        precision=teacher.precision,
-        fingerprint=teacher.fingerprint,
-        parts={shard.name: file_digest(layout.features(teacher.slug, shard.name)) for shard in shards},
-        invalid=0,
-    )
-    invalid = int((~Features(layout, teacher.slug, shards, entry).valid).sum())
-    made = {f"features/{teacher.slug}/{name}": why for name, why in faults.items()}
-    return replace(entry, invalid=invalid), made, sum(shard.rows(teacher.modality) for shard in pending)
-
-
-def _withdraw(slug: str, layout: Layout) -> None:
-    """Take a teacher out of the manifest before its parts change, so that no reader finds old and new mixed."""
-    if not layout.manifest.exists():
-        return
-    before = read_manifest(layout)
-    teachers = {name: entry for name, entry in before.teachers.items() if name != slug}
-    indices = {name: entry for name, entry in before.indices.items() if name != slug}
-    write_manifest(replace(before, teachers=teachers, indices=indices), layout)
-
-
-def _remove_unplanned_indices(slug: str, shards: tuple[Shard, ...], before: Manifest | None, layout: Layout) -> None:
-    recorded = before.indices.get(slug, {}) if before else {}
-    for path in unplanned_indices(slug, {shard.split for shard in shards}, recorded, layout):
-        path.unlink(missing_ok=True)
-
-
-def _ensure_indices(
-    slug: str,
-    entry: TeacherFeatures,
-    shards: tuple[Shard, ...],
-    layout: Layout,
-    settings: Extract,
-    progress: Progress,
-) -> tuple[dict[str, str], dict[str, str]]:
-    features = Features(layout, slug, shards, entry)
-    digests, made = {}, {}
-    for split in dict.fromkeys(shard.split for shard in shards):
-        of_split = tuple(shard for shard in shards if shard.split == split)
-        digests[split], why = ensure_index(features, split, of_split, entry.parts, layout, settings, progress)
-        if why:
-            made[f"indices/{slug}/{split}"] = why
-    return digests, made

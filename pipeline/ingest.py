@@ -24,7 +24,7 @@ from pipeline.receipts import read_receipt
 from pipeline.shards import PlannedShard, make_shard, shard_fault
 from pipeline.sources import BadRecord, Record, Rejected, Source
 from pipeline.sources.base import KnowsTruth
-from pipeline.tabulate import write_tables, write_truth
+from pipeline.tabulate import count_classes, write_classes, write_tables, write_truth
 from pipeline.tally import Tally, write_quarantine
 from pipeline.unplanned import check_replaced_shard, check_truth, unplanned_shards
 from stores import Manifest, Shard, SourceError
@@ -55,6 +55,8 @@ class Ingested:
     """Samples whose records have several labels; the first is kept."""
     shared: dict[str, dict[str, int]]
     """How many samples of each split show a picture that stands in an earlier split, or earlier in their own."""
+    classes: int
+    """How many classes the samples' labels name."""
     made: dict[str, str]
     """The files made in this run, and why each was."""
 
@@ -128,7 +130,7 @@ def _finish(source: Source, once: Source, tally: Tally, layout: Layout, before: 
     """Write the tables, unless `before` shows that they are whole; return what there is."""
     if not tally.names:
         raise SourceError("The source holds no records: there is nothing to extract.")
-    tables = (layout.samples, layout.captions, layout.relevance, layout.caption_pairs)
+    tables = (layout.samples, layout.captions, layout.classes, layout.relevance, layout.caption_pairs)
     found = _digests(*tables, layout.quarantine)
     if unplanned := unplanned_shards(set(tally.names), before, layout):
         withdraw_manifest(layout)
@@ -143,8 +145,11 @@ def _finish(source: Source, once: Source, tally: Tally, layout: Layout, before: 
     if before is None or before.shards != shards or before.files != found:
         withdraw_manifest(layout)
         write_tables(shards, layout)
+        layout.classes.unlink(missing_ok=True)
         write_truth(source, tally.first_keys, shards, layout)
         shared = None
+    if not layout.classes.exists():
+        write_classes(layout)
     if shared is None:
         shared = shared_pictures(layout, shards)
     files = _digests(*tables, layout.quarantine)
@@ -160,6 +165,7 @@ def _finish(source: Source, once: Source, tally: Tally, layout: Layout, before: 
         merged=once.merged if isinstance(once, MergedSource) else {},
         relabelled=once.relabelled.total() if isinstance(once, MergedSource) else 0,
         shared=shared,
+        classes=count_classes(layout),
         made=tally.made,
     )
 

@@ -40,7 +40,7 @@ def picture_lines(manifest: Manifest) -> list[str]:
 def shared_lines(manifest: Manifest) -> list[str]:
     """Say which pictures stand in several splits, or several times in one: a sentence for each pair of splits."""
     return [
-        f"{count:,} of {manifest.rows(split, 'image'):,} samples of {split} show a picture that "
+        f"{count:,} of {manifest.rows(split, 'sample'):,} samples of {split} show a picture that "
         + (f"stands in {earlier} too" if earlier != split else "another of them shows; data.merge=bytes joins these")
         for split, found in (manifest.shared or {}).items()
         for earlier, count in found.items()

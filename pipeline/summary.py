@@ -21,9 +21,10 @@ def summary(extracted: Extracted, store: Path) -> Table:
         table.add_row(
             split, f"{samples:,} samples, {captions:,} captions, {len(of_split):,} shard{'s' * (len(of_split) != 1)}"
         )
-    for slug, teacher in manifest.teachers.items():
-        left_out = f", {teacher.invalid:,} rows failed" if teacher.invalid else ""
-        table.add_row(f"{teacher.modality} features", f"{slug}: {teacher.dim}-d, {teacher.precision}{left_out}")
+    for slug, entry in manifest.features.items():
+        left_out = f", {entry.invalid:,} rows {'failed' if entry.precision else 'absent'}" if entry.invalid else ""
+        shape = " × ".join(map(str, entry.shape))
+        table.add_row(f"{entry.modality} features", f"{slug}: {shape}-d, {entry.precision or 'imported'}{left_out}")
     for said in picture_lines(manifest):
         table.add_row("pictures", said)
     if relabelled := extracted.ingested.relabelled:

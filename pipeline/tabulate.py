@@ -56,6 +56,21 @@ def _caption_columns(shard: Shard, samples: Sequence[StoredSample]) -> dict[str,
     }
 
 
+def write_classes(layout: Layout) -> None:
+    """Write classes.arrow from the samples' labels, if they have any."""
+    labels = tables.read_table(layout.samples, tables.SAMPLES)["label"]
+    names = sorted(name for name in pc.unique(labels).to_pylist() if name is not None)
+    if not names:
+        return
+    with tables.table_writer(layout.classes, tables.CLASSES) as classes:
+        classes.write_batch(pa.record_batch({"name": names}, schema=tables.CLASSES))
+
+
+def count_classes(layout: Layout) -> int:
+    """Return how many classes the store has."""
+    return len(tables.read_table(layout.classes, tables.CLASSES)) if layout.classes.is_file() else 0
+
+
 def write_truth(source: Source, first_keys: dict[str, int], shards: Sequence[Shard], layout: Layout) -> None:
     """Write what the source knows of relevance and similarity, in global rows, or remove what it no longer knows."""
     if not isinstance(source, KnowsTruth):

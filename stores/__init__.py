@@ -13,7 +13,8 @@ from stores.errors import (
     TrainingError,
 )
 from stores.features import Features
-from stores.manifest import Manifest, Modality, Shard
+from stores.manifest import Manifest, Shard
+from stores.modality import Modality
 from stores.parameters import ExtractParameters, TrainParameters, load_parameters
 from stores.store import Store
 

@@ -1,8 +1,8 @@
-"""Teacher features: one contiguous HDF5 part a shard, gathered by global row through read-only memory maps.
+"""Features: one contiguous HDF5 part per shard, gathered by global row through read-only memory maps.
 
-A part holds `features` (rows, dim) float16, contiguous and L2-normalised, and `valid` (rows,) bool; its attributes
-name what it was made from. Its last 32 bytes, which HDF5 does not read, are the SHA-256 of all before them: a damaged
-file must not even be shown to HDF5, which may crash on it.
+A part holds `features` (rows, …) float16, contiguous, and `valid` (rows,) bool, false where a row is absent (and
+zero); its attributes name what it was made from. Its last 32 bytes, which HDF5 does not read, are the SHA-256 of all
+before them: a damaged file must not even be shown to HDF5, which may crash on it.
 
 HDF5 keeps a contiguous dataset at one offset of the file, so a plain memory map of that place serves the rows: about
 twenty times as fast as reading through HDF5, and shared by all processes of a machine.
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from stores.atomic import atomic_path
 from stores.errors import StoreError
 from stores.layout import Layout
-from stores.manifest import Shard, TeacherFeatures
+from stores.manifest import FeatureSet, Shard
 from stores.ownership import is_plain
 
 PART_FORMAT: Final = 2
@@ -48,7 +48,7 @@ class PartOrigin:
 def write_part(
     path: Path, features: NDArray[np.float16], valid: NDArray[np.bool_], origin: PartOrigin, batch_size: int = 1
 ) -> None:
-    """Write (rows, dim) `features` and (rows,) `valid` as one part, atomically, and their batch size."""
+    """Write (rows, …) `features` and (rows,) `valid` as one part, atomically, and their batch size."""
     with atomic_path(path) as temporary:
         # Assembled in memory and then written: HDF5 itself, on a full disk, ends in faults that nothing can catch.
         whole = io.BytesIO()
@@ -65,17 +65,17 @@ def write_part(
             stream.write(hashlib.sha256(whole.getbuffer()).digest())
 
 
-def part_fault(path: Path, rows: int, dim: int, origin: PartOrigin) -> str | None:
+def part_fault(path: Path, shape: tuple[int, ...], origin: PartOrigin) -> str | None:
     """Return why the part must be made (again), or None if it is whole and of this origin."""
     try:
-        read_part(path, rows, dim, origin)
+        read_part(path, shape, origin)
     except PartFault as fault:
         return fault.message
     return None
 
 
-def read_part(path: Path, rows: int, dim: int, origin: PartOrigin) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
-    """Return the (rows, dim) features and (rows,) validity of a part, all of it checked.
+def read_part(path: Path, shape: tuple[int, ...], origin: PartOrigin) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+    """Return the features of a part, of `shape` (rows, …), and (rows,) which are there, all of it checked.
 
     Raises:
         PartFault: it must be made (again).
@@ -94,7 +94,7 @@ def read_part(path: Path, rows: int, dim: int, origin: PartOrigin) -> tuple[NDAr
                 raise PartFault("stale: other teacher")
             if file.attrs["shard_sha256"] != origin.shard_sha256:
                 raise PartFault("stale: other shard")
-            if features.shape != (rows, dim) or features.dtype != np.float16 or valid.shape != (rows,):
+            if features.shape != shape or features.dtype != np.float16 or valid.shape != shape[:1]:
                 raise PartFault("damaged: other shape")
             held = features[:], valid[:].astype(bool, copy=False)
             if file.attrs["checksum"] != _checksum(*held):
@@ -125,19 +125,19 @@ def _checksum(features: NDArray[np.float16], valid: NDArray[np.bool_]) -> str:
 
 
 class Features:
-    """The features of one teacher over a whole store, found by global row.
+    """The features of one name over a whole store, found by global row.
 
     Parts are mapped on first touch, in each process for itself: nothing of HDF5 stays open, and a pickle carries
     paths alone.
     """
 
-    def __init__(self, layout: Layout, slug: str, shards: tuple[Shard, ...], teacher: TeacherFeatures) -> None:
+    def __init__(self, layout: Layout, slug: str, shards: tuple[Shard, ...], entry: FeatureSet) -> None:
         self.slug = slug
-        self.modality = teacher.modality
-        self.dim = teacher.dim
-        self.fingerprint = teacher.fingerprint
+        self.modality, self.level = entry.modality, entry.level
+        self.shape, self.dim, self.unit = entry.shape, entry.dim, entry.unit
+        self.fingerprint = entry.fingerprint
         self._paths = [layout.features(slug, shard.name) for shard in shards]
-        self._counts = [shard.rows(teacher.modality) for shard in shards]
+        self._counts = [shard.rows(entry.level) for shard in shards]
         self._bounds = np.concatenate([[0], np.cumsum(self._counts)]).astype(np.int64)
         self._forget()
 
@@ -158,7 +158,7 @@ class Features:
         self._view = _View.empty(len(self._paths), self.dim)
 
     def gather(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float16]:
-        """Return the features of the global `rows` (n,), in their order and with repeats: (n, dim) float16.
+        """Return the features of the global `rows` (n,), in their order and with repeats: (n, *shape) float16.
 
         Raises:
             StoreError: a row is outside the store, or a part is damaged.
@@ -174,14 +174,14 @@ class Features:
         if not view.mapped[owners].all():
             view = self._map(np.unique(owners))
         gathered: NDArray[np.float16] = view.window[view.starts[owners] + wanted * self.dim]
-        return gathered
+        return gathered.reshape(len(wanted), *self.shape)
 
     @cached_property
     def valid(self) -> NDArray[np.bool_]:
-        """(rows,) bool: whether the teacher could encode the row."""
+        """(rows,) bool: which rows have features."""
         flags = []
         for path, count in zip(self._paths, self._counts, strict=True):
-            with _open_part(path, count, self.dim, self.fingerprint) as file:
+            with _open_part(path, (count, *self.shape), self.fingerprint) as file:
                 flags.append(file["valid"][:])
         return np.concatenate(flags) if flags else np.empty(0, dtype=bool)
 
@@ -193,7 +193,7 @@ class Features:
                 if number in self._parts:
                     continue
                 path, count = self._paths[number], self._counts[number]
-                with _open_part(path, count, self.dim, self.fingerprint) as file:
+                with _open_part(path, (count, *self.shape), self.fingerprint) as file:
                     offset = file["features"].id.get_offset()
                 part = np.memmap(path, dtype=np.float16, mode="r", offset=offset, shape=(count, self.dim))
                 self._parts[number] = np.asarray(part)
@@ -247,24 +247,24 @@ def _allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _open_part(path: Path, rows: int, dim: int, fingerprint: str) -> h5py.File:
+def _open_part(path: Path, shape: tuple[int, ...], fingerprint: str) -> h5py.File:
     try:
         file = h5py.File(path, "r")
         features, valid = file["features"], file["valid"]
-        whole = features.shape == (rows, dim) and features.dtype == np.float16 and valid.shape == (rows,)
+        whole = features.shape == shape and features.dtype == np.float16 and valid.shape == shape[:1]
         whole = whole and file.attrs["teacher_fingerprint"] == fingerprint
         # Rows are addressed in elements, so they must begin at one (HDF5 aligns them to more).
         whole = (
             whole
             and features.chunks is None
-            and (features.id.get_offset() or int(rows > 0)) % features.dtype.itemsize == 0
+            and (features.id.get_offset() or int(shape[0] > 0)) % features.dtype.itemsize == 0
         )
     except (OSError, KeyError, RuntimeError) as error:
         raise StoreError(f"{path} cannot be read ({error}). Run cusa-extract again: it repairs the store.") from None
     if not whole:
         file.close()
         raise StoreError(
-            f"{path} is not the contiguous float16 part of {rows} × {dim} by the teacher that the manifest names. "
+            f"{path} is not the contiguous float16 part of the shape {shape} that the manifest names. "
             f"Run cusa-extract again: it repairs the store."
         )
     return file

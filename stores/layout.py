@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from stores.errors import StoreError
 
@@ -13,7 +13,7 @@ SAFE_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 """What split, shard and teacher folder names must match: a name from a file never leads out of the store."""
 
 
-def teacher_slug(spec: str, modality: Literal["image", "text"]) -> str:
+def teacher_slug(spec: str, modality: str) -> str:
     """Return the folder name of the teacher `spec`: its `family:name` with unusual characters made dashes.
 
     Both towers of an open-clip model bear one spec, so there the folder says which: `-image` or `-text`.
@@ -67,6 +67,10 @@ class Layout:
     @property
     def captions(self) -> Path:
         return self.root / "captions.arrow"
+
+    @property
+    def classes(self) -> Path:
+        return self.root / "classes.arrow"
 
     @property
     def relevance(self) -> Path:

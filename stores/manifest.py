@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -12,11 +14,11 @@ from pydantic.dataclasses import dataclass
 from stores.atomic import write_text
 from stores.errors import StoreError
 from stores.layout import SAFE_NAME, Layout
+from stores.modality import LEVELS, Level
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 Name = Annotated[str, StringConstraints(pattern=SAFE_NAME)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Modality = Literal["image", "text"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,24 +34,54 @@ class Shard:
     bytes: NonNegativeInt
     sha256: Sha256
 
-    def first_row(self, modality: Modality) -> int:
-        return self.first_sample if modality == "image" else self.first_caption
+    def first_row(self, level: Level) -> int:
+        return self.first_sample if level == "sample" else self.first_caption
 
-    def rows(self, modality: Modality) -> int:
-        return self.samples if modality == "image" else self.captions
+    def rows(self, level: Level) -> int:
+        return self.samples if level == "sample" else self.captions
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherFeatures:
-    """One teacher's features; `parts` gives the checksum of each shard's feature part."""
+class ClassShard(Shard):
+    """The rows of classes.arrow, as one shard: features of classes have one part."""
+
+    classes: NonNegativeInt
+
+    def first_row(self, level: Level) -> int:
+        return 0
+
+    def rows(self, level: Level) -> int:
+        return self.classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSet:
+    """Features of one name, a teacher's or a user's own; `parts` gives the checksum of each shard's feature part."""
 
     spec: str
-    modality: Modality
-    dim: Annotated[int, Field(gt=0)]
-    precision: Literal["fp32", "bf16"]
+    """The teacher, or the files that they were imported from."""
+    modality: str
+    level: Level
+    shape: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
+    """Of one row."""
+    unit: bool
+    """Whether rows are vectors of length one."""
+    precision: Literal["fp32", "bf16"] | None
+    """The teacher's; None of imported features."""
     fingerprint: Sha256
     parts: dict[Name, Sha256]
     invalid: NonNegativeInt
+    """Rows that are absent: the teacher failed on them, or the user has none."""
+
+    @property
+    def dim(self) -> int:
+        """How many numbers a row has."""
+        return math.prod(self.shape)
+
+    @property
+    def indexed(self) -> bool:
+        """Whether rows can be searched by cosine."""
+        return self.unit and len(self.shape) == 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +93,7 @@ class Manifest:
     source_fingerprint: Sha256
     files: dict[Name, Sha256]
     shards: tuple[Shard, ...]
-    teachers: dict[Name, TeacherFeatures]
+    features: dict[Name, FeatureSet]
     indices: dict[Name, dict[Name, Sha256]]
     parameters: dict[str, Any]
     merged: dict[Name, NonNegativeInt] = Field(default_factory=dict)
@@ -69,14 +101,36 @@ class Manifest:
     shared: dict[Name, dict[Name, NonNegativeInt]] | None = None
     """How many samples of each split show a picture that came before: in an earlier split, or in their own."""
 
+    classes: NonNegativeInt = 0
+    """How many classes the samples' labels name: the rows of classes.arrow."""
+
+    @property
+    def teachers(self) -> dict[str, FeatureSet]:
+        """The features that teachers made."""
+        return {name: entry for name, entry in self.features.items() if entry.precision is not None}
+
+    def shards_of(self, level: Level) -> tuple[Shard, ...]:
+        """Return the shards that the parts of a level's features belong to."""
+        if level != "class":
+            return self.shards
+        return class_shards(self.classes, self.files)
+
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits in the order of their rows."""
         return tuple(dict.fromkeys(shard.split for shard in self.shards))
 
-    def rows(self, split: str, modality: Modality) -> int:
-        """Return how many rows of a modality a split has."""
-        return sum(shard.rows(modality) for shard in self.shards if shard.split == split)
+    def rows(self, split: str, level: Level) -> int:
+        """Return how many rows of a level a split has."""
+        return sum(shard.rows(level) for shard in self.shards if shard.split == split)
+
+
+def class_shards(classes: int, files: dict[str, str]) -> tuple[Shard, ...]:
+    """Return the one shard that classes make; none where there are no classes."""
+    if not classes:
+        return ()
+    nothing = dict.fromkeys(("samples", "captions", "first_sample", "first_caption", "bytes"), 0)
+    return (ClassShard(name="classes", split="classes", sha256=files["classes.arrow"], classes=classes, **nothing),)
 
 
 _ADAPTER: Final = pydantic.TypeAdapter(Manifest)
@@ -122,8 +176,8 @@ def read_former_manifest(layout: Layout) -> Manifest | None:
 
 def _read(path: Path) -> Manifest:
     try:
-        manifest = _ADAPTER.validate_json(path.read_bytes())
-    except pydantic.ValidationError as error:
+        manifest = _ADAPTER.validate_python(_upgraded(json.loads(path.read_bytes())))
+    except (pydantic.ValidationError, ValueError, KeyError, AttributeError) as error:
         raise DamagedManifest(
             f"{path} cannot be read as a manifest ({str(error).splitlines()[0]}). "
             f"Run cusa-extract again: it makes it anew, and what is whole in the store is kept."
@@ -136,3 +190,15 @@ def _read(path: Path) -> Manifest:
             f"Make the store again with cusa-extract, in a new folder."
         )
     return manifest
+
+
+def _upgraded(values: Any) -> Any:
+    """Return a manifest's values as format 2 has them. Format 1 knew teachers' vectors alone; parts are the same."""
+    if not isinstance(values, dict) or values.get("format_version") != 1:
+        return values
+    features = {}
+    for name, entry in values.get("teachers", {}).items():
+        rest = {key: value for key, value in entry.items() if key != "dim"}
+        features[name] = {**rest, "level": LEVELS[entry["modality"]], "shape": [entry["dim"]], "unit": True}
+    kept = {key: value for key, value in values.items() if key != "teachers"}
+    return {**kept, "format_version": FORMAT_VERSION, "features": features}

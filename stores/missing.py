@@ -98,7 +98,7 @@ def missing_matches(
     Raises:
         StoreError: an index is absent or damaged, or a teacher failed on all rows that were looked at.
     """
-    samples = store.rows(split, "image")
+    samples = store.rows(split, "sample")
     calibration = _calibrate(evidence, samples)
     found = _best(
         store, evidence, calibration, split, samples if searched is None else searched, count=count, width=width

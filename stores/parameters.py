@@ -22,6 +22,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stores.errors import ParameterError
+from stores.layout import SAFE_NAME
+from stores.modality import Level
 
 _STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -75,6 +77,22 @@ class Columns:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class FeatureFile:
+    """A file of features of yours, to be imported: a row per sample, caption or class."""
+
+    # .npy, .npz, .parquet or .h5; or one per split: {train: …}
+    file: str | dict[str, str]
+    level: Level = "sample"
+    # which array, column or dataset of the file; null: the only one
+    array: str | None = None
+    # the array, column or dataset that names each row's sample (its id in the source) or class; null: rows are in the
+    # order of the source
+    key: str | None = None
+    # vectors are brought to length one, and can be searched by cosine
+    unit: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Data:
     """The data set to ingest."""
 
@@ -97,6 +115,8 @@ class Data:
     # the run stops when a larger share of the samples, or of the captions, is bad
     max_bad_fraction: Fraction = 0.05
     scenes: Scenes = Field(default_factory=Scenes)
+    # features of yours to import, by name: {regions: {file: regions.npy}}
+    features: dict[Annotated[str, Field(pattern=SAFE_NAME)], FeatureFile] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

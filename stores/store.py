@@ -15,7 +15,8 @@ from stores.errors import StoreError
 from stores.features import Features
 from stores.images import Images
 from stores.layout import Layout
-from stores.manifest import Manifest, Modality, Shard, read_manifest
+from stores.manifest import Manifest, Shard, read_manifest
+from stores.modality import Level
 
 if TYPE_CHECKING:
     from stores.index import Index
@@ -49,6 +50,11 @@ class Store:
         """One row a caption; the schema is `stores.tables.CAPTIONS`."""
         return tables.read_table(self._layout.captions, tables.CAPTIONS)
 
+    @property
+    def classes(self) -> pa.Table | None:
+        """The names of the classes that samples' labels name, sorted; None where no sample has a label."""
+        return self._optional(self._layout.classes, tables.CLASSES)
+
     @cached_property
     def images(self) -> Images:
         """The encoded image files, by sample row."""
@@ -75,26 +81,26 @@ class Store:
             raise StoreError(f"{self.root} has no split {split!r}; it has {', '.join(self.manifest.splits) or 'none'}.")
         return shards
 
-    def rows(self, split: str, modality: Modality) -> NDArray[np.int64]:
-        """Return the global rows of a split's samples ("image") or captions ("text"); they are consecutive."""
+    def rows(self, split: str, level: Level) -> NDArray[np.int64]:
+        """Return the global rows of a split's samples or captions; they are consecutive."""
         shards = self.shards(split)
         last = shards[-1]
-        return np.arange(shards[0].first_row(modality), last.first_row(modality) + last.rows(modality))
+        return np.arange(shards[0].first_row(level), last.first_row(level) + last.rows(level))
 
     def features(self, slug: str) -> Features:
-        """Return the features of the teacher whose folder is `slug`.
+        """Return the features whose folder is `slug`: a teacher's, or imported ones.
 
         Raises:
-            StoreError: that teacher has not been extracted.
+            StoreError: there are none of that name.
         """
-        teacher = self.manifest.teachers.get(slug)
-        if teacher is None:
-            known = ", ".join(sorted(self.manifest.teachers)) or "none"
+        entry = self.manifest.features.get(slug)
+        if entry is None:
+            known = ", ".join(sorted(self.manifest.features)) or "none"
             raise StoreError(
-                f"{self.root} has no features of the teacher {slug!r}; it has {known}. "
-                f"Run cusa-extract with that teacher: it adds a folder and touches nothing else."
+                f"{self.root} has no features {slug!r}; it has {known}. Run cusa-extract with that teacher, or with "
+                f"--features {slug}=FILE: it adds a folder and touches nothing else."
             )
-        return Features(self._layout, slug, self.manifest.shards, teacher)
+        return Features(self._layout, slug, self.manifest.shards_of(entry.level), entry)
 
     def index(self, slug: str, split: str) -> Index:
         """Open the FAISS index of a teacher and split."""

@@ -35,6 +35,9 @@ SAMPLES: Final = pa.schema(
 CAPTIONS: Final = pa.schema([("text", pa.large_string()), ("sample", pa.int64())])
 """One row a caption."""
 
+CLASSES: Final = pa.schema([("name", pa.string())])
+"""One row a class: what samples have as label, sorted."""
+
 RELEVANCE: Final = pa.schema([("caption", pa.int64()), ("sample", pa.int64())])
 """Every caption row and sample row that truly belong together, sorted; whole splits or none."""
 

@@ -105,7 +105,7 @@ def test_mistakes_in_extraction(
         (["--student", "open-clip:none"], "open_clip knows no model 'none'"),
         (
             ["--image-teacher", "unicom:ViT-B/32"],
-            "has no features of the teacher 'unicom-ViT-B-32'; it has hog-color, minilm",
+            "has no features 'unicom-ViT-B-32'; it has hog-color, minilm",
         ),
         (["-S", "train.batch_size=5000"], "fewer than one batch of 5000"),
         (["-S", "eval.test=dev"], "no split 'dev'"),

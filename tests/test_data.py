@@ -102,14 +102,14 @@ def test_a_mixed_batch_holds_what_each_store_has(two_stores: tuple[Store, Store]
     main, other = two_stores
     made = data(main, replace(SETTINGS, mix_in={str(other.root): 0.25}))
     student, seen = Augmenting(), []
-    end = [int(main.rows("train", modality)[-1]) + 1 for modality in ("image", "text")]
+    end = [int(main.rows("train", modality)[-1]) + 1 for modality in ("sample", "caption")]
     for batch in loaded(made):
         image, text = made.teachers(batch).values()
         samples, captions = batch.numbers.values()
         assert (samples >= end[0]).sum() == 3  # a quarter of every batch
         for place, numbers in enumerate(zip(samples.tolist(), captions.tolist(), strict=True)):
             store = other if numbers[0] >= end[0] else main
-            firsts = [int(other.rows("train", modality)[0]) for modality in ("image", "text")]
+            firsts = [int(other.rows("train", modality)[0]) for modality in ("sample", "caption")]
             rows = numbers if store is main else [n - e + f for n, e, f in zip(numbers, end, firsts, strict=True)]
             assert store.captions["sample"][rows[1]].as_py() == rows[0]
             expected = student.eval_transform(decode_rgb(store.images[rows[0]]))
@@ -129,7 +129,7 @@ def test_failed_features_leave_their_pairs_out(two_stores: tuple[Store, Store]) 
     main = two_stores[0]
     made = data(main)
     failed = np.flatnonzero(~main.features(SLUGS[1]).valid)
-    in_train = set(failed.tolist()) & set(main.rows("train", "text").tolist())
+    in_train = set(failed.tolist()) & set(main.rows("train", "caption").tolist())
     assert made.stream.left_out == len(in_train) > 0
     assert not {int(caption) for batch in loaded(made) for caption in batch.numbers["caption"]} & in_train
 

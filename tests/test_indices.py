@@ -18,7 +18,7 @@ from stores import Features, ParameterError, Shard, StoreError
 from stores.features import PartOrigin, write_part
 from stores.index import Index
 from stores.layout import Layout
-from stores.manifest import TeacherFeatures
+from stores.manifest import FeatureSet
 from stores.parameters import Extract
 
 DIM, FIRST, SIZES = 32, 700, (2500, 1, 1999)
@@ -41,8 +41,16 @@ class Made:
             write_part(self.layout.features("t", shards[-1].name), self.table[span], self.valid[span], origin)
             first += count
         self.parts = {one.name: hashlib.sha256(f"{one.name} {seed}".encode()).hexdigest() for one in shards}
-        teacher = TeacherFeatures(
-            spec="t", modality="image", dim=DIM, precision="fp32", fingerprint="a" * 64, parts=self.parts, invalid=0
+        teacher = FeatureSet(
+            spec="t",
+            modality="image",
+            level="sample",
+            shape=(DIM,),
+            unit=True,
+            precision="fp32",
+            fingerprint="a" * 64,
+            parts=self.parts,
+            invalid=0,
         )
         self.features, self.shards = Features(self.layout, "t", tuple(shards), teacher), tuple(shards[1:])
         self.path, self.card_path = self.layout.index("t", "test"), self.layout.index_card("t", "test")

@@ -98,7 +98,7 @@ def test_features_are_those_of_each_row(pictures: Path) -> None:
             text.encode(text.collate(text.prepare([caption])))[0].numpy(),
             store.features("minilm").gather(np.array([row]))[0],
         )
-    test = store.rows("test", "image")
+    test = store.rows("test", "sample")
     _, found = store.index("hog-color", "test").search(store.features("hog-color").gather(test), 1)
     assert found[:, 0].tolist() == test.tolist()
 
@@ -345,7 +345,7 @@ def test_real_pictures_in_both_formats_are_the_same_data(shared_data: Path, tmp_
         extract(ExtractParameters(data=data, extract=Extract(workers=0), teachers=tiny_teachers()), tmp_path / name)
         stores.append(Store.open(tmp_path / name))
     for store in stores:
-        assert [len(store.rows(split, "image")) for split in ("train", "val", "test")] == [600, 201, 201]
+        assert [len(store.rows(split, "sample")) for split in ("train", "val", "test")] == [600, 201, 201]
         captions = store.captions["text"].to_pylist()
         assert len(captions) >= 5000
         assert sum(store.samples["caption_count"].to_pylist()) == len(captions)
@@ -382,7 +382,7 @@ def test_a_killed_change_of_teacher_leaves_no_mixture(tmp_path: Path, monkeypatc
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.extract.extract_features", killed)
+    monkeypatch.setattr("pipeline.feature_sets.extract_features", killed)
     with pytest.raises(KeyboardInterrupt):
         extract(replace(small_scenes(), teachers=changed), tmp_path)
     assert set(Store.open(tmp_path).manifest.teachers) == {"tiny_teachers-mean_colour"}

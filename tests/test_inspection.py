@@ -101,7 +101,7 @@ def test_info_says_what_the_store_holds(scenes_store: Store) -> None:
         ("val", 12, 60, 1),
         ("test", 20, 100, 2),
     ]
-    assert [(t["teacher"], t["modality"], t["rows"], t["invalid"]) for t in found["teachers"]] == [
+    assert [(f["features"], f["modality"], f["rows"], f["absent"]) for f in found["features"]] == [
         ("hog-color", "image", 80, 0),
         ("minilm", "text", 400, 0),
     ]
@@ -126,7 +126,7 @@ def test_info_says_what_the_store_holds(scenes_store: Store) -> None:
 def test_info_counts_what_was_left_out(odd_store: Store) -> None:
     found = json.loads(run("info", odd_store.root, "--json").stdout)
     assert found["quarantined"] == {"samples": {"unreadable-image": 1}, "captions": {}}
-    assert {t["modality"]: t["invalid"] for t in found["teachers"]} == {"image": 0, "text": 1}
+    assert {f["modality"]: f["absent"] for f in found["features"]} == {"image": 0, "text": 1}
     shown = words(run("info", odd_store.root))
     assert f"source: format coco source: files of train 1, sha256 {found['source']['files']['train'][:12]}…" in shown
     assert "samples left out unreadable-image 1" in words(run("info", odd_store.root))
@@ -228,11 +228,11 @@ def with_part(root: Path, change: Callable[[np.ndarray, np.ndarray], None]) -> s
     teacher, shard = store.manifest.teachers["minilm"], store.manifest.shards[0]
     path = layout.features("minilm", shard.name)
     origin = PartOrigin(teacher_fingerprint=teacher.fingerprint, shard_sha256=shard.sha256)
-    features, valid = read_part(path, shard.captions, teacher.dim, origin)
+    features, valid = read_part(path, (shard.captions, teacher.dim), origin)
     change(features, valid)
     write_part(path, features, valid, origin)
     changed = replace(teacher, parts={**teacher.parts, shard.name: file_digest(path)})
-    write_manifest(replace(store.manifest, teachers={**store.manifest.teachers, "minilm": changed}), layout)
+    write_manifest(replace(store.manifest, features={**store.manifest.teachers, "minilm": changed}), layout)
     return f"features/minilm/{path.name}"
 
 
@@ -253,7 +253,7 @@ def mark(_: np.ndarray, valid: np.ndarray) -> None:
     [
         (lengthen, "1 of 80 rows are of another length than 1 (± 0.01); the first is the part's row 3"),
         (break_value, "1 of 80 rows are not finite; the first is the part's row 5"),
-        (mark, "1 of 80 rows are marked as failed and yet not zero; the first is the part's row 7"),
+        (mark, "1 of 80 rows are marked as absent and yet not zero; the first is the part's row 7"),
     ],
     ids=["length", "not-finite", "failed-and-not-zero"],
 )
@@ -333,7 +333,7 @@ def test_a_teacher_that_is_not_the_stored_one_is_refused(odd_store: Store, tmp_p
     root = Path(shutil.copytree(odd_store.root, tmp_path / "store"))
     manifest = odd_store.manifest
     other = {slug: replace(teacher, fingerprint="0" * 64) for slug, teacher in manifest.teachers.items()}
-    write_manifest(replace(manifest, teachers=other), Layout(root))
+    write_manifest(replace(manifest, features=other), Layout(root))
     for arguments in (["verify", root, "--deep"], ["neighbours", root, "--text", "a cat"]):
         result = run(*arguments)
         assert result.exit_code == 2
@@ -345,8 +345,8 @@ def test_a_teacher_that_is_not_the_stored_one_is_refused(odd_store: Store, tmp_p
 
 
 def test_the_neighbours_of_a_row_are_the_nearest(scenes_store: Store) -> None:
-    features = scenes_store.features("hog-color").gather(scenes_store.rows("test", "image")).astype(np.float32)
-    first = int(scenes_store.rows("test", "image")[0])
+    features = scenes_store.features("hog-color").gather(scenes_store.rows("test", "sample")).astype(np.float32)
+    first = int(scenes_store.rows("test", "sample")[0])
     similarity = features @ features[3]
     expected = [row for row in np.argsort(-similarity) if row != 3][:4]
     shown = words(run("neighbours", scenes_store.root, "--row", first + 3, "-k", 4))
@@ -388,7 +388,7 @@ def test_neighbours_leave_out_rows_that_failed_and_show_texts_as_they_are(odd_st
         (["--row", "1", "--text", "a"], "Name one of --row, --text and --image"),
         (["--row", "80"], "Row 80 of hog-color was asked for; it has rows 0 to 79"),
         (["--row", "-1"], "it has rows 0 to 79"),
-        (["--row", "1", "--teacher", "dino"], "no features of the teacher 'dino'; it has hog-color, minilm"),
+        (["--row", "1", "--teacher", "dino"], "no features 'dino'; it has hog-color, minilm"),
         (["--row", "1", "--modality", "image", "--teacher", "minilm"], "minilm is a teacher of texts"),
         (["--text", "a dog", "--teacher", "hog-color"], "hog-color is a teacher of images, and the query is of texts"),
         (["--text", "a dog", "--modality", "image"], "it says what --row counts"),
@@ -423,9 +423,9 @@ def test_mistakes_in_neighbours(scenes_store: Store, arguments: list[str], messa
 
 def scored(store: Store, split: str) -> dict[tuple[int, int], tuple[float, float]]:
     """Return, by a loop over all pairs of samples, the similarities of the nearest captions and of the images."""
-    samples = store.rows(split, "image")
+    samples = store.rows(split, "sample")
     images = store.features("hog-color").gather(samples).astype(np.float32)
-    captions = store.features("minilm").gather(store.rows(split, "text")).astype(np.float32)
+    captions = store.features("minilm").gather(store.rows(split, "caption")).astype(np.float32)
     first, found = samples[0], {}
     for a in range(len(samples)):
         for b in range(a + 1, len(samples)):
@@ -534,7 +534,7 @@ def test_the_nearest_captions_of_uneven_runs_are_those_of_a_loop(odd_store: Stor
     random = np.random.default_rng(1)
     one, other = random.integers(0, len(odd_store.samples), (2, 40))
     similarity, ours, theirs = evidence.nearest_captions(evidence.captions(one), evidence.captions(other))
-    table = odd_store.features(evidence.text_slug).gather(odd_store.rows("train", "text")).astype(np.float32)
+    table = odd_store.features(evidence.text_slug).gather(odd_store.rows("train", "caption")).astype(np.float32)
     assert not table.any(axis=1).all(), "one row failed"
     owners = odd_store.captions["sample"].to_numpy()
     for place in range(40):

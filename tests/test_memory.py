@@ -24,7 +24,7 @@ from written_stores import DIGEST, manifest, shard_entry
 from stores import Store
 from stores.features import PART_FORMAT
 from stores.layout import Layout, shard_name
-from stores.manifest import TeacherFeatures
+from stores.manifest import FeatureSet
 from stores.tables import CAPTIONS, table_writer
 from train.data.mixture import MixedFeatures, Numbers
 from train.data.passes import Passes, Unusable
@@ -62,8 +62,16 @@ def write_sparse_part(path: Path) -> None:
 
 def host_features(root: Path) -> MixedFeatures:
     """Open the features that `write_sparse_part` wrote, as a training opens them."""
-    teacher = TeacherFeatures(
-        spec="t", modality="image", dim=DIM, precision="fp32", fingerprint=DIGEST, parts={}, invalid=0
+    teacher = FeatureSet(
+        spec="t",
+        modality="image",
+        level="sample",
+        shape=(DIM,),
+        unit=True,
+        precision="fp32",
+        fingerprint=DIGEST,
+        parts={},
+        invalid=0,
     )
     made = manifest([shard_entry(0, ROWS, 0, 0, 0)])
     store = Store(root, type(made)(**{**vars(made), "teachers": {"t": teacher}}))

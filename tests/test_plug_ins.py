@@ -39,7 +39,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_store_knows_them_as_typed(store: Path) -> None:
     found = json.loads(cusa("store", "info", store, "--json").stdout)
-    assert {teacher["teacher"]: teacher["spec"] for teacher in found["teachers"]} == {
+    assert {entry["features"]: entry["from"] for entry in found["features"]} == {
         "tiny_teachers-unlike_its_name": IMAGE,
         "tiny_teachers-unlike_any_name": TEXT,
     }

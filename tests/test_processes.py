@@ -134,7 +134,7 @@ def test_every_pair_comes_exactly_once_over_processes_and_workers(
     assert [[(epoch, step) for epoch, step, _ in rank] for rank in seen] == [
         [(epoch, step) for epoch in range(2) for step in range(7)]
     ] * 3
-    pairs = set(scenes_store.rows("train", "text").tolist())
+    pairs = set(scenes_store.rows("train", "caption").tolist())
     by_rank = []
     for epoch in range(2):
         shares = [[row for e, _, rows in rank if e == epoch for row in rows] for rank in seen]

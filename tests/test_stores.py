@@ -20,7 +20,7 @@ from stores.atomic import atomic_path
 from stores.features import PartOrigin, part_fault, write_part
 from stores.index import Index
 from stores.layout import Layout, teacher_slug
-from stores.manifest import TeacherFeatures, read_manifest, write_manifest
+from stores.manifest import FeatureSet, read_manifest, write_manifest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 ORIGIN = PartOrigin(teacher_fingerprint="a" * 64, shard_sha256="b" * 64)
@@ -50,8 +50,16 @@ def make_features(folder: Path, counts: list[int], dim: int = 8) -> tuple[Featur
         )
         write_part(layout.features("t", name), table[first : first + count], np.ones(count, bool), ORIGIN)
         first += count
-    teacher = TeacherFeatures(
-        spec="t", modality="image", dim=dim, precision="fp32", fingerprint="a" * 64, parts={}, invalid=0
+    teacher = FeatureSet(
+        spec="t",
+        modality="image",
+        level="sample",
+        shape=(dim,),
+        unit=True,
+        precision="fp32",
+        fingerprint="a" * 64,
+        parts={},
+        invalid=0,
     )
     return Features(layout, "t", tuple(shards), teacher), table
 
@@ -131,27 +139,27 @@ def test_equal_parts_are_equal_files(tmp_path: Path) -> None:
 def test_every_flipped_feature_byte_is_a_fault(tmp_path: Path) -> None:
     path = tmp_path / "part"
     write_part(path, unit_rows(5, 4), np.ones(5, bool), ORIGIN)
-    assert part_fault(path, 5, 4, ORIGIN) is None
+    assert part_fault(path, (5, 4), ORIGIN) is None
     with h5py.File(path) as file:
         start, size = file["features"].id.get_offset(), file["features"].id.get_storage_size()
     whole = path.read_bytes()
     for place in range(start, start + size):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        assert part_fault(path, 5, 4, ORIGIN) == "damaged: checksum"
+        assert part_fault(path, (5, 4), ORIGIN) == "damaged: checksum"
 
 
 def test_stale_and_broken_parts_are_told_apart(tmp_path: Path) -> None:
     path = tmp_path / "part"
-    assert part_fault(path, 5, 4, ORIGIN) == "missing"
+    assert part_fault(path, (5, 4), ORIGIN) == "missing"
     write_part(path, unit_rows(5, 4), np.ones(5, bool), ORIGIN)
-    assert part_fault(path, 5, 4, replace(ORIGIN, teacher_fingerprint="c" * 64)) == "stale: other teacher"
-    assert part_fault(path, 5, 4, replace(ORIGIN, shard_sha256="c" * 64)) == "stale: other shard"
-    assert part_fault(path, 6, 4, ORIGIN) == "damaged: other shape"
+    assert part_fault(path, (5, 4), replace(ORIGIN, teacher_fingerprint="c" * 64)) == "stale: other teacher"
+    assert part_fault(path, (5, 4), replace(ORIGIN, shard_sha256="c" * 64)) == "stale: other shard"
+    assert part_fault(path, (6, 4), ORIGIN) == "damaged: other shape"
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
-    assert part_fault(path, 5, 4, ORIGIN) == "damaged: checksum"
+    assert part_fault(path, (5, 4), ORIGIN) == "damaged: checksum"
     path.write_bytes(b"no HDF5" + hashlib.sha256(b"no HDF5").digest())
-    assert part_fault(path, 5, 4, ORIGIN) == "damaged: not readable as HDF5"
+    assert part_fault(path, (5, 4), ORIGIN) == "damaged: not readable as HDF5"
 
 
 def test_a_damaged_part_is_named_when_it_is_gathered(tmp_path: Path) -> None:
@@ -182,7 +190,7 @@ def test_no_manifest_no_store(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("found", "replaced"),
-    [('"format_version": 1', '"format_version": 99'), ('"train-000000"', '"../train-0"'), ("{", "[")],
+    [('"format_version": 2', '"format_version": 99'), ('"train-000000"', '"../train-0"'), ("{", "[")],
     ids=["later-version", "path", "not-json"],
 )
 def test_foreign_or_hostile_manifests_are_refused(
@@ -210,7 +218,7 @@ def test_a_flipped_byte_anywhere_in_a_part_is_seen_before_hdf5_reads_it(tmp_path
     path = tmp_path / "part.h5"
     write_part(path, unit_rows(5, 4), np.ones(5, bool), ORIGIN)
     data = path.read_bytes()
-    assert part_fault(path, 5, 4, ORIGIN) is None
+    assert part_fault(path, (5, 4), ORIGIN) is None
     for place in range(0, len(data), 7):
         path.write_bytes(data[:place] + bytes([data[place] ^ 0x40]) + data[place + 1 :])
-        assert part_fault(path, 5, 4, ORIGIN) == "damaged: checksum"
+        assert part_fault(path, (5, 4), ORIGIN) == "damaged: checksum"

@@ -49,7 +49,7 @@ def epoch(pairs: PairStream, number: int) -> list[Pair]:
 
 def test_every_pair_once_an_epoch(scenes_store: Store) -> None:
     seen = epoch(stream(scenes_store), 0)
-    captions = scenes_store.rows("train", "text")
+    captions = scenes_store.rows("train", "caption")
     assert sorted(caption for _, caption in seen) == captions.tolist()
     owner = scenes_store.captions["sample"].to_numpy()
     assert all(owner[caption] == sample for sample, caption in seen)
@@ -58,7 +58,7 @@ def test_every_pair_once_an_epoch(scenes_store: Store) -> None:
 def test_one_caption_an_image(scenes_store: Store) -> None:
     pairs = stream(scenes_store, captions="one")
     first, second = epoch(pairs, 0), epoch(pairs, 1)
-    assert sorted(sample for sample, _ in first) == scenes_store.rows("train", "image").tolist()
+    assert sorted(sample for sample, _ in first) == scenes_store.rows("train", "sample").tolist()
     assert {caption for _, caption in first} != {caption for _, caption in second}
 
 
@@ -208,7 +208,7 @@ def test_a_store_too_small_for_its_share_of_a_batch_is_refused(scenes_store: Sto
 def test_another_process_sees_a_sample_in_another_epoch(scenes_store: Store) -> None:
     ranks = [stream(scenes_store, rank=rank, processes=2) for rank in range(2)]
     shares = [{caption for _, caption in epoch(ranks[0], number)} for number in range(4)]
-    everything = set(scenes_store.rows("train", "text").tolist())
+    everything = set(scenes_store.rows("train", "caption").tolist())
     for number in range(4):
         assert shares[number] | {caption for _, caption in epoch(ranks[1], number)} == everything
     for one in range(4):

@@ -210,7 +210,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_place(
 def test_missing_splits_and_teachers_are_named_before_training(scenes_store: Store, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no split 'dev'; it has train, val, test"):
         run(replace(QUICK, eval=Evaluation(validation="dev")), scenes_store, tmp_path / "run")
-    with pytest.raises(StoreError, match="no features of the teacher 'unicom-ViT-B-32'"):
+    with pytest.raises(StoreError, match="no features 'unicom-ViT-B-32'"):
         teachers = replace(QUICK.teachers, image="unicom:ViT-B/32")
         run(replace(QUICK, teachers=teachers), scenes_store, tmp_path / "run")
 
@@ -229,7 +229,7 @@ def test_features_that_failed_leave_their_pairs_out(tmp_path: Path, capsys: pyte
     failed = ["centre" in text for text in store.captions["text"].to_pylist()]
     assert store.manifest.teachers["tiny_teachers-no_e"].invalid == sum(failed) > 0
     run(replace(changed(epochs=1), teachers=parameters.teachers), store, tmp_path / "run")
-    left_out = sum(failed[row] for row in store.rows("train", "text"))
+    left_out = sum(failed[row] for row in store.rows("train", "caption"))
     assert f"{left_out} left out for want of features" in " ".join(capsys.readouterr().err.split())
 
 
@@ -245,7 +245,7 @@ def test_evaluation_follows_the_embeddings(scenes_store: Store) -> None:
     owner = torch.from_numpy(np.repeat(np.arange(20), 5))
     perfect = {"image": Encoded(torch.eye(20)), "text": Encoded(torch.eye(20)[owner])}
     assert figures(model, perfect, scenes_store).figures["RSUM"] == 600.0
-    labels = scenes_store.samples["label"].slice(scenes_store.rows("test", "image")[0], 20).to_pylist()
+    labels = scenes_store.samples["label"].slice(scenes_store.rows("test", "sample")[0], 20).to_pylist()
     classes = torch.eye(20)[[sorted(set(labels)).index(label) for label in labels]]
     labelled = {**perfect, "image": Encoded(torch.eye(20), classes)}
     found = figures(model, labelled, scenes_store).figures["image_class_R@1"]
@@ -260,7 +260,7 @@ def test_a_figure_that_the_data_do_not_allow_costs_no_other(
     whole = figures(model, encoded, scenes_store)
     assert whole.faults == {}
     # Without the pairs of the split's first caption, this has no image that it is true of.
-    first = scenes_store.rows("test", "text")[0]
+    first = scenes_store.rows("test", "caption")[0]
     left = scenes_store.relevance.filter(pc.not_equal(scenes_store.relevance["caption"], first))
     monkeypatch.setattr(Store, "relevance", left)
     same = {**encoded, "text": encoded["text"]._replace(uni=torch.ones(100, 128))}

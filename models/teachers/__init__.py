@@ -10,7 +10,6 @@ from models.teachers.base import Teacher
 from models.teachers.card import TeacherCard, TeacherSpec
 from stores.errors import TeacherError
 from stores.hardware import resolve_device, resolve_precision
-from stores.manifest import Modality
 from stores.parameters import Precision
 from stores.plugins import import_factory
 
@@ -32,7 +31,7 @@ def load_teacher(
     weights: str | None = None,
     device: str = "auto",
     precision: Precision = "auto",
-    modality: Modality | None = None,
+    modality: str | None = None,
 ) -> Teacher:
     """Load the teacher that `spec` (`family:name`) names.
 
@@ -54,7 +53,7 @@ def load_teacher(
     return teacher
 
 
-def _load(spec: str, weights: str | None, device: str, precision: Precision, modality: Modality | None) -> Teacher:
+def _load(spec: str, weights: str | None, device: str, precision: Precision, modality: str | None) -> Teacher:
     where = resolve_device(device)
     how = resolve_precision(precision, where)
     family, _, name = spec.partition(":")

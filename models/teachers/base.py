@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from stores.digests import value_digest
 from stores.errors import TeacherError
 from stores.images import DECODING
-from stores.manifest import Modality
+from stores.modality import LEVELS, Level
 
 MIN_COSINE: Final = 0.999
 """How near bf16 features must stay to fp32 ones."""
@@ -31,7 +31,8 @@ class Teacher(ABC):
     `fingerprint` covers whatever changes the features: the spec, the weights, the preprocessing and the precision.
     """
 
-    modality: Modality
+    modality: str
+    """image or text."""
 
     def __init__(
         self, *, spec: str, dim: int, precision: Literal["fp32", "bf16"], device: torch.device, identity: Any
@@ -44,6 +45,11 @@ class Teacher(ABC):
         self.fingerprint = value_digest([spec, precision, identity, decoding])
         self.backed_off = False
         """Whether a batch was ever too large for the memory; it is said the first time."""
+
+    @property
+    def level(self) -> Level:
+        """Which rows of a store it encodes."""
+        return LEVELS[self.modality]
 
     @abstractmethod
     def preprocess(self, item: Any) -> Any:

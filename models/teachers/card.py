@@ -8,7 +8,7 @@ from typing import Literal, Self
 from models.teachers.base import Teacher
 from stores.errors import TeacherError
 from stores.layout import teacher_slug
-from stores.manifest import Modality
+from stores.modality import LEVELS, Level
 from stores.parameters import Precision
 
 
@@ -18,7 +18,7 @@ class TeacherSpec:
 
     spec: str
     weights: str | None
-    modality: Modality
+    modality: str
 
     def load(self, device: str, precision: Precision) -> Teacher:
         """Load the teacher onto `device`.
@@ -39,10 +39,15 @@ class TeacherCard:
     """What a store records of a teacher; see `Teacher`."""
 
     spec: str
-    modality: Modality
+    modality: str
     dim: int
     precision: Literal["fp32", "bf16"]
     fingerprint: str
+
+    @property
+    def level(self) -> Level:
+        """Which rows of a store it encodes."""
+        return LEVELS[self.modality]
 
     @property
     def slug(self) -> str:

@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 from models.teachers.base import Teacher, feature_dim, nearest, shortened, weights_digest, weights_file
 from stores.errors import TeacherError
-from stores.manifest import Modality
 
 
 def open_clip_teacher(
-    name: str, weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"], modality: Modality
+    name: str, weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"], modality: str
 ) -> Teacher:
     """Return the tower for `modality` of the model `name`: `<model>/<pretrained>`, or `<model>` with a weights file.
 

@@ -69,7 +69,7 @@ class Encoder:
 
     def _start(self, window: Window, beside: ThreadPoolExecutor) -> Iterator[Batch]:
         """Begin to prepare a window's batches beside the model."""
-        rows = window.rows(self._teacher.modality)
+        rows = window.rows(self._teacher.level)
         own = window.firsts == rows
         unique, wanted = rows[own], window.pending[own]
         if self._teacher.modality == "image":
@@ -115,7 +115,7 @@ class Encoder:
                 yield rows[places], self._teacher.collate([items[place] for place in places]), _NO_ROWS
 
     def _encode(self, window: Window, batches: Iterator[Batch], advance: Callable[[int], None]) -> Encoded:
-        rows = window.rows(self._teacher.modality)
+        rows = window.rows(self._teacher.level)
         asked = rows[window.pending & (window.firsts == rows)]
         features = np.zeros((len(asked), self._teacher.dim), np.float16)
         valid = np.zeros(len(asked), bool)

@@ -32,7 +32,7 @@ def extract_features(
         TeacherError: a row does not fit into memory, or an encoding process is lost for good.
     """
     teacher = engine.card
-    total = sum(shard.rows(teacher.modality) for shard in pending)
+    total = sum(shard.rows(teacher.level) for shard in pending)
     title = f"{teacher.modality}s · {teacher.slug}"
     task = progress.add_task(title, total=total, note=f"{teacher.precision}, {engine.description}")
     names = {shard.name for shard in pending}
@@ -46,7 +46,7 @@ def extract_features(
             yield window
 
     with first_seen(layout.root) as seen:
-        windows = plan_windows(shards, names, teacher.modality, settings.window, layout, seen)
+        windows = plan_windows(shards, names, teacher.level, settings.window, layout, seen)
         advance = partial(progress.advance, task)
         for encoded in engine.encode(noted(windows), shards, layout, batch_size, advance):
             writer.write(planned.popleft(), encoded)

@@ -13,7 +13,7 @@ from pipeline.encode.windows import Window
 from stores import Features, Shard
 from stores.features import PartOrigin, write_part
 from stores.layout import Layout
-from stores.manifest import TeacherFeatures
+from stores.manifest import FeatureSet
 
 
 class PartWriter:
@@ -32,14 +32,14 @@ class PartWriter:
 
         A row whose content first came in a part that is in place takes its features from there.
         """
-        rows = window.rows(self._teacher.modality)
+        rows = window.rows(self._teacher.level)
         features = np.zeros((len(rows), self._teacher.dim), np.float16)
         valid = np.zeros(len(rows), bool)
         places = encoded.rows - rows[0]
         features[places], valid[places] = encoded.features, encoded.valid
         start = 0
         for shard in window.shards:
-            here = np.arange(start, start + shard.rows(self._teacher.modality))
+            here = np.arange(start, start + shard.rows(self._teacher.level))
             start += len(here)
             if len(here) and not window.pending[here[0]]:
                 continue
@@ -54,7 +54,7 @@ class PartWriter:
     ) -> None:
         """Give the rows at the places `here` that repeat another row its features."""
         firsts = window.firsts[here]
-        first_row = window.first_row(self._teacher.modality)
+        first_row = window.first_row(self._teacher.level)
         repeats = firsts != here + first_row
         inside = repeats & (firsts >= first_row)
         inside[inside] = window.pending[firsts[inside] - first_row]
@@ -67,11 +67,13 @@ class PartWriter:
             features[here[outside]], valid[here[outside]] = copied, copied.any(axis=1)
 
 
-def _entry(teacher: TeacherCard) -> TeacherFeatures:
-    return TeacherFeatures(
+def _entry(teacher: TeacherCard) -> FeatureSet:
+    return FeatureSet(
         spec=teacher.spec,
         modality=teacher.modality,
-        dim=teacher.dim,
+        level=teacher.level,
+        shape=(teacher.dim,),
+        unit=True,
         precision=teacher.precision,
         fingerprint=teacher.fingerprint,
         parts={},

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.first_seen import FirstSeen
 from stores import Shard, tables
 from stores.layout import Layout
-from stores.manifest import Modality
+from stores.modality import Level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +28,13 @@ class Window:
     opening: bool
     """Whether it is the run's first, on which a teacher's precision is checked."""
 
-    def first_row(self, modality: Modality) -> int:
+    def first_row(self, level: Level) -> int:
         """Return the store's row at which the window begins."""
-        return self.shards[0].first_row(modality)
+        return self.shards[0].first_row(level)
 
-    def rows(self, modality: Modality) -> NDArray[np.int64]:
+    def rows(self, level: Level) -> NDArray[np.int64]:
         """Return the store's rows of the window: (n,)."""
-        return self.first_row(modality) + np.arange(len(self.firsts))
+        return self.first_row(level) + np.arange(len(self.firsts))
 
     @property
     def encoded(self) -> int:
@@ -43,42 +43,42 @@ class Window:
 
 
 def plan_windows(
-    shards: Sequence[Shard], pending: set[str], modality: Modality, size: int, layout: Layout, seen: FirstSeen
+    shards: Sequence[Shard], pending: set[str], level: Level, size: int, layout: Layout, seen: FirstSeen
 ) -> Iterator[Window]:
     """Yield the windows that hold pending shards, in the order of rows.
 
     Args:
         shards: all shards of the store.
         pending: the names of those whose parts are to be written.
-        modality: of the teacher.
+        level: of the rows that the teacher encodes.
         size: how many rows a window holds at least, the last one excepted.
         layout: the store.
         seen: an empty map, to find equal contents by.
     """
-    contents = _contents(layout, modality)
+    contents = _contents(layout, level)
     left = len(pending)
     opening = True
     number = 0
-    for run in _runs(shards, modality, size):
+    for run in _runs(shards, level, size):
         if not left:
             return
         firsts = np.concatenate(
-            [seen.rows(contents(number + k), shard.first_row(modality)) for k, shard in enumerate(run)]
+            [seen.rows(contents(number + k), shard.first_row(level)) for k, shard in enumerate(run)]
         )
         wanted = sum(shard.name in pending for shard in run)
         if wanted:
-            mask = np.concatenate([np.full(shard.rows(modality), shard.name in pending) for shard in run])
+            mask = np.concatenate([np.full(shard.rows(level), shard.name in pending) for shard in run])
             yield Window(shards=tuple(run), number=number, firsts=firsts, pending=mask, opening=opening)
             opening, left = False, left - wanted
         number += len(run)
 
 
-def _runs(shards: Iterable[Shard], modality: Modality, size: int) -> Iterator[list[Shard]]:
+def _runs(shards: Iterable[Shard], level: Level, size: int) -> Iterator[list[Shard]]:
     run: list[Shard] = []
     rows = 0
     for shard in shards:
         run.append(shard)
-        rows += shard.rows(modality)
+        rows += shard.rows(level)
         if rows >= size:
             yield run
             run, rows = [], 0
@@ -86,11 +86,11 @@ def _runs(shards: Iterable[Shard], modality: Modality, size: int) -> Iterator[li
         yield run
 
 
-def _contents(layout: Layout, modality: Modality) -> Callable[[int], list[str]]:
+def _contents(layout: Layout, level: Level) -> Callable[[int], list[str]]:
     """Return what gives the contents of a shard's rows by its number: the images' digests, or the texts."""
     path, schema, column = (
         (layout.samples, tables.SAMPLES, "image_sha256")
-        if modality == "image"
+        if level == "sample"
         else (layout.captions, tables.CAPTIONS, "text")
     )
     reader = tables.open_batches(path, schema)

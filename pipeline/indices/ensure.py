@@ -119,5 +119,5 @@ def _named(kind: str, slug: str, split: str) -> str:
 
 def _valid_rows(features: Features, shards: tuple[Shard, ...]) -> NDArray[np.int64]:
     """Return the global rows of the shards that have features: what failed is all zeros and near to nothing."""
-    spans = [(shard.first_row(features.modality), shard.rows(features.modality)) for shard in shards]
+    spans = [(shard.first_row(features.level), shard.rows(features.level)) for shard in shards]
     return np.concatenate([first + np.flatnonzero(features.valid[first : first + count]) for first, count in spans])

@@ -54,7 +54,7 @@ def deep_checks(
 
 
 def _reencoding(store: Store, slug: str, teacher: Teacher, sample: int, tables: Check) -> Check:
-    total = sum(shard.rows(teacher.modality) for shard in store.manifest.shards)
+    total = sum(shard.rows(teacher.level) for shard in store.manifest.shards)
     rows = np.unique(np.linspace(0, total - 1, min(sample, total)).round().astype(np.int64))
 
     def run(check: Check) -> Iterator[Sequence[Fault]]:
@@ -142,7 +142,7 @@ def _encoded(store: Store, teacher: Teacher, rows: NDArray[np.int64]) -> NDArray
 
 
 def _strayed(store: Store, slug: str, row: int, cosine: float) -> Fault:
-    modality = store.manifest.teachers[slug].modality
-    file = f"features/{slug}/{shard_of(store, modality, row).name}.h5"
+    level = store.manifest.teachers[slug].level
+    file = f"features/{slug}/{shard_of(store, level, row).name}.h5"
     what = f"row {row} encoded again has cosine {cosine:.5f} to the stored feature, expected at least {MIN_COSINE}"
     return Fault(file, what, f"Delete {file} and run cusa-extract again: it encodes that shard anew.")

@@ -17,7 +17,7 @@ from pipeline.unplanned import STORE_KINDS
 from stores import Manifest, Shard, Store, StoreError
 from stores.features import PartFault, PartOrigin, read_part
 from stores.layout import Layout
-from stores.manifest import TeacherFeatures
+from stores.manifest import FeatureSet
 from stores.ownership import leftovers
 
 NORM_TOLERANCE: Final = 1e-2
@@ -27,13 +27,14 @@ NORM_TOLERANCE: Final = 1e-2
 def file_checks(store: Store) -> list[Check]:
     """Return the checks of every file that the manifest names; the first is that of the tables."""
     manifest = store.manifest
-    parts = len(manifest.teachers) * len(manifest.shards)
+    parts = sum(len(manifest.shards_of(entry.level)) for entry in manifest.features.values())
+    indexed = sum(entry.indexed for entry in manifest.features.values())
     return [
         Check("tables", len(manifest.files), lambda check: _tables(store)),
         Check("shards", len(manifest.shards), lambda check: _shards(store)),
         Check("receipts", len(manifest.shards), lambda check: _receipts(store)),
         Check("features", parts, lambda check: _features(store, check)),
-        Check("indices", len(manifest.teachers) * len(manifest.splits), lambda check: _indices(store)),
+        Check("indices", indexed * len(manifest.splits), lambda check: _indices(store)),
     ]
 
 
@@ -76,45 +77,47 @@ def _receipts(store: Store) -> Iterator[Sequence[Fault]]:
 def _features(store: Store, check: Check) -> Iterator[Sequence[Fault]]:
     manifest, layout = store.manifest, Layout(store.root)
     rows = 0
-    for slug, teacher in manifest.teachers.items():
+    for slug, entry in manifest.features.items():
         invalid, whole = 0, True
-        for shard in manifest.shards:
+        shards = manifest.shards_of(entry.level)
+        for shard in shards:
             path = layout.features(slug, shard.name)
-            found, failed = _part(path, shard, teacher)
-            invalid, whole, rows = invalid + failed, whole and not found, rows + shard.rows(teacher.modality)
+            found, failed = _part(path, shard, entry)
+            invalid, whole, rows = invalid + failed, whole and not found, rows + shard.rows(entry.level)
             faults = [Fault(f"features/{slug}/{path.name}", what, _remedy(manifest, slug)) for what in found]
-            if shard is manifest.shards[-1] and whole and invalid != teacher.invalid:
-                what = f"{invalid:,} rows of {slug} are marked as failed, the manifest says {teacher.invalid:,}"
+            if shard is shards[-1] and whole and invalid != entry.invalid:
+                what = f"{invalid:,} rows of {slug} are marked as absent, the manifest says {entry.invalid:,}"
                 faults.append(Fault("manifest.json", what, AGAIN))
             yield faults
     check.note = f"{rows:,} rows"
 
 
-def _part(path: Path, shard: Shard, teacher: TeacherFeatures) -> tuple[list[str], int]:
+def _part(path: Path, shard: Shard, entry: FeatureSet) -> tuple[list[str], int]:
     """Return what is wrong with a feature part, and how many of its rows are marked as failed."""
-    origin = PartOrigin(teacher_fingerprint=teacher.fingerprint, shard_sha256=shard.sha256)
+    origin = PartOrigin(teacher_fingerprint=entry.fingerprint, shard_sha256=shard.sha256)
     try:
-        features, valid = read_part(path, shard.rows(teacher.modality), teacher.dim, origin)
+        features, valid = read_part(path, (shard.rows(entry.level), *entry.shape), origin)
     except PartFault as fault:
         return [fault.message], 0
-    expected = teacher.parts.get(shard.name)
+    expected = entry.parts.get(shard.name)
     if expected is None:
         found = ["the manifest names no such part"]
     else:
         changed = digest_fault(path, expected, "the manifest")
         found = [changed] if changed else []
-    return found + _value_faults(features, valid), int((~valid).sum())
+    return found + _value_faults(features.reshape(len(features), -1), valid, entry.unit), int((~valid).sum())
 
 
-def _value_faults(features: NDArray[np.float16], valid: NDArray[np.bool_]) -> list[str]:
-    """Return which claims about the values do not hold: finite, of length 1 where valid, else zero."""
+def _value_faults(features: NDArray[np.float16], valid: NDArray[np.bool_], unit: bool) -> list[str]:
+    """Return which claims about the values do not hold: finite, zero where absent, else of length 1 if so claimed."""
     norms = np.linalg.norm(features.astype(np.float32), axis=1)
     wrong = {
         "not finite": ~np.isfinite(norms),
         f"of another length than 1 (± {NORM_TOLERANCE})": np.isfinite(norms)
         & valid
+        & unit
         & (np.abs(norms - 1) > NORM_TOLERANCE),
-        "marked as failed and yet not zero": np.isfinite(norms) & ~valid & (norms != 0),
+        "marked as absent and yet not zero": np.isfinite(norms) & ~valid & (norms != 0),
     }
     return [
         f"{int(rows.sum()):,} of {len(rows):,} rows are {what}; the first is the part's row {int(rows.argmax())}"
@@ -125,12 +128,14 @@ def _value_faults(features: NDArray[np.float16], valid: NDArray[np.bool_]) -> li
 
 def _indices(store: Store) -> Iterator[Sequence[Fault]]:
     manifest, layout = store.manifest, Layout(store.root)
-    for slug, teacher in manifest.teachers.items():
+    for slug, entry in manifest.features.items():
+        if not entry.indexed:
+            continue
         valid = _valid(store, slug)
         for split in manifest.splits:
             path, card_path = layout.index(slug, split), layout.index_card(slug, split)
             expected = manifest.indices.get(slug, {}).get(split)
-            rows = None if valid is None else int(valid[store.rows(split, teacher.modality)].sum())
+            rows = None if valid is None else int(valid[store.rows(split, entry.level)].sum())
             found = "the manifest names no such index" if expected is None else _index(store, slug, split, rows)
             faults = [Fault(f"indices/{slug}/{path.name}", found, _remedy(manifest, slug))] if found else []
             if claims := _card(card_path, expected, rows):
@@ -176,7 +181,9 @@ def _card(path: Path, digest: str | None, rows: int | None) -> str | None:
 def _remedy(manifest: Manifest, slug: str) -> str:
     if is_default(manifest, slug):
         return AGAIN
-    return f"Run cusa-extract with the teacher {manifest.teachers[slug].spec}: it makes what is damaged anew."
+    entry = manifest.features[slug]
+    what = f"the teacher {entry.spec}" if entry.precision else f"--features {slug}={entry.spec}"
+    return f"Run cusa-extract with {what}: it makes what is damaged anew."
 
 
 def strays(store: Store) -> Iterator[str]:
@@ -202,7 +209,7 @@ def _named(place: str, names: set[str], manifest: Manifest, layout: Layout) -> b
         case "shards", 1:
             return suffix in ("tar", "json") and (stem in names or _is_empty_shard(stem, layout))
         case "features", 2:
-            return suffix == "h5" and inner[0] in manifest.teachers and stem in names
+            return suffix == "h5" and inner[0] in manifest.features and stem in {*names, "classes"}
         case "indices", 2:
             return suffix in ("faiss", "json") and stem in manifest.indices.get(inner[0], {})
     return False

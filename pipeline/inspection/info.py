@@ -21,6 +21,7 @@ from stores.parameters import as_dict
 _SCHEMAS = {
     "samples.arrow": tables.SAMPLES,
     "captions.arrow": tables.CAPTIONS,
+    "classes.arrow": tables.CLASSES,
     "relevance.arrow": tables.RELEVANCE,
     "caption_pairs.arrow": tables.CAPTION_PAIRS,
 }
@@ -42,7 +43,7 @@ def describe(path: Path) -> dict[str, Any]:
         "source": manifest.source,
         "source_fingerprint": manifest.source_fingerprint,
         "splits": [_split(manifest, split) for split in manifest.splits],
-        "teachers": [_teacher(manifest, slug, layout) for slug in manifest.teachers],
+        "features": [_features(manifest, slug, layout) for slug in manifest.features],
         "indices": [_index(slug, split, layout) for slug, splits in manifest.indices.items() for split in splits],
         "tables": [_table(layout.root / name) for name in manifest.files],
         "truth": [name.removesuffix(".arrow") for name in TRUTH if name in manifest.files],
@@ -67,18 +68,20 @@ def _split(manifest: Manifest, split: str) -> dict[str, Any]:
     }
 
 
-def _teacher(manifest: Manifest, slug: str, layout: Layout) -> dict[str, Any]:
-    teacher = manifest.teachers[slug]
+def _features(manifest: Manifest, slug: str, layout: Layout) -> dict[str, Any]:
+    entry = manifest.features[slug]
     return {
-        "teacher": slug,
-        "spec": teacher.spec,
-        "modality": teacher.modality,
-        "dim": teacher.dim,
-        "precision": teacher.precision,
-        "rows": sum(shard.rows(teacher.modality) for shard in manifest.shards),
-        "invalid": teacher.invalid,
-        "bytes": sum(_size(layout.features(slug, name)) for name in teacher.parts),
-        "fingerprint": teacher.fingerprint,
+        "features": slug,
+        "from": entry.spec,
+        "modality": entry.modality,
+        "level": entry.level,
+        "shape": list(entry.shape),
+        "unit": entry.unit,
+        "precision": entry.precision,
+        "rows": sum(shard.rows(entry.level) for shard in manifest.shards_of(entry.level)),
+        "absent": entry.invalid,
+        "bytes": sum(_size(layout.features(slug, name)) for name in entry.parts),
+        "fingerprint": entry.fingerprint,
     }
 
 
@@ -130,10 +133,20 @@ def render(found: dict[str, Any]) -> list[RenderableType]:
         ("split", "samples", "captions", "shards", "size"),
         ([s["split"], s["samples"], s["captions"], s["shards"], _mib(s["bytes"])] for s in found["splits"]),
     )
-    teachers = _listed(
-        "teachers",
-        ("teacher", "spec", "modality", "dim", "precision", "rows", "invalid", "size", "fingerprint"),
-        ([*list(t.values())[:7], _mib(t["bytes"]), t["fingerprint"][:12]] for t in found["teachers"]),
+    features = _listed(
+        "features",
+        ("name", "from", "modality", "level", "shape", "values", "rows", "absent", "size", "fingerprint"),
+        (
+            [
+                *(f[name] for name in ("features", "from", "modality", "level")),
+                " × ".join(map(str, f["shape"])),
+                f"{'unit vectors' if f['unit'] else 'as given'}, {f['precision'] or 'imported'}",
+                *(f[name] for name in ("rows", "absent")),
+                _mib(f["bytes"]),
+                f["fingerprint"][:12],
+            ]
+            for f in found["features"]
+        ),
     )
     indices = _listed(
         "indices",
@@ -145,7 +158,7 @@ def render(found: dict[str, Any]) -> list[RenderableType]:
         ("table", "rows", "size"),
         ([t["table"], t["rows"], _mib(t["bytes"])] for t in found["tables"]),
     )
-    return [Group(table, "") for table in (_overview(found), splits, teachers, indices, held)]
+    return [Group(table, "") for table in (_overview(found), splits, features, indices, held)]
 
 
 def _overview(found: dict[str, Any]) -> Table:
@@ -207,7 +220,7 @@ def _facts(values: dict[str, Any]) -> str:
 
 def _listed(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     table = Listing(title=title, title_justify="left")
-    numbers = ("samples", "captions", "shards", "dim", "rows", "invalid", "size")
+    numbers = ("samples", "captions", "shards", "rows", "absent", "size")
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left")
     for row in rows:

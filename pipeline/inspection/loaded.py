@@ -23,7 +23,7 @@ def load_stored(store: Store, slug: str, weights: str | None = None) -> Teacher:
     stored = store.manifest.teachers[slug]
     if weights is None and is_default(store.manifest, slug):
         weights = recorded(store.manifest, f"{stored.modality}_weights")
-    teacher = load_teacher(stored.spec, weights, precision=stored.precision, modality=stored.modality)
+    teacher = load_teacher(stored.spec, weights, precision=stored.precision or "auto", modality=stored.modality)
     if teacher.fingerprint != stored.fingerprint:
         raise TeacherError(
             f"The teacher {stored.spec} that was loaded is not the one that made {store.root}/features/{slug}: "

@@ -36,7 +36,7 @@ def missing(path: Path, *, split: str, count: int, width: int, shown: int, out: 
         StoreError: there is no such store or split, or the folder is another's.
     """
     store = Store.open(path)
-    samples = store.rows(split, "image")
+    samples = store.rows(split, "sample")
     folder = claim_folder(store.root, out or _beside(store.root, split))
     if len(samples) < 2:
         raise StoreError(

@@ -13,10 +13,11 @@ from rich.table import Table
 from pipeline.inspection.output import cell
 from pipeline.inspection.rows import shard_of
 from pipeline.inspection.teachers import default_slug
-from stores import CusaError, Modality, Store, StoreError
+from stores import CusaError, Store, StoreError
 from stores.columns import Column
 from stores.console import Listing
 from stores.images import decode_rgb
+from stores.modality import Level
 
 _CAPTIONS_SHOWN = 2
 
@@ -52,7 +53,7 @@ class Neighbours:
     """The rows nearest to a query, nearest first."""
 
     teacher: str
-    modality: Modality
+    modality: str
     split: str
     found: tuple[Neighbour, ...]
 
@@ -65,10 +66,11 @@ def neighbours(path: Path, query: Query, count: int) -> Neighbours:
     """
     store = Store.open(path)
     slug = _slug(store, query)
-    modality = store.manifest.teachers[slug].modality
+    teacher = store.manifest.teachers[slug]
+    modality = teacher.modality
     vector = _vector(store, slug, query)
-    split = query.split or _split(store, modality, query.row)
-    store.rows(split, modality)
+    split = query.split or _split(store, teacher.level, query.row)
+    store.rows(split, teacher.level)
     similarity, rows = (found[0] for found in store.index(slug, split).search(vector[None], count + 1))
     # A row that the teacher failed on is all zero; it is near nothing.
     kept = (rows >= 0) & (rows != (-1 if query.row is None else query.row))
@@ -86,7 +88,7 @@ def _slug(store: Store, query: Query) -> str:
             f"--modality {query.modality} was given with --{asked}. Leave it out: it says what --row counts."
         )
     if query.teacher is None:
-        return default_slug(store, cast(Modality, asked or "image"))
+        return default_slug(store, asked or "image")
     modality = store.features(query.teacher).modality
     if asked not in (None, modality):
         raise CusaError(f"{query.teacher} is a teacher of {modality}s, and the query is of {asked}s. Name another.")
@@ -122,15 +124,15 @@ def _picture(path: Path) -> object:
         raise CusaError(f"The image {path} cannot be read ({error.strerror or error}). Name an image file.") from None
 
 
-def _split(store: Store, modality: Modality, row: int | None) -> str:
+def _split(store: Store, level: Level, row: int | None) -> str:
     """Return the split of `row`, or the first split."""
     if row is None:
         return store.manifest.splits[0]
-    return shard_of(store, modality, row).split
+    return shard_of(store, level, row).split
 
 
 def _described(
-    store: Store, modality: Modality, rows: NDArray[np.int64], similarity: NDArray[np.float32]
+    store: Store, modality: str, rows: NDArray[np.int64], similarity: NDArray[np.float32]
 ) -> tuple[Neighbour, ...]:
     texts, keys, ids = Column(store.captions["text"]), Column(store.samples["key"]), Column(store.samples["source_id"])
     samples = rows if modality == "image" else Column(store.captions["sample"]).numbers(rows)

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.inspection.checks import AGAIN, Check, Fault, only_if_whole
-from stores import Modality, Shard, Store, StoreError
+from stores import Shard, Store, StoreError
 from stores.columns import Column
+from stores.modality import Level
 
 _TRUTH = {
     "relevance.arrow": ("caption", "sample"),
@@ -108,7 +109,7 @@ def _within(column: pa.ChunkedArray, count: int) -> bool:
     return all(chunk.min() >= 0 and chunk.max() < count for chunk in chunks)
 
 
-def shard_of(store: Store, modality: Modality, row: int) -> Shard:
-    """Return the shard that holds the global `row` of a modality, which the store must have."""
+def shard_of(store: Store, level: Level, row: int) -> Shard:
+    """Return the shard that holds the global `row` of a level, which the store must have."""
     shards = store.manifest.shards
-    return next(s for s in shards if s.first_row(modality) <= row < s.first_row(modality) + s.rows(modality))
+    return next(s for s in shards if s.first_row(level) <= row < s.first_row(level) + s.rows(level))

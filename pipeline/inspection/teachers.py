@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from stores import Manifest, Modality, Store, StoreError
+from stores import Manifest, Store, StoreError
 
 
-def default_slug(store: Store, modality: Modality) -> str:
+def default_slug(store: Store, modality: str) -> str:
     """Return the folder name of the `modality`'s teacher that the store was last made with, or its only one.
 
     Raises:

@@ -36,7 +36,7 @@ def read_truth(store: Store, split: str, listed: pa.Table) -> ListedRelevance | 
     relevance = store.relevance
     if relevance is None:
         return None
-    captions, samples = store.rows(split, "text"), store.rows(split, "image")
+    captions, samples = store.rows(split, "caption"), store.rows(split, "sample")
     total = len(store.samples)
     wanted = listed["caption_row"].to_numpy() * total + listed["image_row"].to_numpy()
     owners = Column(store.captions["sample"])

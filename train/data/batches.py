@@ -214,7 +214,7 @@ def _failed(store: Store, slug: str) -> NDArray[np.int64]:
 
 def _table(features: MixedFeatures, device: torch.device) -> Tensor:
     numbers = features.numbers
-    table = torch.empty((len(numbers), features.dim), dtype=torch.float16, device=device)
+    table = torch.empty((len(numbers), *features.shape), dtype=torch.float16, device=device)
     for start in range(0, len(numbers), _COPIED_ROWS):
         rows = table[start : start + _COPIED_ROWS]
         rows.copy_(torch.from_numpy(features.gather(numbers.first + np.arange(start, start + len(rows)))))

@@ -9,22 +9,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.inputs import Input
-from stores import Features, Modality, Store, TrainingError
+from stores import Features, Store, TrainingError
+from stores.modality import Level
 from train.data.captions import Captions
 from train.data.repeats import Repeats
 
 
 class Numbers:
-    """Numbers of one modality's rows: a split's rows lie on end over the stores, the first store's as they are.
+    """Numbers of one level's rows: a split's rows lie on end over the stores, the first store's as they are.
 
     A number is the row plus its store's offset.
     """
 
-    def __init__(self, stores: Sequence[Store], split: str, modality: Modality) -> None:
-        self.level = "sample" if modality == "image" else "caption"
+    def __init__(self, stores: Sequence[Store], split: str, level: Level) -> None:
+        self.level = level
         shards = [store.shards(split) for store in stores]
-        counts = [sum(shard.rows(modality) for shard in split_shards) for split_shards in shards]
-        firsts = np.array([split_shards[0].first_row(modality) for split_shards in shards])
+        counts = [sum(shard.rows(level) for shard in split_shards) for split_shards in shards]
+        firsts = np.array([split_shards[0].first_row(level) for split_shards in shards])
         self._bounds = firsts[0] + np.cumsum([0, *counts])
         self.offsets: list[int] = (self._bounds[:-1] - firsts).tolist()
         """What each store adds to its rows."""
@@ -43,17 +44,17 @@ class Numbers:
 
 
 class MixedFeatures:
-    """Features of one name of all stores, found by number."""
+    """Features of one name of all stores, of samples or captions, found by number."""
 
     def __init__(self, features: Sequence[Features], numbers: Numbers) -> None:
         self._features, self.numbers, self.level = features, numbers, numbers.level
-        self.dim = features[0].dim
+        self.shape, self.dim = features[0].shape, features[0].dim
         self._flags: list[NDArray[np.bool_]] | None = None
 
     def gather(self, numbers: NDArray[np.int64]) -> NDArray[np.float16]:
-        """Return the features of `numbers` (n,), in their order: (n, dim) float16."""
+        """Return the features of `numbers` (n,), in their order: (n, …) float16."""
         owners = self.numbers.owners(numbers)
-        gathered = np.empty((len(numbers), self.dim), dtype=np.float16)
+        gathered = np.empty((len(numbers), *self.shape), dtype=np.float16)
         for store, (features, offset) in enumerate(zip(self._features, self.numbers.offsets, strict=True)):
             mine = owners == store
             if mine.all():
@@ -94,7 +95,7 @@ class Mixture:
             StoreError: a store lacks features.
             TrainingError: an input reads features of another level.
         """
-        self.samples, self.captions = Numbers(stores, split, "image"), Numbers(stores, split, "text")
+        self.samples, self.captions = Numbers(stores, split, "sample"), Numbers(stores, split, "caption")
         self._images = [store.images for store in stores]
         self._texts = [Captions(store) for store in stores]
         self.repeats = Repeats(stores, split, self.samples.first)
@@ -133,8 +134,7 @@ class Mixture:
 
     def _features(self, stores: Sequence[Store], name: str) -> MixedFeatures:
         features = [store.features(name) for store in stores]
-        level = "sample" if features[0].modality == "image" else "caption"
-        return MixedFeatures(features, self.numbers(level))
+        return MixedFeatures(features, self.numbers(features[0].level))
 
 
 def opened(main: Store, others: Iterable[str], slugs: Mapping[str, str]) -> list[Store]:

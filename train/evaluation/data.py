@@ -56,14 +56,14 @@ class DataSets:
     def title(self) -> str:
         """What the split is called in results: as the paper does, where it is the paper's."""
         own = _captions_file(self.opened, self.split)
-        count = len(self.opened.rows(self.split, "image"))
+        count = len(self.opened.rows(self.split, "sample"))
         published = OWN.get((own.name.removesuffix(".gz"), count)) if own and self.split == "test" else None
         return published or f"{self.store.name}, {self.split}"
 
     @property
     def has_labels(self) -> bool:
         """Whether images of the split have labels."""
-        rows = self.opened.rows(self.split, "image")
+        rows = self.opened.rows(self.split, "sample")
         return bool(self.opened.samples["label"].slice(rows[0], len(rows)).null_count < len(rows))
 
     @property

@@ -82,7 +82,7 @@ def coco_ids(store: Store, split: str, annotations: Path) -> tuple[Ids, Ids]:
     known: dict[tuple[str, str], list[int]] = defaultdict(list)
     for image, text, caption in _captions(annotations):
         known[image, text.strip()].append(caption)
-    samples, rows = store.rows(split, "image"), store.rows(split, "text")
+    samples, rows = store.rows(split, "sample"), store.rows(split, "caption")
     images = store.samples["source_id"].slice(samples[0], len(samples)).to_pylist()
     texts = store.captions["text"].slice(rows[0], len(rows)).to_pylist()
     owners = store.captions["sample"].slice(rows[0], len(rows)).to_numpy() - samples[0]

@@ -116,7 +116,7 @@ def _true_relevance(found: Callable[[], Similarities], store: Store, split: str)
 
 
 def _class_recall(model: AlignedModel, encoded: SplitEncoded, store: Store, split: str) -> float | None:
-    rows = store.rows(split, "image")
+    rows = store.rows(split, "sample")
     labels = store.samples["label"].slice(rows[0], len(rows))
     if labels.null_count:
         return None
@@ -176,13 +176,13 @@ def _mean(figures: Sequence[Any]) -> Any:
 
 def ownership(store: Store, split: str) -> sparse.csr_array:
     """Return which caption is whose: sparse (images, captions) of a split."""
-    captions = store.rows(split, "text")
+    captions = store.rows(split, "caption")
     return _incidence(store, split, captions, store.captions["sample"].to_numpy()[captions])
 
 
 def true_relevance(store: Store, split: str) -> sparse.csr_array | None:
     """Return which caption is true of which image: sparse (images, captions) of a split; None if it is not known."""
-    table, rows = store.relevance, store.rows(split, "text")
+    table, rows = store.relevance, store.rows(split, "caption")
     if table is None:
         return None
     captions, samples = table["caption"].to_numpy(), table["sample"].to_numpy()
@@ -191,7 +191,7 @@ def true_relevance(store: Store, split: str) -> sparse.csr_array | None:
 
 
 def _incidence(store: Store, split: str, captions: NDArray[np.int64], samples: NDArray[np.int64]) -> sparse.csr_array:
-    images, texts = store.rows(split, "image"), store.rows(split, "text")
+    images, texts = store.rows(split, "sample"), store.rows(split, "caption")
     matrix = sparse.csr_array(
         (np.ones(len(captions), dtype=bool), (samples - images[0], captions - texts[0])),
         shape=(len(images), len(texts)),
@@ -202,7 +202,7 @@ def _incidence(store: Store, split: str, captions: NDArray[np.int64], samples: N
 
 def caption_pairs(store: Store, split: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]] | None:
     """Return the graded caption pairs of a split: first and second by their place in it, and how alike they are."""
-    table, rows = store.caption_pairs, store.rows(split, "text")
+    table, rows = store.caption_pairs, store.rows(split, "caption")
     if table is None:
         return None
     first, second = table["first"].to_numpy(), table["second"].to_numpy()

@@ -50,7 +50,7 @@ def split_images(store: Store, split: str) -> LabelledImages:
     Raises:
         DataSetError: some have no label.
     """
-    rows = store.rows(split, "image")
+    rows = store.rows(split, "sample")
     samples = store.samples.slice(rows[0], len(rows))
     labels = samples["label"]
     if labels.null_count:

@@ -26,7 +26,6 @@ from models.student import load_student
 from models.teachers import Teacher, load_teacher
 from stores.errors import CusaError, StudentError, TrainingError
 from stores.hardware import resolve_device, resolve_precision
-from stores.manifest import Modality
 from stores.parameters import Precision, Student, TrainParameters, recorded_parameters
 from train.losses.objective import make_objective
 
@@ -39,7 +38,7 @@ class MeasuredModel(Protocol):
     """A model to measure."""
 
     name: str
-    modalities: tuple[Modality, ...]
+    modalities: tuple[str, ...]
     """What it embeds; the methods for another modality are not called (see `require`)."""
 
     def prepare_image(self, image: Image.Image) -> Tensor:
@@ -59,7 +58,7 @@ class StudentModel:
     elsewhere.
     """
 
-    modalities: tuple[Modality, ...] = ("image", "text")
+    modalities: tuple[str, ...] = ("image", "text")
 
     def __init__(
         self,
@@ -110,7 +109,7 @@ class TeacherModel:
     def __init__(self, name: str, teacher: Teacher) -> None:
         self.name, self._teacher = name, teacher
         self.modality, self.fingerprint = teacher.modality, teacher.fingerprint
-        self.modalities: tuple[Modality, ...] = (teacher.modality,)
+        self.modalities: tuple[str, ...] = (teacher.modality,)
 
     def prepare_image(self, image: Image.Image) -> Tensor:
         prepared: Tensor = self._teacher.preprocess(image)
@@ -136,7 +135,7 @@ def load_model(
     weights: str | None = None,
     device: str = "auto",
     precision: Precision = "auto",
-    modality: Modality | None = None,
+    modality: str | None = None,
 ) -> StudentModel | TeacherModel:
     """Load the model to measure that `spec` names.
 
@@ -171,7 +170,7 @@ def load_model(
     return TeacherModel(spec, load_teacher(spec, weights, device, precision, modality))
 
 
-def require(model: MeasuredModel, modality: Modality, task: str) -> None:
+def require(model: MeasuredModel, modality: str, task: str) -> None:
     """Raise a `CusaError` unless the model embeds `modality`, as `task` needs."""
     if modality not in model.modalities:
         raise CusaError(

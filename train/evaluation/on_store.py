@@ -120,7 +120,7 @@ class StudentOnStore:
     def _encoded(self) -> SplitEncoded:
         store, split, size = self._data.opened, self._data.split, self._batch_size
         levels = [given.level for given in self._model.interface.inputs.values()]
-        batches = sum(-(-len(store.rows(split, "image" if level == "sample" else "text")) // size) for level in levels)
+        batches = sum(-(-len(store.rows(split, level)) // size) for level in levels)
         with progress_bar() as progress:
             task = progress.add_task(escape(f"{self._name}: {self._data.title}, batches"), total=batches, note="")
             try:
@@ -163,7 +163,7 @@ class TeacherOnStore:
     def image_retrieval(self, result: Result) -> None:
         """Add the R@1 by the split's labels."""
         images = split_images(self._data.opened, self._data.split)
-        rows = self._data.opened.rows(self._data.split, "image")
+        rows = self._data.opened.rows(self._data.split, "sample")
         if (found := self._extracted(rows)) is None:
             measure_images(self._model, images, result, self._threads)
             return
@@ -180,7 +180,7 @@ class TeacherOnStore:
         """Add the correlation with the split's graded caption pairs."""
         store, title = self._data.opened, self._data.title
         first, second, gold = graded_pairs(self._data)
-        rows = store.rows(self._data.split, "text")
+        rows = store.rows(self._data.split, "caption")
         asked, places = np.unique(np.concatenate([first, second]), return_inverse=True)
         if (found := self._extracted(rows[asked])) is None:
             texts = store.captions["text"].take(rows[asked]).to_pylist()

@@ -105,7 +105,7 @@ class _Ranked:
 def cases(store: Store, split: str, models: Sequence[Shown]) -> Cases:
     """Choose the queries among images and texts of the `split`, and find their answers."""
     to_texts, to_images = _ranked(store, split, models)
-    first_image, first_text = int(store.rows(split, "image")[0]), int(store.rows(split, "text")[0])
+    first_image, first_text = int(store.rows(split, "sample")[0]), int(store.rows(split, "caption")[0])
     images, texts = to_texts.chosen(), to_images.chosen()
     truth = PairRelevance(
         store, (first_text + place for place, _ in texts), (first_image + place for place, _ in images)

@@ -13,7 +13,6 @@ from models.encoded import tensors_of
 from stores import Store, TrainParameters
 from stores.errors import CusaError
 from stores.layout import teacher_slug
-from stores.manifest import Modality
 from stores.pages import write_html
 from stores.parameters import Teachers
 from train.evaluation.embed import SplitEncoded
@@ -134,7 +133,7 @@ def _teachers(store: Store, trained: Sequence[TrainParameters]) -> Teachers | No
     """Return the teachers of the first training, if the store has them, else the only ones of the store."""
     if trained and _has(store, trained[0].teachers):
         return trained[0].teachers
-    specs: dict[Modality, list[str]] = {"image": [], "text": []}
+    specs: dict[str, list[str]] = {"image": [], "text": []}
     for teacher in store.manifest.teachers.values():
         specs[teacher.modality].append(teacher.spec)
     if any(len(found) != 1 for found in specs.values()):

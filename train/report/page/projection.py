@@ -57,7 +57,7 @@ def _points(store: Store, split: str) -> tuple[ImageCaptionPairs, NDArray[np.int
 
     Images of the commonest classes come first, for of many classes a plain draw has too few of each.
     """
-    first = store.rows(split, "image")[0]
+    first = store.rows(split, "sample")[0]
     pairs = draw_pairs(store, split, DRAWN)
     labels = Column(store.samples["label"]).values(pairs.images + first)
     common = [label for label, _ in Counter(label for label in labels if label is not None).most_common(CLASSES)]

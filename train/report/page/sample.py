@@ -24,7 +24,7 @@ class ImageCaptionPairs(NamedTuple):
 
 def draw_pairs(store: Store, split: str, count: int) -> ImageCaptionPairs:
     """Return up to `count` images of a split, each once, with a caption of its own, in the order of their rows."""
-    samples, captions = store.rows(split, "image"), store.rows(split, "text")
+    samples, captions = store.rows(split, "sample"), store.rows(split, "caption")
     random = np.random.default_rng(SEED)
     chosen = np.sort(random.choice(samples, min(count, len(samples)), replace=False))
     first, counts = (Column(store.samples[name]).numbers(chosen) for name in ("caption_first", "caption_count"))

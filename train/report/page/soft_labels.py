@@ -103,7 +103,7 @@ def _features(
     store: Store, split: str, teachers: Teachers, pairs: ImageCaptionPairs
 ) -> tuple[ImageCaptionPairs, Tensor, Tensor]:
     """Return the features of the pairs, (n, Di) and (n, Dt), without pairs on which a teacher failed."""
-    first = store.rows(split, "image")[0], store.rows(split, "text")[0]
+    first = store.rows(split, "sample")[0], store.rows(split, "caption")[0]
     images = store.features(teacher_slug(teachers.image, "image")).gather(pairs.images + first[0])
     texts = store.features(teacher_slug(teachers.text, "text")).gather(pairs.captions + first[1])
     good = images.any(axis=1) & texts.any(axis=1)

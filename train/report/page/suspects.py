@@ -56,7 +56,7 @@ class Suspects:
 
 def suspects(store: Store, teachers: Teachers) -> Suspects:
     """Search the split "train" of a store with the features of two teachers."""
-    samples = store.rows("train", "image")
+    samples = store.rows("train", "sample")
     size = min(SEARCHED, len(samples))
     start = int(np.random.default_rng(SEED).integers(len(samples) - size + 1))
     none = Suspects(searched=size, total=len(samples), pairs=[], known=False)

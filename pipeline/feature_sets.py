@@ -1,0 +1,172 @@
+"""Bringing a store's features up to date: what is whole is kept, what is missing, stale or damaged is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from rich.progress import Progress
+
+from pipeline.encode import Engine, extract_features
+from pipeline.imports import FeatureImport, entry, import_features
+from pipeline.indices import ensure_index
+from pipeline.unplanned import check_replaced_parts, unplanned_indices, unplanned_parts
+from stores import Features, Manifest, Shard, SourceError
+from stores.console import console
+from stores.digests import file_digest
+from stores.features import PartOrigin, is_part, part_fault
+from stores.layout import Layout
+from stores.manifest import FeatureSet, read_manifest, write_manifest
+from stores.modality import Level
+from stores.parameters import Extract
+
+
+@dataclass(kw_only=True)
+class FeatureSets:
+    """The features and indices of a store while a run brings them up to date."""
+
+    layout: Layout
+    settings: Extract
+    progress: Progress
+    shards: tuple[Shard, ...]
+    classes: tuple[Shard, ...]
+    """The one shard of classes, where there are some."""
+    before: Manifest | None
+    """What the store held when it was last whole."""
+    features: dict[str, FeatureSet] = field(default_factory=dict)
+    indices: dict[str, dict[str, str]] = field(default_factory=dict)
+    made: dict[str, str] = field(default_factory=dict)
+    """Every file made, and why."""
+    encoded: int = 0
+    """Rows that teachers encoded."""
+
+    def keep(self, requested: set[str]) -> None:
+        """Keep features of earlier runs that are whole; of the others, keep what is, for a later run."""
+        for slug, held in self.before.features.items() if self.before else ():
+            if slug in requested:
+                continue
+            faults = self._faults(slug, held.fingerprint, held.level, held.shape)
+            if not faults:
+                self._add(slug, held)
+                continue
+            self._withdraw(slug)
+            for path in (self.layout.features(slug, name) for name in faults):
+                # What is damaged serves no later run; it is known to be ours only as long as the manifest names it.
+                if not is_part(path):
+                    path.unlink(missing_ok=True)
+            console.print(
+                f"Set aside: of the features of {slug}, {len(faults):,} of {len(self._of(held.level)):,} parts must be "
+                f"made again ({next(iter(faults.values()))}). Extract with {held.spec} to have it back; the others are "
+                f"kept.",
+                style="yellow",
+            )
+
+    def extract(self, engine: Engine) -> None:
+        """Encode what is missing of a teacher's features."""
+        teacher = engine.card
+        shape = (teacher.dim,)
+        pending = self._pending(teacher.slug, self._faults(teacher.slug, teacher.fingerprint, teacher.level, shape))
+        if pending:
+            extract_features(engine, self.shards, pending, self.layout, self.settings, self.progress)
+        self.encoded += sum(shard.rows(teacher.level) for shard in pending)
+        made = FeatureSet(
+            spec=teacher.spec,
+            modality=teacher.modality,
+            level=teacher.level,
+            shape=shape,
+            unit=True,
+            precision=teacher.precision,
+            fingerprint=teacher.fingerprint,
+            parts=self._digests(teacher.slug, self.shards),
+            invalid=0,
+        )
+        self._add(teacher.slug, self._counted(teacher.slug, made))
+
+    def import_(self, wanted: FeatureImport) -> None:
+        """Copy what is missing of features that the user has."""
+        name, level = wanted.name, wanted.settings.level
+        held = self.before.features.get(name) if self.before else None
+        shape = held.shape if held is not None and held.fingerprint == wanted.fingerprint else None
+        shards = self._of(level)
+        faults = (
+            dict.fromkeys((shard.name for shard in shards), "missing" if held is None else "stale: other file")
+            if shape is None
+            else self._faults(name, wanted.fingerprint, level, shape)
+        )
+        pending = self._pending(name, faults)
+        if pending or shape is None:
+            total = sum(shard.rows(level) for shard in pending)
+            task = self.progress.add_task(f"import · {name}", total=total, note="")
+            try:
+                shape = import_features(wanted, shards, pending, self.layout, partial(self.progress.advance, task))
+            except SourceError:
+                for shard in pending:  # those before the fault are of a file that will be another one
+                    self.layout.features(name, shard.name).unlink(missing_ok=True)
+                raise
+        made = entry(wanted, shape, self._digests(name, shards), 0)
+        self._add(name, self._counted(name, made))
+
+    def _of(self, level: Level) -> tuple[Shard, ...]:
+        return self.classes if level == "class" else self.shards
+
+    def _faults(self, slug: str, fingerprint: str, level: Level, shape: tuple[int, ...]) -> dict[str, str]:
+        """Return which shards' parts must be made (again), and why."""
+        faults = {}
+        for shard in self._of(level):
+            origin = PartOrigin(teacher_fingerprint=fingerprint, shard_sha256=shard.sha256)
+            path = self.layout.features(slug, shard.name)
+            if fault := part_fault(path, (shard.rows(level), *shape), origin):
+                faults[shard.name] = fault
+        return faults
+
+    def _pending(self, slug: str, faults: Mapping[str, str]) -> list[Shard]:
+        """Make room for the parts that must be made, and return their shards."""
+        shards = (*self.shards, *self.classes)
+        if self.before is None or slug not in self.before.features:
+            check_replaced_parts(slug, faults, self.layout)
+        unplanned = unplanned_parts(slug, {shard.name for shard in shards}, self.layout)
+        if faults or unplanned:
+            self._withdraw(slug)
+        for path in (*unplanned, *(self.layout.features(slug, name) for name in faults)):
+            path.unlink(missing_ok=True)
+        self.made |= {f"features/{slug}/{name}": why for name, why in faults.items()}
+        return [shard for shard in shards if shard.name in faults]
+
+    def _digests(self, slug: str, shards: tuple[Shard, ...]) -> dict[str, str]:
+        return {shard.name: file_digest(self.layout.features(slug, shard.name)) for shard in shards}
+
+    def _counted(self, slug: str, made: FeatureSet) -> FeatureSet:
+        absent = ~Features(self.layout, slug, self._of(made.level), made).valid
+        return replace(made, invalid=int(absent.sum()))
+
+    def _add(self, slug: str, entry: FeatureSet) -> None:
+        """Take in features that are whole, and bring their indices up to date."""
+        self.features[slug] = entry
+        recorded = self.before.indices.get(slug, {}) if self.before else {}
+        splits = {shard.split for shard in self.shards} if self._indexed(entry) else set()
+        for path in unplanned_indices(slug, splits, recorded, self.layout):
+            path.unlink(missing_ok=True)
+        if not splits:
+            return
+        features, digests = Features(self.layout, slug, self.shards, entry), {}
+        for split in dict.fromkeys(shard.split for shard in self.shards):
+            own = tuple(shard for shard in self.shards if shard.split == split)
+            digests[split], why = ensure_index(
+                features, split, own, entry.parts, self.layout, self.settings, self.progress
+            )
+            if why:
+                self.made[f"indices/{slug}/{split}"] = why
+        self.indices[slug] = digests
+
+    def _indexed(self, entry: FeatureSet) -> bool:
+        return entry.indexed and entry.level != "class"
+
+    def _withdraw(self, slug: str) -> None:
+        """Take features out of the manifest before their parts change, so that no reader finds old and new mixed."""
+        if not self.layout.manifest.exists():
+            return
+        held = read_manifest(self.layout)
+        features = {name: entry for name, entry in held.features.items() if name != slug}
+        indices = {name: entry for name, entry in held.indices.items() if name != slug}
+        write_manifest(replace(held, features=features, indices=indices), self.layout)

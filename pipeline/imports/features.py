@@ -1,0 +1,226 @@
+"""From a user's file of features to the store's parts: rows found by order or key, checked, and copied per shard.
+
+Shapes: n rows of a shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.imports.files import FeatureRows, Spool, open_rows
+from stores import Shard, SourceError, tables
+from stores.digests import file_digest, value_digest
+from stores.features import PartOrigin, write_part
+from stores.layout import Layout
+from stores.manifest import FeatureSet
+from stores.parameters import FeatureFile
+
+LARGEST: Final = 65504.0
+"""Of float16."""
+_NAMED: Final = 3
+"""Rows and keys that a message names."""
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureImport:
+    """What the user asked for under a name, and the fingerprint that covers it."""
+
+    name: str
+    settings: FeatureFile
+    fingerprint: str
+
+    @classmethod
+    def of(cls, name: str, settings: FeatureFile) -> FeatureImport:
+        """Read the files' checksums.
+
+        Raises:
+            SourceError: a file is not there.
+        """
+        try:
+            digests = {split: file_digest(path) for split, path in _files(settings).items()}
+        except OSError as error:
+            raise SourceError(
+                f"data.features.{name}: {error.filename} cannot be read ({error.strerror}). Name a file."
+            ) from None
+        identity = [settings.level, settings.array, settings.key, settings.unit, digests]
+        return cls(name=name, settings=settings, fingerprint=value_digest(["imported", *identity]))
+
+
+def import_features(
+    wanted: FeatureImport,
+    shards: Sequence[Shard],
+    pending: Sequence[Shard],
+    layout: Layout,
+    advance: Callable[[int], None],
+) -> tuple[int, ...]:
+    """Write the parts of the `pending` ones among all `shards` from the user's files; return the shape of a row.
+
+    Raises:
+        SourceError: a file cannot be read, has another number of rows than the store, keys that the store does not
+            know, or a number that is not finite.
+    """
+    with Spool(layout.root) as spool:
+        files = _opened(wanted, spool)
+        places = _by_key if wanted.settings.key else _in_order
+        for shard, found, rows in places(wanted, files, shards, layout):
+            if shard in pending:
+                features = np.zeros((len(rows), *found.shape[1:]), np.float16)
+                valid = rows >= 0
+                features[valid] = _checked(found, rows[valid], wanted)
+                origin = PartOrigin(teacher_fingerprint=wanted.fingerprint, shard_sha256=shard.sha256)
+                write_part(layout.features(wanted.name, shard.name), features, valid, origin)
+                advance(len(rows))
+        return next(iter(files.values())).shape[1:]
+
+
+def _opened(wanted: FeatureImport, spool: Spool) -> dict[str, FeatureRows]:
+    settings = wanted.settings
+    files = {split: open_rows(path, settings.array, settings.key, spool) for split, path in _files(settings).items()}
+    if len({found.shape[1:] for found in files.values()}) > 1:
+        shapes = ", ".join(f"{found.path} {found.shape[1:]}" for found in files.values())
+        raise SourceError(f"data.features.{wanted.name}: the rows are not of one shape: {shapes}.")
+    return files
+
+
+def entry(wanted: FeatureImport, shape: tuple[int, ...], parts: Mapping[str, str], invalid: int) -> FeatureSet:
+    """Return what the manifest says of imported features."""
+    return FeatureSet(
+        spec=", ".join(map(str, _files(wanted.settings).values())),
+        modality=wanted.name,
+        level=wanted.settings.level,
+        shape=shape,
+        unit=wanted.settings.unit,
+        precision=None,
+        fingerprint=wanted.fingerprint,
+        parts=dict(parts),
+        invalid=invalid,
+    )
+
+
+def _files(settings: FeatureFile) -> dict[str, Path]:
+    """Return the files by split; the one of all splits under no name."""
+    if isinstance(settings.file, str):
+        return {"": Path(settings.file)}
+    return {split: Path(path) for split, path in settings.file.items()}
+
+
+Place = tuple[Shard, FeatureRows, Rows]
+"""A shard, the file that has its rows, and each row's number there, −1 where it has none: (n,)."""
+
+
+def _in_order(
+    wanted: FeatureImport, files: Mapping[str, FeatureRows], shards: Sequence[Shard], layout: Layout
+) -> Iterator[Place]:
+    """Take rows in the order of the source, which is known within a split."""
+    level, where = wanted.settings.level, f"data.features.{wanted.name}"
+    splits = list(dict.fromkeys(shard.split for shard in shards))
+    if level == "class":
+        raise SourceError(f"{where}: classes have no order. Name each row's class: say which array or column with key.")
+    if "" in files and len(splits) > 1:
+        raise SourceError(
+            f"{where}: {files[''].path} is one file for the splits {', '.join(splits)}, and the order of rows is known "
+            f"within a split alone. Name a file per split ({{{splits[0]}: …}}), or each row's sample with key."
+        )
+    by_split = {splits[0]: files[""]} if "" in files else dict(files)
+    if unknown := by_split.keys() - set(splits):
+        raise SourceError(f"{where}: the store has no split {sorted(unknown)[0]!r}; it has {', '.join(splits)}.")
+    for split, found in by_split.items():
+        held = sum(shard.rows(level) for shard in shards if shard.split == split)
+        if found.shape[0] != held:
+            left_out = layout.quarantine.read_bytes().count(b"\n")
+            raise SourceError(
+                f"{where}: {found.path} has {found.shape[0]:,} rows; the split {split!r} has {held:,} {level}s"
+                f"{f' (the store left out {left_out:,} records: quarantine.jsonl)' if left_out else ''}. In the order "
+                f"of the source there must be as many, or name each row's sample with key."
+            )
+    starts = dict.fromkeys(splits, 0)
+    for shard in shards:
+        count, start = shard.rows(level), starts[shard.split]
+        starts[shard.split] += count
+        rows = np.arange(start, start + count)
+        if shard.split in by_split:
+            yield shard, by_split[shard.split], rows
+        else:  # no file for the split: all its rows are absent
+            yield shard, next(iter(by_split.values())), np.full(count, -1)
+
+
+def _by_key(
+    wanted: FeatureImport, files: Mapping[str, FeatureRows], shards: Sequence[Shard], layout: Layout
+) -> Iterator[Place]:
+    """Find each row of the store by its name: a sample's id in the source, or a class's name."""
+    level, where = wanted.settings.level, f"data.features.{wanted.name}"
+    if level == "caption":
+        raise SourceError(f"{where}: captions have no ids to name them by. Leave key out; rows are then in order.")
+    names = (
+        tables.read_table(layout.samples, tables.SAMPLES)["source_id"]
+        if level == "sample"
+        else tables.read_table(layout.classes, tables.CLASSES)["name"]
+    )
+    for split, found in files.items():
+        own = names if not split else _of_split(names, split, shards, level)
+        _check_keys(where, found, own, layout)
+    for shard in shards:
+        of_split = files.get(shard.split) or files.get("")
+        held = names.slice(shard.first_row(level), shard.rows(level)).combine_chunks()
+        if of_split is None:
+            yield shard, next(iter(files.values())), np.full(len(held), -1)
+            continue
+        places = pc.index_in(held, value_set=pa.array(of_split.keys, pa.string()))
+        yield shard, of_split, pc.fill_null(places, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _of_split(names: pa.ChunkedArray, split: str, shards: Sequence[Shard], level: Any) -> pa.ChunkedArray:
+    own = [names.slice(shard.first_row(level), shard.rows(level)) for shard in shards if shard.split == split]
+    return pa.chunked_array([chunk for part in own for chunk in part.chunks], pa.string())
+
+
+def _check_keys(where: str, found: FeatureRows, names: pa.ChunkedArray, layout: Layout) -> None:
+    keys = pa.array(found.keys, pa.string())
+    if len(keys) != len(pc.unique(keys)):
+        doubled = next(row["values"] for row in pc.value_counts(keys).to_pylist() if row["counts"] > 1)
+        raise SourceError(f"{where}: {found.path} names {doubled!r} twice. Each row has a key of its own.")
+    known = pc.is_in(keys, value_set=pa.concat_arrays(names.chunks) if names.num_chunks else pa.array([], pa.string()))
+    unknown = keys.filter(pc.invert(known)).to_pylist()
+    if unknown:
+        left_out = layout.quarantine.read_text(encoding="utf-8") if layout.quarantine.is_file() else ""
+        unknown = [key for key in unknown if f'"{key}"' not in left_out]
+    if unknown:
+        shown, like = ", ".join(map(repr, unknown[:_NAMED])), ", ".join(map(repr, names.slice(0, _NAMED).to_pylist()))
+        raise SourceError(
+            f"{where}: {found.path} has {len(unknown):,} keys that the store does not know ({shown}); it knows names "
+            f"such as {like}. Name rows as the source does, and leave out what the store does not have."
+        )
+    if not pc.any(known).as_py():
+        raise SourceError(f"{where}: {found.path} has none of the store's {len(names):,} names.")
+
+
+def _checked(found: FeatureRows, rows: Rows, wanted: FeatureImport) -> NDArray[np.float16]:
+    """Return rows as float16, at length one if asked; refuse what is not finite."""
+    given, unit = found.read(rows), wanted.settings.unit
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        values = given.astype(np.float32)
+        if unit:
+            values = values / np.linalg.norm(values, axis=1, keepdims=True)
+        features = values.astype(np.float16)
+    fine = np.isfinite(features).all(axis=tuple(range(1, features.ndim)))
+    if not fine.all():
+        first = int(np.argmin(fine))
+        bad = given[first][~np.isfinite(features[first])][0]
+        named = f" ({found.keys[rows[first]]})" if found.keys is not None else ""
+        what = f"beyond ± {LARGEST:,.0f}, the largest of float16" if np.isfinite(bad) else "which is no number"
+        if unit and np.isfinite(bad):
+            what = "whose length is zero, so it has none of length one"
+        raise SourceError(
+            f"data.features.{wanted.name}: row {rows[first]:,}{named} of {found.path} holds {bad}, {what}. "
+            f"{int((~fine).sum()):,} of the {len(rows):,} rows read with it are so. Mend the file and run again."
+        )
+    return features
