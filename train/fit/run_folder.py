@@ -151,6 +151,8 @@ def _standing(facts: Facts, history: Sequence[Epoch]) -> str:
 
 
 def _tested(facts: Facts, measured: Mapping[str, Any]) -> str:
+    if "RSUM" not in measured:
+        return f"Retrieval could not be measured on `{facts.parameters.eval.test}`; the run said why."
     directions = {"image → text": measured["image_to_text"], "text → image": measured["text_to_image"]}
     names = list(measured["image_to_text"])
     rows = [(name, *(f"{found[key]:.1f}" for key in names)) for name, found in directions.items()]

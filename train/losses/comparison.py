@@ -155,7 +155,7 @@ class Comparison:
 
 def _shares(rows: Tensor, columns: Tensor) -> Tensor:
     """Return weights of mean one over the batch, (M,), zero where a row does not count; `columns` are all the flags."""
-    return rows.double() * (len(columns) / columns.sum().clamp(min=1))
+    return rows.double() * (len(columns) / columns.double().sum().clamp(min=1))
 
 
 def _all(flags: Tensor | None, like: Tensor) -> Tensor:

@@ -1,0 +1,130 @@
+"""Any student: sets and regions are trained, stopped and resumed, in several processes, measured and reported."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import core_students
+import numpy as np
+import pytest
+import torch
+from conftest import small_scenes
+from safetensors.torch import load_file
+from test_processes import finish, gradients, start
+
+from models.checkpoint import read_record
+from models.encoded import Encoded, concatenated
+from models.scoring import Pairwise
+from pipeline.extract import extract
+from stores import Store, TrainParameters
+from stores.images import decode_rgb
+from stores.parameters import FeatureFile, Student, Train
+from train.run import run
+
+STUDENTS = ("core_students:Sets", "core_students:Regions")
+QUICK = TrainParameters(train=Train(epochs=2, batch_size=16, device="cpu", precision="fp32", compare=False))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Scenes with 36 regions an image: the mean colour of each field of a grid, and where it lies."""
+    folder = tmp_path_factory.mktemp("regions")
+    extract(small_scenes(), folder / "store")
+    bare = Store.open(folder / "store")
+    grid = np.stack(np.meshgrid(np.linspace(-1, 1, 6), np.linspace(-1, 1, 6)), axis=-1)
+    regions = []
+    for row in range(len(bare.samples)):
+        pixels = np.asarray(decode_rgb(bare.images[row]).resize((6, 6)), dtype=np.float32) / 255
+        regions.append(np.concatenate([pixels, grid], axis=-1).reshape(36, 5))
+    np.savez(folder / "regions.npz", boxes=np.stack(regions), id=np.array(bare.samples["source_id"].to_pylist()))
+    file = FeatureFile(file=str(folder / "regions.npz"), array="boxes", key="id")
+    small = small_scenes()
+    extract(replace(small, data=replace(small.data, features={"regions": file})), folder / "store")
+    return Store.open(folder / "store")
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+def test_a_student_is_trained_measured_and_reported(store: Store, tmp_path: Path, student: str) -> None:
+    parameters = replace(QUICK, student=Student(model=student))
+    core_students.Assignment.measured = 0
+    measured = run(parameters, store, tmp_path / "run", report=True)["soft_labels"]
+    assert {"RSUM", "true_relevance", "image_class_R@1", "caption_spearman", "median_rank"} <= measured.keys()
+    history = read_record(tmp_path / "run" / "last.safetensors")["history"]
+    assert history[1]["loss"]["total"] < history[0]["loss"]["total"]
+    assert all(text in (tmp_path / "run" / "report.html").read_text() for text in ("Cases", "Curves", "USA image"))
+    if student == STUDENTS[0]:
+        sizes = [len(store.rows(split, "sample")) * len(store.rows(split, "caption")) for split in ("val", "test")]
+        assert core_students.Assignment.measured == 2 * sizes[0] + sizes[1], "each pair once in each evaluation"
+    assert not list((tmp_path / "run").glob("scores*"))
+
+
+@pytest.mark.parametrize(("student", "flags"), [(STUDENTS[0], []), (STUDENTS[1], ["-S", "train.micro_batch=17"])])
+def test_processes_and_micro_batches_give_the_gradient_of_the_whole_batch(
+    store: Store, tmp_path: Path, student: str, flags: list[str]
+) -> None:
+    common = ["-S", "train.batch_size=60", "-S", "train.epochs=1", "-S", "train.clip_norm=1e9"]
+    common += ["-S", f"student.model={student}"]
+    finish(start(1, store, tmp_path / "alone", *common))
+    finish(start(2, store, tmp_path / "run", *common, *flags))
+    found, expected = gradients(tmp_path / "run"), gradients(tmp_path / "alone")
+    assert found.keys() == expected.keys()
+    assert any(gradient.abs().max() > 1e-6 for gradient in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(("student", "processes"), [(STUDENTS[0], 2), (STUDENTS[1], 1)])
+def test_a_stopped_training_goes_on_as_if_never_stopped(
+    store: Store, tmp_path: Path, student: str, processes: int
+) -> None:
+    flags = ["-S", "train.batch_size=16", "-S", "train.epochs=3", "-S", f"student.model={student}"]
+    flags += ["-S", "train.micro_batch=5"]
+    finish(start(processes, store, tmp_path / "whole", *flags))
+    running = start(processes, store, tmp_path / "cut", *flags, "-S", "train.save_every=1")
+    last = tmp_path / "cut" / "last.safetensors"
+    deadline = time.monotonic() + 300
+    while not last.exists() and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running.send_signal(signal.SIGTERM)
+    running.communicate(timeout=300)
+    assert len(read_record(last)["history"]) < 3, "stopped too late to show anything"
+    finish(start(processes, store, tmp_path / "cut", *flags))
+    found, expected = load_file(last), load_file(tmp_path / "whole" / "last.safetensors")
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0, msg=name)
+
+
+def test_a_broken_scorer_costs_no_other_figure(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = core_students.Assignment.matrix
+    test = len(store.rows("test", "sample"))
+
+    def breaks(self: core_students.Assignment, first: Encoded, second: Encoded) -> torch.Tensor:
+        scores = whole(self, first, second)
+        return scores / 0 if not torch.is_grad_enabled() and first.size == test else scores
+
+    monkeypatch.setattr(core_students.Assignment, "matrix", breaks)
+    small = replace(QUICK, student=Student(model=STUDENTS[0]), train=replace(QUICK.train, epochs=1))
+    measured = run(small, store, tmp_path / "run", report=False)["soft_labels"]
+    assert "RSUM" not in measured
+    assert {"image_class_R@1", "caption_spearman"} <= measured.keys()
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["soft_labels"] == measured
+    said = " ".join(capsys.readouterr().err.split())
+    assert "retrieval is not measured on test: The student's scores are not finite" in said
+
+
+def test_padding_changes_no_score() -> None:
+    torch.manual_seed(0)
+    scorer = Pairwise(core_students.Words(), pair_bytes=2**27)  # two pairs at once
+    regions = Encoded(torch.zeros(3, 4), parts=torch.randn(3, 36, 4))
+    texts = [Encoded(torch.zeros(1, 4), parts=torch.randn(1, length, 4)).masked() for length in (5, 2, 9, 1)]
+    together = scorer.matrix(regions, concatenated(texts))
+    alone = torch.cat([scorer.matrix(regions, text) for text in texts], dim=1)
+    torch.testing.assert_close(together, alone)
+    paired = scorer.pairs(regions, concatenated(texts[:3]))
+    torch.testing.assert_close(paired, together[:, :3].diagonal())
