@@ -223,6 +223,8 @@ class Train:
     augment: bool = False
     # other stores mixed into every batch: {path: share of the pairs}; an epoch is one pass over the main store
     mix_in: dict[str, Annotated[float, Field(gt=0.0, lt=1.0)]] = Field(default_factory=dict)
+    # share of the training images whose captions are swapped with other images', to study wrong pairs
+    noise: Fraction = 0.0
     # this many shards are read and shuffled together
     shuffle_shards: PositiveInt = 16
     device: str = "auto"

@@ -26,7 +26,9 @@ from stores.features import PART_FORMAT
 from stores.layout import Layout, shard_name
 from stores.manifest import FeatureSet
 from stores.tables import CAPTIONS, table_writer
+from train.data.captions import Captions
 from train.data.mixture import MixedFeatures, Numbers
+from train.data.pairing import Pairing
 from train.data.passes import Passes, Unusable
 from train.data.shares import MixtureShares
 from train.data.stream import PairStream
@@ -74,8 +76,8 @@ def host_features(root: Path) -> MixedFeatures:
         invalid=0,
     )
     made = manifest([shard_entry(0, ROWS, 0, 0, 0)])
-    store = Store(root, type(made)(**{**vars(made), "teachers": {"t": teacher}}))
-    return MixedFeatures([store.features("t")], Numbers([store], "train", "image"))
+    store = Store(root, type(made)(**{**vars(made), "features": {"t": teacher}}))
+    return MixedFeatures([store.features("t")], Numbers([store], "train", "sample"))
 
 
 class Gathers(Dataset[tuple[int, int, Tensor]]):
@@ -117,7 +119,8 @@ def stream_everything(root: str, shards: str) -> None:
     entries = [shard_entry(n, size, size, n * size, n * size) for n in range(int(shards))]
     store, none = Store(Path(root), manifest(entries)), np.empty(0, dtype=np.int64)
     before, most, seen = anonymous(), 0, 0
-    passes = Passes(store, "train", Unusable(none, none), captions="one", shuffle_shards=16, seed=(0, 0))
+    pairing = Pairing(Captions(store))
+    passes = Passes(store, "train", Unusable(none, none), pairing, captions="one", shuffle_shards=16, seed=(0, 0))
     for draw in PairStream([passes], MixtureShares(()), batch_size=1000):
         seen += len(draw.samples)
         if seen % 100_000 == 0:

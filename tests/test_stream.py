@@ -13,6 +13,7 @@ from written_stores import write_store
 
 from stores import Store, StoreError, TrainingError
 from train.data.captions import Captions
+from train.data.pairing import Pairing, noisy_pairing
 from train.data.passes import Passes, Unusable
 from train.data.shares import PERIOD, MixtureShares
 from train.data.stream import PairStream
@@ -29,7 +30,35 @@ def rows(*numbers: int) -> NDArray[np.int64]:
 def passes(store: Store, number: int = 0, **changes: Any) -> Passes:
     settings = {"captions": "all", "shuffle_shards": 2, "seed": (0, number), "offsets": (number * FAR, number * FAR)}
     settings = {**settings, **changes}
-    return Passes(store, "train", settings.pop("unusable", Unusable(rows(), rows())), **settings)
+    unusable = settings.pop("unusable", Unusable(rows(), rows()))
+    pairing = settings.pop("pairing", Pairing(Captions(store)))
+    return Passes(store, "train", unusable, pairing, **settings)
+
+
+def test_noise_swaps_the_captions_of_a_share_of_the_images(tmp_path: Path) -> None:
+    """By image: all captions of an image go together, to another one of the share; each still comes once."""
+    store = write_store(tmp_path, [[2, 3, 1], [4, 2], [3, 2, 2, 1]])
+    own = [(sample, caption) for caption, sample in enumerate(store.captions["sample"].to_pylist())]
+    assert sorted(epoch(stream(store, 20), 0)) == own
+    for share, expected in ((0.0, 0), (0.5, 4), (1.0, 9)):
+        pairing = noisy_pairing(store, "train", share, seed=3)
+        pairs = epoch(stream(store, 20, pairing=pairing), 0)
+        assert sorted(caption for _, caption in pairs) == list(range(20))
+        goes = {own[caption][0]: {sample for sample, c in pairs if own[c][0] == own[caption][0]} for _, caption in own}
+        assert all(len(samples) == 1 for samples in goes.values()), "captions of an image stay together"
+        to = {sample: samples.pop() for sample, samples in goes.items()}
+        assert sorted(to) == sorted(to.values()), "a permutation"
+        moved = [sample for sample, other in to.items() if other != sample]
+        assert expected / 2 <= len(moved) <= expected
+        again = epoch(stream(store, 20, pairing=noisy_pairing(store, "train", share, seed=3)), 0)
+        assert again == pairs
+        one = epoch(stream(store, 9, captions="one", pairing=pairing), 0)
+        assert sorted(sample for sample, _ in one) == list(range(9)), "every image once, whoever its captions are"
+    failed = Unusable(rows(4), rows(0, 7))
+    left = stream(store, 4, pairing=noisy_pairing(store, "train", 1.0, seed=3), unusable=failed)
+    kept = [pair for number in range(3) for pair in epoch(left, number)]
+    assert all(sample != 4 and caption not in (0, 7) for sample, caption in kept)
+    assert left.left_out == 2 + sum(to[own[caption][0]] == 4 for caption in range(20) if caption not in (0, 7))
 
 
 def stream(store: Store, batch_size: int = 8, rank: int = 0, processes: int = 1, **changes: Any) -> PairStream:
@@ -106,7 +135,15 @@ def test_what_cannot_be_trained_on_is_refused(scenes_store: Store, tmp_path: Pat
     with pytest.raises(TrainingError, match="has no pairs"):
         stream(write_store(tmp_path, [[], []]))
     with pytest.raises(StoreError, match="no split 'dev'; it has train, val, test"):
-        Passes(scenes_store, "dev", Unusable(rows(), rows()), captions="all", shuffle_shards=2, seed=(0, 0))
+        Passes(
+            scenes_store,
+            "dev",
+            Unusable(rows(), rows()),
+            Pairing(Captions(scenes_store)),
+            captions="all",
+            shuffle_shards=2,
+            seed=(0, 0),
+        )
 
 
 def test_damaged_captions_are_seen(scenes_store: Store, tmp_path: Path) -> None:

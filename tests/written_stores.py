@@ -46,12 +46,12 @@ def shard_entry(number: int, samples: int, captions: int, first_sample: int, fir
 def manifest(shards: Sequence[Shard]) -> Manifest:
     """A manifest of shards alone."""
     return Manifest(
-        format_version=1,
+        format_version=2,
         source={},
         source_fingerprint=DIGEST,
         files={},
         shards=tuple(shards),
-        teachers={},
+        features={},
         indices={},
         parameters={},
         shared={},

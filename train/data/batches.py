@@ -22,6 +22,7 @@ from stores import Store
 from stores.parameters import Train
 from train.data.augment import generators_restored, seed_for
 from train.data.mixture import MixedFeatures, Mixture, opened
+from train.data.pairing import noisy_pairing
 from train.data.passes import Passes, Unusable
 from train.data.shares import MixtureShares
 from train.data.stream import BatchRows, PairStream
@@ -197,6 +198,7 @@ def _passes(store: Store, number: int, mixture: Mixture, settings: Train, slugs:
         store,
         "train",
         Unusable(_failed(store, slugs["image"]), _failed(store, slugs["text"])),
+        noisy_pairing(store, "train", settings.noise, settings.seed),
         captions=settings.captions,
         shuffle_shards=settings.shuffle_shards,
         seed=(settings.seed, number),

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stores import Store
-from train.data.captions import Captions
+from train.data.pairing import Pairing
 
 
 class Unusable(NamedTuple):
@@ -32,6 +32,7 @@ class Passes:
         store: Store,
         split: str,
         unusable: Unusable,
+        pairing: Pairing,
         *,
         captions: Literal["all", "one"],
         shuffle_shards: int,
@@ -44,6 +45,7 @@ class Passes:
             store: where they are.
             split: which of them.
             unusable: rows whose pairs are left out.
+            pairing: which sample each caption goes with.
             captions: every pair once a pass, or every sample once with a caption drawn anew each pass.
             shuffle_shards: how many shards make a window.
             seed: the run's and the store's number.
@@ -56,7 +58,7 @@ class Passes:
         store.shards(split)  # refuses a split that is not there
         self._shards = store.manifest.shards
         self._numbers = np.array([number for number, shard in enumerate(self._shards) if shard.split == split])
-        self._table, self._unusable = Captions(store), unusable
+        self._pairing, self._unusable = pairing, unusable
         self._one, self._shuffle_shards = captions == "one", shuffle_shards
         self._seed, self._offsets = seed, np.array(offsets)
         counted = np.array([self._count(number) for number in self._numbers], dtype=np.int64)
@@ -97,20 +99,19 @@ class Passes:
         if not self._one and not any(map(len, self._unusable)):
             return captions, 0  # by the manifest alone
         usable = self._usable(number)
-        samples = np.bincount(usable[:, 0] - self._shards[number].first_sample)
-        return int(np.count_nonzero(samples)) if self._one else len(usable), captions - len(usable)
+        return len(np.unique(usable[:, 0])) if self._one else len(usable), captions - len(usable)
 
     def _usable(self, number: int) -> NDArray[np.int64]:
-        shard, owners = self._shards[number], self._table.owners(number)
-        samples = _usable_rows(self._unusable.samples, shard.first_sample, shard.samples)
-        captions = _usable_rows(self._unusable.captions, shard.first_caption, shard.captions)
+        shard, owners = self._shards[number], self._pairing.owners(number)
         rows = shard.first_caption + np.arange(shard.captions)
-        return np.stack([owners, rows], axis=1)[captions & samples[owners - shard.first_sample]]
+        unusable = _among(rows, self._unusable.captions) | _among(owners, self._unusable.samples)
+        return np.stack([owners, rows], axis=1)[~unusable]
 
 
-def _usable_rows(unusable: NDArray[np.int64], first: int, count: int) -> NDArray[np.bool_]:
-    """Return which of `count` rows from `first` are not among the `unusable`."""
-    low, high = np.searchsorted(unusable, (first, first + count))
-    usable = np.ones(count, dtype=bool)
-    usable[unusable[low:high] - first] = False
-    return usable
+def _among(rows: NDArray[np.int64], some: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which of `rows` are among `some`, which are sorted."""
+    places = np.searchsorted(some, rows)
+    found = np.zeros(len(rows), dtype=bool)
+    inside = places < len(some)
+    found[inside] = some[places[inside]] == rows[inside]
+    return found

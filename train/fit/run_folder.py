@@ -30,7 +30,7 @@ name."""
 FILES: Final = {
     "report.html": "figures, curves, embeddings, cases and suspected false negatives, to look at",
     "best.safetensors": "the model with the highest validation RSUM: student, heads, temperatures",
-    "last.safetensors": "the latest state, to go on from: model, optimiser, schedule, place in the epoch",
+    "last.safetensors": "the latest state, to go on from: model, objective, optimiser, place in the epoch",
     "epoch-*.safetensors": "the model after every so many epochs (`train.keep_every`)",
     "student.safetensors": "the best model's student alone, without cusa's heads (see below)",
     "metrics.json": "the figures on the test split, by training",

@@ -41,7 +41,7 @@ from train.fit.epoch import Epoch
 from train.fit.grad_cache import cached_backward, check_cacheable
 from train.fit.learner import Learner
 from train.fit.live import LiveView, StepMetrics
-from train.fit.optimisation import load_schedule, make_optimizer, make_schedule, schedule_state
+from train.fit.optimisation import learning_rate, make_optimizer
 from train.fit.processes import Processes
 from train.fit.run_folder import Facts, describe
 from train.fit.stops import Stop, Stopped
@@ -96,7 +96,6 @@ class Training:
         self._steps = len(self.data.stream)
         learner = Learner(self.model, self.objective)
         optimizer = make_optimizer(learner, self._settings)
-        self._schedule = make_schedule(optimizer, self._settings, self._steps)
         if self._settings.compile:
             self.model.compile()
         self._wrapped, self._optimizer = accelerator.prepare(learner, optimizer)
@@ -155,7 +154,6 @@ class Training:
             record = load_checkpoint(self.last, self._modules, self._optimizer)
             self.history = [Epoch(**epoch) for epoch in record["history"]]
             self._done = EpochProgress(**record["done"])
-            load_schedule(self._schedule, record["schedule"], self._optimizer)
         place = (len(self.history), self._done.step)
         if self._processes.any(place != self._processes.once(lambda: place)):
             raise TrainingError(
@@ -176,7 +174,11 @@ class Training:
 
     @property
     def _learning_rate(self) -> float:
-        return float(self._schedule.get_last_lr()[0])
+        """The rate of the step to come."""
+        return self._rate(len(self.history), self._done.step)
+
+    def _rate(self, epoch: int, step: int) -> float:
+        return learning_rate(epoch * self._steps + step, self._settings.epochs * self._steps, self._settings)
 
     @property
     def _precision(self) -> str:
@@ -264,8 +266,9 @@ class Training:
                 self._accelerator,
             )
         norm = self._accelerator.clip_grad_norm_(self._wrapped.parameters(), self._settings.clip_norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rate(epoch, step)
         self._optimizer.step()
-        self._schedule.step()
         self.objective.clamp_()
         return {name: value.detach() for name, value in {**parts, "total": total, GRADIENT: norm}.items()}
 
@@ -359,7 +362,6 @@ class Training:
         record = {
             "history": [asdict(epoch) for epoch in self.history],
             "done": asdict(self._done),
-            "schedule": schedule_state(self._schedule),
             "parameters": as_dict(self._parameters),
         }
         save_checkpoint(self.last, self._modules, record, self._optimizer)
