@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from stores.images import decode_rgb
 from stores.modality import Level
 
+STEP: Final = 8
+"""Texts of a batch are padded to a multiple of so many tokens: few shapes, and even ones."""
 Transform = Callable[[Image.Image], Tensor]
 Rows = NDArray[np.int64]
 
@@ -108,10 +111,11 @@ class Tokens(Input):
     def __init__(self, tokenizer: Callable[[list[str]], Tensor], padding: int | None = None) -> None:
         """Tokenise by `tokenizer`, texts to (n, length) integers.
 
-        `padding` is the number that fills the end of a text, which is cut off. None: a text is as the tokenizer made
-        it, and wholly unmasked.
+        `padding` is the number that fills the end of a text, which is cut off; batches are as long as their longest
+        text, in steps of `STEP`. None: a text is as the tokenizer made it, and wholly unmasked.
         """
         self._tokenizer, self._padding = tokenizer, padding
+        self._longest = 0 if padding is None else tokenizer([""]).shape[1]
 
     def texts(self, texts: list[str]) -> Tensors:
         """Return a batch of texts from anywhere."""
@@ -123,6 +127,9 @@ class Tokens(Input):
     def collate(self, made: Sequence[Tensor]) -> Tensors:
         lengths = torch.tensor([len(tokens) for tokens in made])
         values = pad_sequence(list(made), batch_first=True, padding_value=self._padding or 0)
+        if self._padding is not None:
+            length = min(-(-values.shape[1] // STEP) * STEP, self._longest)
+            values = functional.pad(values, (0, length - values.shape[1]), value=self._padding)
         return Padded(values, torch.arange(values.shape[1]) < lengths[:, None])
 
     def _cut(self, tokens: Tensor) -> Tensor:

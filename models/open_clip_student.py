@@ -25,6 +25,9 @@ SMALL_CLIP: Final = Path(__file__).with_name("small-clip.json")
 """The embedded student's configuration, in open_clip's format; its image tower is `models.small_conv`."""
 
 
+_SHORT: Final = 32
+
+
 class OpenClipStudent(nn.Module):
     """Any open_clip model, with open_clip's own transforms."""
 
@@ -44,8 +47,19 @@ class OpenClipStudent(nn.Module):
         return embedding
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        embedding: Tensor = self.model.encode_text(tokens)
+        cut = self.padding is not None and tokens.shape[1] < self.model.context_length
+        embedding: Tensor = _encode_cut(self.model, tokens) if cut else self.model.encode_text(tokens)
         return embedding
+
+    @property
+    def padding(self) -> int | None:
+        """The token that fills a text's end, where the tower reads no further than the text.
+
+        That is CLIP's causal tower, whose last token stands for the text. A short context gains too little.
+        """
+        model = self.model
+        causal = type(model) is open_clip.CLIP and model.text_pool_type in ("argmax", "eos")
+        return 0 if causal and model.context_length > _SHORT else None
 
     @property
     def towers(self) -> dict[str, Parts]:
@@ -81,6 +95,21 @@ class OpenClipStudent(nn.Module):
                     f"The {tower} tower of {self.name} cannot do gradient checkpointing. Leave "
                     f"student.gradient_checkpointing out, or freeze that tower: student.freeze=[{tower}]."
                 )
+
+
+def _encode_cut(model: open_clip.CLIP, tokens: Tensor) -> Tensor:
+    """Encode texts of fewer tokens than the model's context: (M, length) to (M, D)."""
+    length, dtype = tokens.shape[1], model.transformer.get_cast_dtype()
+    words = model.token_embedding(tokens).to(dtype) + model.positional_embedding[:length].to(dtype)
+    words = model.ln_final(model.transformer(words, attn_mask=model.attn_mask[:length, :length]))
+    is_end = tokens == (tokens.amax(dim=1, keepdim=True) if model.text_pool_type == "argmax" else model.text_eos_id)
+    pooled: Tensor = words[torch.arange(len(words), device=words.device), is_end.int().argmax(dim=1)]
+    projection = model.text_projection
+    if isinstance(projection, nn.Linear):
+        pooled = projection(pooled)
+    elif projection is not None:
+        pooled = pooled @ projection
+    return pooled
 
 
 @exported.register

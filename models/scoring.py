@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.encoded import Encoded
+from models.encoded import Encoded, tensors_of
 
 PAIRS_AT_ONCE: Final = 2**28
 """Bytes that the pairs of one call of a network may take."""
@@ -73,7 +73,9 @@ class Pairwise(nn.Module):
         self.network, self.pair_bytes = network, pair_bytes
 
     def matrix(self, first: Encoded, second: Encoded) -> Tensor:
-        at_once = max(1, PAIRS_AT_ONCE // self.pair_bytes)
+        # Each pair has its items to itself while it is scored.
+        items = sum(_bytes(side) // max(1, side.size) for side in (first, second))
+        at_once = max(1, PAIRS_AT_ONCE // (self.pair_bytes + items))
         width = min(second.size, at_once)
         columns = _blocks(second, width)
         rows = [
@@ -103,6 +105,10 @@ def cosine_similarity(a: Tensor, b: Tensor) -> Tensor:
     """Return the cosine similarity of every row of (n, D) `a` with every row of (m, D) `b`: (n, m)."""
     with torch.autocast(a.device.type, enabled=False):
         return unit(a) @ unit(b).T
+
+
+def _bytes(items: Encoded) -> int:
+    return sum(tensor.nbytes for tensor in tensors_of(items))
 
 
 def _blocks(items: Encoded, size: int) -> list[Encoded]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from dataclasses import replace
@@ -22,7 +23,7 @@ from models.scoring import Pairwise
 from pipeline.extract import extract
 from stores import Store, TrainParameters
 from stores.images import decode_rgb
-from stores.parameters import FeatureFile, Student, Train
+from stores.parameters import FeatureFile, Loss, Student, Train
 from train.run import run
 
 STUDENTS = ("core_students:Sets", "core_students:Regions")
@@ -128,3 +129,25 @@ def test_padding_changes_no_score() -> None:
     torch.testing.assert_close(together, alone)
     paired = scorer.pairs(regions, concatenated(texts[:3]))
     torch.testing.assert_close(paired, together[:, :3].diagonal())
+
+
+@pytest.mark.parametrize("page", ["students.md", "training.md"])
+def test_the_examples_of_the_docs_train(
+    store: Store, tmp_path: Path, page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).resolve().parents[1] / "docs" / page).read_text()
+    name, code = re.findall(r"```python\n(# (?:regions|my_losses)\.py.*?)```", text, re.DOTALL)[0].split("\n", 1)
+    module = name.split()[1].removesuffix(".py")
+    (tmp_path / f"{module}.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    small = replace(QUICK, train=replace(QUICK.train, epochs=1, batch_size=48))
+    small = (
+        replace(small, student=Student(model="regions:Regions"), loss=Loss(original="hinge"))
+        if module == "regions"
+        else replace(small, loss=Loss(extra={"my_losses:Spread": 0.25}))
+    )
+    measured = run(small, store, tmp_path / "run")["soft_labels"]
+    assert 0 < measured["RSUM"] <= 600
+    losses = read_record(tmp_path / "run" / "last.safetensors")["history"][0]["loss"]
+    assert {"Hinge" if module == "regions" else "Spread", "CSA", "USA"} <= losses.keys()

@@ -93,12 +93,12 @@ def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyP
 
 def store_of(images: list[str], texts: list[str], owners: list[int]) -> Any:
     """What `coco_ids` reads of a store: its second split begins at sample 1 and caption 1."""
-    rows = {"image": np.arange(1, len(images)), "text": np.arange(1, len(texts))}
+    rows = {"sample": np.arange(1, len(images)), "caption": np.arange(1, len(texts))}
     return SimpleNamespace(
         root="store",
         samples=pa.table({"source_id": images}),
         captions=pa.table({"text": texts, "sample": owners}),
-        rows=lambda _, modality: rows[modality],
+        rows=lambda _, level: rows[level],
     )
 
 

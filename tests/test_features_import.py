@@ -167,6 +167,10 @@ def broken(values: np.ndarray, place: tuple[int, ...], number: float) -> np.ndar
         (regions(18).astype(str), True, {}, r"not numbers"),
         (regions(18)[:, 0, 0], True, {}, r"holds an array of the shape \(18,\)"),
     ],
+    ids=[
+        *("nan", "too-large", "no-length", "unknown-keys", "key-twice", "one-file-for-splits", "wrong-count"),
+        *("unknown-split", "unknown-array", "unknown-key", "caption-keys", "texts", "one-axis"),
+    ],
 )
 def test_what_is_wrong_with_a_file_is_one_message(
     bare: Store, tmp_path: Path, values: np.ndarray, keys: Any, setting: dict[str, Any], message: str

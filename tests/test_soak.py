@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -153,3 +155,90 @@ def test_a_hundred_thousand_images_and_half_a_million_captions_rank_in_bounded_m
     assert measured["different"] > 10, "the ranks checked are not all the first"
     unit_rows = 600_000 * 512 * 4 / 2**20
     assert measured["extra"] <= unit_rows + 300
+
+
+IMPORT = """
+import json, sys, time
+from pathlib import Path
+import numpy as np
+from written_stores import shard_entry
+from pipeline.imports import FeatureImport, import_features
+from stores.layout import Layout
+from stores.parameters import FeatureFile
+
+def mebibytes(name):
+    line = next(line for line in open("/proc/self/status") if line.startswith(name))
+    return int(line.split()[1]) / 1024
+
+count, folder = int(sys.argv[1]), Path(sys.argv[2])
+table = np.lib.format.open_memmap(folder / "r.npy", "w+", np.float16, (count, 36, 64))
+for start in range(0, count, 1000):
+    table[start : start + 1000] = np.arange(start, start + 1000)[:, None, None] % 1000 + 1
+del table
+shards = [shard_entry(n, 1000, 0, n * 1000, 0) for n in range(count // 1000)]
+Path("/proc/self/clear_refs").write_text("5")
+before, started = mebibytes("VmRSS"), time.monotonic()
+wanted = FeatureImport.of("regions", FeatureFile(file=str(folder / "r.npy")))
+shape = import_features(wanted, shards, shards, Layout(folder / "store"), lambda _: None)
+print(json.dumps({"shape": shape, "seconds": time.monotonic() - started, "mebibytes": mebibytes("VmHWM") - before}))
+"""
+
+
+@pytest.mark.soak
+def test_a_million_region_features_are_imported_in_flat_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """4.6 GB of regions, 36 × 64 numbers for each of a million samples."""
+    found = {}
+    for count in (100_000, 1_000_000):
+        folder = tmp_path / str(count)
+        (folder / "store").mkdir(parents=True)
+        command = [sys.executable, "-c", IMPORT, str(count), str(folder)]
+        paths = {**os.environ, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(CHECKOUT / "tests")])}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=paths, cwd=CHECKOUT)
+        found[count] = json.loads(done.stdout)
+        assert len(list((folder / "store").rglob("*.h5"))) == count // 1000
+        shutil.rmtree(folder)
+    with capsys.disabled():
+        print(f"\nimport: {found}")  # noqa: T201
+    assert found[1_000_000]["shape"] == [36, 64]
+    assert found[1_000_000]["mebibytes"] < found[100_000]["mebibytes"] + 20 < 200
+
+
+SCORING = """
+import json, sys, time
+from pathlib import Path
+import torch
+from models.encoded import Encoded
+from models.scoring import Pairwise
+from train.evaluation.similarities import similarities
+
+def mebibytes():
+    return sum(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("RssAnon")) / 1024
+
+def network(regions, words):
+    cosines = words.parts @ regions.parts.mT
+    peaks.append(mebibytes())
+    return cosines.amax(dim=2).mean(dim=1)
+
+images, texts = int(sys.argv[1]), int(sys.argv[2])
+sides = [Encoded(torch.randn(n, 8), parts=torch.randn(n, parts, 16)) for n, parts in ((images, 36), (texts, 20))]
+peaks, before, started = [], mebibytes(), time.monotonic()
+found = similarities(Pairwise(network, pair_bytes=36 * 20 * 4), *sides, torch.device("cpu"), Path(sys.argv[3]))
+print(json.dumps({"shape": found.shape, "seconds": time.monotonic() - started, "mebibytes": max(peaks) - before}))
+"""
+
+
+@pytest.mark.soak
+def test_scoring_coco_5k_takes_less_than_a_gigabyte_beyond_its_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """5,000 × 25,000 pairs of 36 regions and 20 words: at once they would take 360 GB."""
+    command = [sys.executable, "-c", SCORING, "5000", "25000", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=CHECKOUT)
+    found = json.loads(done.stdout)
+    with capsys.disabled():
+        print(f"\nscoring: {found}")  # noqa: T201
+    assert found["shape"] == [5000, 25000]
+    assert found["mebibytes"] < 1000
+    assert list(tmp_path.iterdir()) == []

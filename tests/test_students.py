@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from models.aligned import AlignedModel
 from models.encoded import tensors_of
 from models.export import export_student
-from models.inputs import Padded
+from models.inputs import Padded, Tokens
 from models.open_clip_student import OpenClipStudent
-from models.student import load_student
+from models.student import as_student, load_student
 from stores import StudentError
 from stores.parameters import Student
 
@@ -139,6 +139,24 @@ def test_every_parameter_that_learns_gets_a_gradient(name: str) -> None:
     student = load(name)
     train(student, steps=1)
     assert [key for key, p in student.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize("name", ["tiny-clip", "tiny-quickgelu", "tiny-custom", "tiny-bert", "tiny-coca"])
+def test_texts_cut_to_the_longest_of_a_batch_are_encoded_alike(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(name).padding is None, "a short context stays as it is"
+    monkeypatch.setattr("models.open_clip_student._SHORT", 0)
+    student = load(name).eval()
+    tokens = as_student(student).inputs["text"]
+    assert isinstance(tokens, Tokens)
+    batch = tokens.texts(["a red circle", "a blue circle and a red square beside it", "a"])
+    assert isinstance(batch, Padded)
+    if name in ("tiny-clip", "tiny-quickgelu"):
+        assert batch.values.shape == (3, 16), "eleven tokens, in steps of eight"
+        assert batch.mask.sum(dim=1).tolist() == [5, 11, 3]
+    else:
+        assert batch.values.shape[1] == student.tokenizer([""]).shape[1], "other towers read to the end"
+    whole = student.tokenizer(["a red circle", "a blue circle and a red square beside it", "a"])
+    torch.testing.assert_close(student.encode_text(batch.values), student.encode_text(whole), rtol=1e-5, atol=1e-6)
 
 
 def test_a_frozen_tower_drops_nothing_out_in_training() -> None:

@@ -235,6 +235,8 @@ gradients = torch.autograd.grad(total, [*t.leaves(whole), *objective.parameters(
 found = [processes.mean(total.detach()), *(processes.mean(gradient) for gradient in gradients)]
 if processes.is_main:
     torch.save(found, sys.argv[2])
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 
 
