@@ -6,7 +6,7 @@ lengths, so that batches hold little padding. While a window is encoded, the nex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import compress
@@ -21,12 +21,11 @@ from torch.utils.data import DataLoader, Dataset
 from models.teachers import Teacher
 from models.teachers.base import MIN_COSINE
 from pipeline.batch_size import encode_backing_off, first_rows, precision_cosine
-from pipeline.encode.windows import Window
-from stores import CusaError, Shard, TeacherError, tables
+from pipeline.encode.windows import Job, Window
+from stores import CusaError, TeacherError, tables
 from stores.commands import leave_interrupts_to_the_parent
 from stores.console import console
 from stores.images import Images, decode_rgb
-from stores.layout import Layout
 
 _PREFETCH: Final = 4
 _TOKENISED_TOGETHER: Final = 1024
@@ -34,7 +33,7 @@ _CHECKED_ROWS: Final = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoded:
+class WindowFeatures:
     """The features of a window's pending rows that are the first of their content."""
 
     rows: NDArray[np.int64]
@@ -52,16 +51,12 @@ Batch = tuple[NDArray[np.int64], Any, NDArray[np.int64]]
 class Encoder:
     """Encodes windows of a store with one teacher."""
 
-    def __init__(
-        self, teacher: Teacher, layout: Layout, shards: Sequence[Shard], batch_size: int, workers: int
-    ) -> None:
-        self._teacher = teacher
-        self._layout = layout
-        self._batch_size = batch_size
-        self._workers = workers
-        self._images = _ImageRows(Images(layout, shards), teacher)
+    def __init__(self, teacher: Teacher, job: Job, workers: int) -> None:
+        self._teacher, self._workers = teacher, workers
+        self._layout, self._batch_size = job.layout, job.batch_size
+        self._images = _ImageRows(Images(job.layout, job.shards), teacher)
 
-    def encode(self, windows: Iterable[Window], advance: Callable[[int], None]) -> Iterator[Encoded]:
+    def encode(self, windows: Iterable[Window], advance: Callable[[int], None]) -> Iterator[WindowFeatures]:
         """Yield what each window asks for, in order, calling `advance` with the rows done."""
         with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as beside:
             for window, batches in _one_ahead((window, self._start(window, beside)) for window in windows):
@@ -114,7 +109,7 @@ class Encoder:
             if wanted[places].any():
                 yield rows[places], self._teacher.collate([items[place] for place in places]), _NO_ROWS
 
-    def _encode(self, window: Window, batches: Iterator[Batch], advance: Callable[[int], None]) -> Encoded:
+    def _encode(self, window: Window, batches: Iterator[Batch], advance: Callable[[int], None]) -> WindowFeatures:
         rows = window.rows(self._teacher.level)
         asked = rows[window.pending & (window.firsts == rows)]
         features = np.zeros((len(asked), self._teacher.dim), np.float16)
@@ -133,7 +128,7 @@ class Encoder:
                 features[places] = np.where(good[:, None], values, np.float16(0))[kept]
                 valid[places] = good[kept]
             advance(int(np.isin(np.concatenate([encoded, failed]), asked, assume_unique=True).sum()))
-        return Encoded(rows=asked, features=features, valid=valid)
+        return WindowFeatures(rows=asked, features=features, valid=valid)
 
 
 _NO_ROWS: Final = np.empty(0, dtype=np.int64)

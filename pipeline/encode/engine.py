@@ -9,12 +9,10 @@ from typing import Protocol
 import torch
 
 from models.teachers import TeacherCard, TeacherSpec
-from pipeline.encode.encoder import Encoded
+from pipeline.encode.encoder import WindowFeatures
 from pipeline.encode.local import InProcess
 from pipeline.encode.processes import open_processes
-from pipeline.encode.windows import Window
-from stores import Shard
-from stores.layout import Layout
+from pipeline.encode.windows import Job, Window
 from stores.parameters import Extract
 
 
@@ -33,14 +31,7 @@ class Engine(Protocol):
     def description(self) -> str:
         """Where it runs, in a word or two."""
 
-    def encode(
-        self,
-        windows: Iterator[Window],
-        shards: Sequence[Shard],
-        layout: Layout,
-        batch_size: int,
-        advance: Callable[[int], None],
-    ) -> Iterator[Encoded]:
+    def encode(self, windows: Iterator[Window], job: Job, advance: Callable[[int], None]) -> Iterator[WindowFeatures]:
         """Yield what each window asks for, in order, calling `advance` with the rows done since."""
 
 

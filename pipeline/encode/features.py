@@ -10,7 +10,7 @@ from rich.progress import Progress
 
 from pipeline.encode.engine import Engine
 from pipeline.encode.parts import PartWriter
-from pipeline.encode.windows import Window, plan_windows
+from pipeline.encode.windows import Job, Window, plan_windows
 from pipeline.first_seen import first_seen
 from stores import Shard
 from stores.features import part_batch_size
@@ -48,7 +48,8 @@ def extract_features(
     with first_seen(layout.root) as seen:
         windows = plan_windows(shards, names, teacher.level, settings.window, layout, seen)
         advance = partial(progress.advance, task)
-        for encoded in engine.encode(noted(windows), shards, layout, batch_size, advance):
+        job = Job(layout=layout, shards=tuple(shards), batch_size=batch_size)
+        for encoded in engine.encode(noted(windows), job, advance):
             writer.write(planned.popleft(), encoded)
             if writer.invalid:
                 progress.update(task, note=f"{writer.invalid:,} failed")

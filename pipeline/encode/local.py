@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 from models.teachers import TeacherCard, TeacherSpec
 from pipeline.batch_size import batch_size
-from pipeline.encode.encoder import Encoded, Encoder
-from pipeline.encode.windows import Window
-from stores import Shard
-from stores.layout import Layout
+from pipeline.encode.encoder import Encoder, WindowFeatures
+from pipeline.encode.windows import Job, Window
 from stores.parameters import Extract
 
 
@@ -23,16 +21,9 @@ class InProcess:
         self.card = TeacherCard.of(self.teacher)
         self.description = str(self.teacher.device)
 
-    def encode(
-        self,
-        windows: Iterator[Window],
-        shards: Sequence[Shard],
-        layout: Layout,
-        batch_size: int,
-        advance: Callable[[int], None],
-    ) -> Iterator[Encoded]:
+    def encode(self, windows: Iterator[Window], job: Job, advance: Callable[[int], None]) -> Iterator[WindowFeatures]:
         """Yield what each window asks for, in order."""
-        yield from Encoder(self.teacher, layout, shards, batch_size, self._settings.workers).encode(windows, advance)
+        yield from Encoder(self.teacher, job, self._settings.workers).encode(windows, advance)
 
     @cached_property
     def batch_size(self) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.teachers import TeacherCard
-from pipeline.encode.encoder import Encoded
+from pipeline.encode.encoder import WindowFeatures
 from pipeline.encode.windows import Window
 from stores import Features, Shard
 from stores.features import PartOrigin, write_part
@@ -27,7 +27,7 @@ class PartWriter:
         self._written = Features(layout, teacher.slug, tuple(shards), _entry(teacher))
         self.invalid = 0
 
-    def write(self, window: Window, encoded: Encoded) -> None:
+    def write(self, window: Window, encoded: WindowFeatures) -> None:
         """Write the parts of the window's pending shards.
 
         A row whose content first came in a part that is in place takes its features from there.

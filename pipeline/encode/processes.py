@@ -16,12 +16,11 @@ import torch
 
 from models.teachers import TeacherCard, TeacherSpec
 from pipeline.batch_size import batch_size
-from pipeline.encode.encoder import Encoded, Encoder
-from pipeline.encode.windows import Window
-from stores import Shard, TeacherError
+from pipeline.encode.encoder import Encoder, WindowFeatures
+from pipeline.encode.windows import Job, Window
+from stores import TeacherError
 from stores.commands import leave_interrupts_to_the_parent
 from stores.errors import CusaError
-from stores.layout import Layout
 from stores.parameters import Extract
 
 _QUEUED: Final = 2
@@ -66,17 +65,10 @@ class ProcessEngine:
         self.card, self.batch_size = card, size
         self.description = ", ".join(worker.device for worker in workers)
 
-    def encode(
-        self,
-        windows: Iterator[Window],
-        shards: Sequence[Shard],
-        layout: Layout,
-        batch_size: int,
-        advance: Callable[[int], None],
-    ) -> Iterator[Encoded]:
+    def encode(self, windows: Iterator[Window], job: Job, advance: Callable[[int], None]) -> Iterator[WindowFeatures]:
         """Yield what each window asks for, in order."""
         for worker in self._workers:
-            worker.tasks.put((self._number, layout, tuple(shards), batch_size))
+            worker.tasks.put((self._number, job))
         faults: list[BaseException] = []
         seen = self._workers[0].done.value
         threading.Thread(target=self._deal, args=(windows, faults), daemon=True).start()
@@ -164,8 +156,8 @@ def _serve(
         teachers = [spec.load(device, settings.precision) for spec in specs]
         results.put([(TeacherCard.of(teacher), batch_size(teacher, settings)) for teacher in teachers])
         while True:
-            number, layout, shards, size = tasks.get()
-            encoder = Encoder(teachers[number], layout, shards, size, settings.workers)
+            number, job = tasks.get()
+            encoder = Encoder(teachers[number], job, settings.workers)
             for encoded in encoder.encode(iter(tasks.get, None), advance):
                 results.put(encoded)
             results.put(None)

@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
 
 from models.teachers import TeacherCard, TeacherSpec
 from pipeline.batch_size import batch_size
-from pipeline.encode.encoder import Encoded, Encoder
-from pipeline.encode.windows import Window
-from stores import ParameterError, Shard, TeacherError
+from pipeline.encode.encoder import Encoder, WindowFeatures
+from pipeline.encode.windows import Job, Window
+from stores import ParameterError, TeacherError
 from stores.errors import CusaError
 from stores.layout import Layout
 from stores.parameters import Extract
@@ -58,13 +59,12 @@ class _Actor:
             return self._fault
         return [(TeacherCard.of(teacher), batch_size(teacher, self._settings)) for teacher in self._teachers]
 
-    def encode(self, number: int, store: tuple[Layout, Sequence[Shard], int], window: Window) -> Encoded | CusaError:
+    def encode(self, number: int, job: Job, window: Window) -> WindowFeatures | CusaError:
         """Return what the window asks of teacher `number`."""
-        layout, shards, size = store
         teacher = self._teachers[number]
         workers = self._settings.workers if teacher.device.type == "cuda" else 0
         try:
-            return next(Encoder(teacher, layout, shards, size, workers).encode([window], lambda rows: None))
+            return next(Encoder(teacher, job, workers).encode([window], lambda rows: None))
         except CusaError as fault:
             return fault
 
@@ -77,16 +77,9 @@ class RayEngine:
         self.card, self.batch_size = card, size
         self.description = f"Ray, {len(actors)} actor{'s' * (len(actors) > 1)}"
 
-    def encode(
-        self,
-        windows: Iterator[Window],
-        shards: Sequence[Shard],
-        layout: Layout,
-        batch_size: int,
-        advance: Callable[[int], None],
-    ) -> Iterator[Encoded]:
+    def encode(self, windows: Iterator[Window], job: Job, advance: Callable[[int], None]) -> Iterator[WindowFeatures]:
         """Yield what each window asks for, in order."""
-        store = ray.put((Layout(layout.root.resolve()), tuple(shards), batch_size))
+        shared = ray.put(replace(job, layout=Layout(job.layout.root.resolve())))
         free = deque([actor for _ in range(_AT_ONCE) for actor in self._actors])
         running: dict[Any, Any] = {}
         ordered: deque[tuple[Any, int]] = deque()
@@ -95,7 +88,7 @@ class RayEngine:
                 (ready, *_), _ = ray.wait(list(running), num_returns=1)
                 free.append(running.pop(ready))
             actor = free.popleft()
-            task = actor.encode.remote(self._number, store, window)
+            task = actor.encode.remote(self._number, shared, window)
             running[task] = actor
             ordered.append((task, window.encoded))
             while ordered[0][0] not in running or len(ordered) > _AHEAD * len(self._actors):
@@ -171,7 +164,7 @@ def _engines(actors: Sequence[Any], teachers: int) -> list[RayEngine]:
     return engines
 
 
-def _taken(task: Any, rows: int, advance: Callable[[int], None]) -> Encoded:
+def _taken(task: Any, rows: int, advance: Callable[[int], None]) -> WindowFeatures:
     try:
         encoded = ray.get(task)
     except ray.exceptions.RayActorError as error:
@@ -187,7 +180,7 @@ def _taken(task: Any, rows: int, advance: Callable[[int], None]) -> Encoded:
     if isinstance(encoded, CusaError):
         raise encoded
     advance(rows)
-    found: Encoded = encoded
+    found: WindowFeatures = encoded
     return found
 
 

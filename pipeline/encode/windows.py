@@ -15,6 +15,16 @@ from stores.modality import Level
 
 
 @dataclass(frozen=True, kw_only=True)
+class Job:
+    """What an engine is to encode: windows of which store, and how; small enough to be sent to another machine."""
+
+    layout: Layout
+    shards: tuple[Shard, ...]
+    """All shards of the store."""
+    batch_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Window:
     """Consecutive shards, and what of them is to be encoded; small enough to be sent to another machine."""
 
