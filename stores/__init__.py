@@ -14,7 +14,8 @@ from stores.errors import (
 )
 from stores.features import Features
 from stores.manifest import Manifest, Modality, Shard
-from stores.parameters import ExtractParameters, TrainParameters, load_parameters
+from stores.parameter_loading import load_parameters
+from stores.parameters import ExtractParameters, TrainParameters
 from stores.store import Store
 
 __all__ = [

@@ -20,7 +20,8 @@ from written_tables import opened, read
 
 from pipeline.sources import BadRecord, Record, Rejected, open_source
 from stores import ParameterError, SourceError
-from stores.parameters import Columns, Data, ExtractParameters, load_parameters
+from stores.parameter_loading import load_parameters
+from stores.parameters import Columns, Data, ExtractParameters
 
 CASES = SHARED.parent / "cases"
 

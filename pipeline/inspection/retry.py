@@ -10,7 +10,7 @@ from pipeline.extract import extract
 from pipeline.summary import summary
 from stores import ExtractParameters, SourceError, Store
 from stores.layout import Layout
-from stores.parameters import recorded_parameters
+from stores.parameter_loading import recorded_parameters
 
 
 def retry(path: Path) -> tuple[Table, str]:

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from stores import TrainingError, TrainParameters
 from stores.layout import SAFE_NAME
-from stores.parameters import Loss, recorded_parameters
+from stores.parameter_loading import recorded_parameters
+from stores.parameters import Loss
 from train.fit.run_folder import SOFT
 from train.report.results import read_metrics
 
