@@ -1,4 +1,4 @@
-"""The optimiser and its learning rate (METHODS: AdamW, linear warm-up, cosine)."""
+"""The optimiser and its learning rate (docs/methods.md §2)."""
 
 from __future__ import annotations
 
