@@ -6,7 +6,7 @@ import difflib
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_type_hints
@@ -44,39 +44,41 @@ def load_parameters(
             _set(values, name.split("."), value)
     for override in overrides:
         _set(values, *_parse(override))
-    return recorded_parameters(kind, values, str(path) if path else "parameters")
+    return recorded_parameters(kind, values, path or "parameters")
 
 
-def recorded_parameters(kind: type[P], values: Mapping[str, Any], where: str) -> P:
-    """Return the sections of `kind` from plain `values`, such as `as_dict` returns; errors begin with `where`.
+def recorded_parameters(kind: type[P], values: Mapping[str, Any], path: Path | str) -> P:
+    """Return the sections of `kind` from plain `values`, such as `as_dict` returns, recorded in the file `path`.
 
     Raises:
-        ParameterError: a key is unknown (the message names the nearest) or a value invalid.
+        ParameterError: a key is unknown (the message names the nearest) or a value invalid. Of
+            several faults it is the first, the others are its notes.
     """
     for section in values:
         if section not in SECTIONS:
-            raise ParameterError(f"{where}: {section!r} is not a section.{_nearest(section, SECTIONS)}")
+            raise _unknown(path, section, section, SECTIONS)
     try:
         read = {name: values[name] for name in _names(kind) if values.get(name) is not None}
         # Via JSON: only there does strict validation let a mapping become a dataclass.
         return pydantic.TypeAdapter(kind).validate_json(json.dumps(read, default=str))
     except pydantic.ValidationError as error:
-        places = {tuple(_location(fault)): fault for fault in reversed(error.errors())}
-        faults = [fault | {"msg": _expected(error.errors(), place)} for place, fault in reversed(places.items())]
-        raise ParameterError("\n".join(_explain(where, kind, fault) for fault in faults)) from None
+        first, *others = [_fault(path, kind, place, error) for place in dict.fromkeys(map(_location, error.errors()))]
+        for other in others:
+            first.add_note(other.message)
+        raise first from None
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         values = _yaml().load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ParameterError(f"The parameters file {path} cannot be read: {error}.") from None
+        raise ParameterError(f"cannot be read ({error})", path=path) from None
     except YAMLError as error:
-        raise ParameterError(f"{path} is not YAML: {error}") from None
+        raise ParameterError(f"{error}", path=path, expected="YAML") from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(section, dict | None) for section in values.values()):
-        raise ParameterError(f"{path} must map sections ({', '.join(SECTIONS)}) to their keys and values.")
+        raise ParameterError(path=path, found=values, expected=f"the sections {', '.join(SECTIONS)}, each a mapping")
     return values
 
 
@@ -84,11 +86,11 @@ def _parse(override: str) -> tuple[list[str], Any]:
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or len(keys) < 2:
-        raise ParameterError(f"-S {override!r} is not of the form section.key=value, such as loss.alpha=0.1.")
+        raise ParameterError(where="-S", found=override, expected="section.key=value, such as loss.alpha=0.1")
     try:
         return keys, _yaml().load(io.StringIO(text))
     except YAMLError:
-        raise ParameterError(f"-S {override!r}: {text!r} is not a YAML value.") from None
+        raise ParameterError(where=f"-S {path.strip()}", found=text, expected="a YAML value") from None
 
 
 def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
@@ -105,31 +107,29 @@ def _yaml() -> YAML:
     return YAML(typ="safe", pure=True)
 
 
-def _location(fault: Any) -> list[str]:
+def _location(fault: Any) -> tuple[str, ...]:
     """Return the keys that lead to a fault, without the names of the union members that were tried there."""
-    return [str(part) for part in fault["loc"] if not re.fullmatch(r"str|constrained-int|\w+\[.*\]", str(part))]
+    return tuple(str(part) for part in fault["loc"] if not re.fullmatch(r"str|constrained-int|\w+\[.*\]", str(part)))
 
 
-def _expected(faults: Sequence[Any], place: tuple[str, ...]) -> str:
-    """Return the expectations of all union members that were tried at `place`."""
-    said = [fault["msg"].removeprefix("Value error, ") for fault in faults if tuple(_location(fault)) == place]
-    return ", or ".join(one[:1].lower() + one[1:] for one in said)
-
-
-def _explain(where: str, kind: type[Any], fault: Any) -> str:
-    location = _location(fault)
-    name = ".".join(location)
-    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+def _fault(
+    path: Path | str, kind: type[Any], place: tuple[str, ...], error: pydantic.ValidationError
+) -> ParameterError:
+    """Return what is wrong at `place`: an unknown key, or a value that no member of its union accepts."""
+    name, tried = ".".join(place), [fault for fault in error.errors() if _location(fault) == place]
+    if tried[0]["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         owner: Any = kind
-        for part in location[:-1]:
+        for part in place[:-1]:
             owner = get_type_hints(owner)[part]
-        return f"{where}: {name} is not a parameter.{_nearest(location[-1], _names(owner))}"
-    return f"{where}: {name} is {fault['input']!r}: {fault['msg']}."
+        return _unknown(path, name, place[-1], _names(owner))
+    wanted = [re.sub(r"^(Value error, expected|Input should be|\w+ should have) ", "", one["msg"]) for one in tried]
+    return ParameterError(path=path, where=name, found=tried[0]["input"], expected=", or ".join(wanted))
 
 
-def _nearest(name: str, known: Any) -> str:
+def _unknown(path: Path | str, where: str, name: str, known: Iterable[str]) -> ParameterError:
     close = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."
+    advice = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}."
+    return ParameterError("unknown parameter", path=path, where=where, advice=advice)
 
 
 def _names(kind: type[Any]) -> list[str]:
