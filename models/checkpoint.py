@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stores.atomic import atomic_path
-from stores.errors import TrainingError
+from stores.errors import CheckpointError
 
 CHECKPOINT_FORMAT: Final = 4
 _RECORD: Final = "cusa"
@@ -42,17 +42,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, s
     """Write tensors of any device and `header` to a safetensors file, atomically.
 
     Raises:
-        TrainingError: the disk is full, or refuses otherwise.
+        CheckpointError: the disk is full, or refuses otherwise.
     """
     copied = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
         try:
             save_file(copied, temporary, {**header, **_SOFTWARE})
         except SafetensorError as error:  # which is no OSError, even of a full disk
-            raise TrainingError(
-                f"{path} could not be written: {error}. What is finished is kept; mend this and run the same command "
-                f"again."
-            ) from None
+            advice = "What is finished is kept; mend this and run the same command again."
+            raise CheckpointError(f"could not be written ({error})", path=path, advice=advice) from None
 
 
 def is_our_tensors(path: Path) -> bool:
@@ -69,22 +67,19 @@ def read_record(path: Path) -> dict[str, Any]:
     """Return the record of a checkpoint without reading its tensors.
 
     Raises:
-        TrainingError: the file is absent or not a checkpoint of ours.
+        CheckpointError: the file is absent or not a checkpoint of ours.
     """
     try:
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {})[_RECORD])
     except FileNotFoundError:
-        raise TrainingError(f"There is no checkpoint {path}.") from None
+        raise CheckpointError("no such file", path=path, expected="a checkpoint of cusa-train") from None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise TrainingError(f"{path} is not a checkpoint of cusa-train: {error}.") from None
-    if record.get("format") != CHECKPOINT_FORMAT:
-        raise TrainingError(
-            f"{path} has checkpoint format {record.get('format')}, expected {CHECKPOINT_FORMAT}. Train again with this "
-            f"version."
-        )
-    found: dict[str, Any] = record
-    return found
+        raise CheckpointError(f"{error}", path=path, expected="a checkpoint of cusa-train") from None
+    if (found := record.get("format")) != CHECKPOINT_FORMAT:
+        advice = "Train again with this version."
+        raise CheckpointError(path=path, where="format", found=found, expected=CHECKPOINT_FORMAT, advice=advice)
+    return cast(dict[str, Any], record)
 
 
 def load_checkpoint(
@@ -93,7 +88,7 @@ def load_checkpoint(
     """Load modules by name from a checkpoint, and the optimiser if given; return its record.
 
     Raises:
-        TrainingError: the file is damaged, or its weights are another model's.
+        CheckpointError: the file is damaged, or its weights are another model's.
     """
     record = read_record(path)
     try:
@@ -102,7 +97,7 @@ def load_checkpoint(
         for part, module in modules.items():
             module.load_state_dict(_of(part, tensors), strict=True)
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise TrainingError(f"The checkpoint {path} does not fit this model: {str(error)[:400]}") from None
+        raise CheckpointError(f"does not fit this model ({str(error)[:400]})", path=path) from None
     if optimizer is not None:
         _load_optimizer(optimizer, tensors)
     return record

@@ -183,10 +183,8 @@ def plan_shards(source: Source, shard_size: int, max_pixels: int, seen: FirstSee
     first_key = 0
     for split in source.splits:
         if not re.fullmatch(SAFE_NAME, split):
-            raise SourceError(
-                f"{split!r} cannot name a split, since files are named after it: expected letters, digits, "
-                f"'_', '.' and '-', a letter or digit first."
-            )
+            expected = "letters, digits, '_', '.' and '-', a letter or digit first, since files are named after it"
+            raise SourceError("cannot name a split", found=split, expected=expected)
         records = source.records(split)
         for number, head in enumerate(records):
             run = _once([head, *islice(records, shard_size - 1)], source.id_scope(split), first_key, seen)

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from stores.atomic import write_json
 from stores.digests import value_digest
-from stores.errors import StoreError
+from stores.errors import DamagedStoreError
 from stores.manifest import Sha256
 
 
@@ -54,9 +54,9 @@ def read_receipt(path: Path) -> Receipt:
     try:
         receipt = _RECEIPT.validate_json(path.read_bytes())
     except (OSError, pydantic.ValidationError) as error:
-        raise StoreError(f"{path} cannot be read as a shard's receipt ({str(error).splitlines()[0]}).") from None
+        raise DamagedStoreError(f"cannot be read ({str(error).splitlines()[0]})", path=path) from None
     if receipt.checksum != receipt.computed_checksum():
-        raise StoreError(f"{path} is damaged: its checksum does not hold.")
+        raise DamagedStoreError("its content does not match its checksum", path=path)
     return receipt
 
 

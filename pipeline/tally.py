@@ -14,8 +14,9 @@ import pydantic
 from pipeline.receipts import Quarantined, Receipt, read_receipt
 from pipeline.shards import PlannedShard
 from pipeline.sources import BadRecord, Source
-from stores import Shard, SourceError
+from stores import Shard
 from stores.atomic import atomic_path
+from stores.errors import TooManyRejectedError
 from stores.layout import Layout
 
 _ENOUGH_TO_JUDGE: Final = 10_000
@@ -93,7 +94,7 @@ class Tally:
         return f"{count:,} caption{'s' * (count != 1)} went with these samples.\n" if count else ""
 
     def check(self, *, final: bool = False) -> None:
-        """Raise a `SourceError` if more are bad than the source, as far as its size is known, may hold."""
+        """Raise a `TooManyRejectedError` if more are bad than the source, as far as its size is known, may hold."""
         known = 0 if final else self.expected or 0
         least = 0 if final else _ENOUGH_TO_JUDGE
         samples, captions = known or max(self.samples, least), max(self.captions, least)
@@ -110,12 +111,11 @@ class Tally:
             listed = "\n".join(
                 f"  {reason} {count:,}, first {self.examples[reason]}" for reason, count in bad.most_common()
             )
-            raise SourceError(
-                f"{bad.total():,} of {total:,} {what} are bad so far; data.max_bad_fraction allows "
-                f"{self.fraction:.0%}:\n{listed}\n{self.lost()}"
-                f"All are listed in {self.layout.quarantine}. Mend the source, or raise data.max_bad_fraction; "
-                f"--retry tries all of them again."
-            )
+            expected = f"at most {self.fraction:.0%} of {total:,} (data.max_bad_fraction)"
+            advice, path = "Mend the source, or raise that; --retry tries all again.", self.layout.quarantine
+            error = TooManyRejectedError(path=path, where=what, found=bad.total(), expected=expected, advice=advice)
+            error.add_note(f"{listed}\n{self.lost()}".rstrip())
+            raise error
 
 
 def write_quarantine(names: Sequence[str], layout: Layout) -> None:

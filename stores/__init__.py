@@ -15,7 +15,8 @@ from stores.errors import (
 from stores.features import Features
 from stores.manifest import Manifest, Shard
 from stores.modality import Modality
-from stores.parameters import ExtractParameters, TrainParameters, load_parameters
+from stores.parameter_loading import load_parameters
+from stores.parameters import ExtractParameters, TrainParameters
 from stores.store import Store
 
 __all__ = [

@@ -18,9 +18,8 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ParameterError(
-            f"The device {name!r} cannot be used: {str(error).splitlines()[0]} Try auto or cpu."
-        ) from None
+        reason, advice = str(error).splitlines()[0], "Try auto or cpu."
+        raise ParameterError(f"cannot be used ({reason})", where="device", found=name, advice=advice) from None
     return device
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from stores import tables
-from stores.errors import StoreError
+from stores.errors import DamagedStoreError
 from stores.layout import Layout
 from stores.manifest import Shard
 
@@ -136,10 +136,8 @@ class Images:
         place = row - int(self._bounds[number])
         start, length = int(shard.offsets[place]), int(shard.lengths[place])
         if not 0 <= start <= start + length <= len(shard.tar):
-            raise StoreError(
-                f"{self._layout.shard(self._names[number])} is shorter than samples.arrow says (row {row}). "
-                f"Run cusa-extract again: it repairs the store."
-            )
+            path, expected = self._layout.shard(self._names[number]), f"at least {start + length} bytes"
+            raise DamagedStoreError(path=path, where=f"row {row}", found=len(shard.tar), expected=expected)
         return shard.tar[start : start + length]
 
     def _map(self, number: int) -> _MappedShard:
@@ -151,10 +149,8 @@ class Images:
         if self._samples is None:
             self._samples = tables.open_batches(self._layout.samples, tables.SAMPLES)
             if self._samples.num_record_batches != len(self._names):
-                raise StoreError(
-                    f"{self._layout.samples} has {self._samples.num_record_batches} batches of rows for "
-                    f"{len(self._names)} shards. Run cusa-extract again: it repairs the store."
-                )
+                path, found = self._layout.samples, self._samples.num_record_batches
+                raise DamagedStoreError("batches of rows", path=path, found=found, expected=len(self._names))
         rows = self._samples.get_batch(number)
         self._mapped[number] = _MappedShard(
             tar=_map_file(self._layout.shard(self._names[number])),
@@ -176,4 +172,4 @@ def _map_file(path: Path) -> mmap.mmap:
         with path.open("rb") as stream:
             return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read ({error}). Run cusa-extract again: it repairs the store.") from None
+        raise DamagedStoreError(f"cannot be read ({error})", path=path) from None

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stores.atomic import atomic_path
-from stores.errors import StoreError
+from stores.errors import DamagedStoreError, StoreError
 
 
 class Index:
@@ -36,14 +36,14 @@ class Index:
         """Read the index file at `path`.
 
         Raises:
-            StoreError: it cannot be read as an index of global rows.
+            DamagedStoreError: it cannot be read as an index of global rows.
         """
         try:
             index = faiss.read_index(str(path))
         except (RuntimeError, MemoryError) as error:
-            raise _unreadable(path, faiss_reason(error)) from None
+            raise DamagedStoreError(f"cannot be read ({faiss_reason(error)})", path=path) from None
         if not isinstance(index, faiss.IndexIDMap) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
-            raise _unreadable(path, "it does not search global rows by inner product")
+            raise DamagedStoreError(path=path, found=index, expected="ids of global rows, searched by inner product")
         return cls(index)
 
     def write(self, path: Path) -> None:
@@ -74,9 +74,7 @@ class Index:
         try:
             similarity, rows = self.faiss_index.search(np.ascontiguousarray(queries, dtype=np.float32), k)
         except RuntimeError as error:
-            raise StoreError(
-                f"faiss cannot search the index ({faiss_reason(error)}). Run cusa-extract again: it repairs the store."
-            ) from None
+            raise DamagedStoreError(f"faiss cannot search the index ({faiss_reason(error)})") from None
         return similarity, rows
 
 
@@ -84,9 +82,3 @@ def faiss_reason(error: Exception) -> str:
     """Return what an error of faiss says, without the place in faiss's source that it names first."""
     text = str(error).strip() or type(error).__name__
     return re.sub(r"^Error in .*? at \S+:\d+: ", "", text, count=1, flags=re.DOTALL).rstrip(".")
-
-
-def _unreadable(path: Path, reason: str) -> StoreError:
-    return StoreError(
-        f"{path} cannot be read as a FAISS index ({reason}). Run cusa-extract again: it repairs the store."
-    )

@@ -10,7 +10,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from stores.atomic import atomic_path
-from stores.errors import StoreError
+from stores.errors import DamagedStoreError
 
 _NAMES = pa.dictionary(pa.int32(), pa.string())
 
@@ -60,16 +60,14 @@ def open_batches(path: Path, schema: pa.Schema) -> pa.ipc.RecordBatchFileReader:
     """Map an Arrow IPC file, to be read batch by batch; samples.arrow and captions.arrow hold one a shard.
 
     Raises:
-        StoreError: the file is absent, damaged, or has other columns.
+        DamagedStoreError: the file is absent, damaged, or has other columns.
     """
     try:
         reader: Any = pa.ipc.open_file(pa.memory_map(str(path)))
     except (OSError, pa.ArrowInvalid) as error:
-        raise StoreError(f"{path} cannot be read ({error}). Run cusa-extract again: it repairs the store.") from None
+        raise DamagedStoreError(f"cannot be read ({error})", path=path) from None
     if not reader.schema.equals(schema):
-        raise StoreError(
-            f"{path} has the columns {reader.schema.names}, expected {schema.names}. Run cusa-extract again."
-        )
+        raise DamagedStoreError(path=path, where="columns", found=reader.schema.names, expected=schema.names)
     return reader
 
 
@@ -77,10 +75,10 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     """Map a whole Arrow IPC file; nothing is read before it is touched.
 
     Raises:
-        StoreError: the file is absent, damaged, or has other columns.
+        DamagedStoreError: the file is absent, damaged, or has other columns.
     """
     reader = open_batches(path, schema)
     try:
         return reader.read_all()
     except (OSError, pa.ArrowInvalid) as error:
-        raise StoreError(f"{path} cannot be read ({error}). Run cusa-extract again: it repairs the store.") from None
+        raise DamagedStoreError(f"cannot be read ({error})", path=path) from None

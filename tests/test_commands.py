@@ -50,7 +50,7 @@ def test_a_store_and_a_run_from_the_command_line(tmp_path: Path) -> None:
     assert shown.stdout == trained.stdout
     other = command("train.cli", "--store", "store", "--run", "run", "-S", "loss.alpha=0.3", cwd=tmp_path)
     assert other.returncode == 2
-    assert "differs in loss.alpha (1.0 → 0.3)" in other.stderr
+    assert "run, loss.alpha (1.0 → 0.3): holds another run" in other.stderr
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,9 @@ def test_a_store_and_a_run_from_the_command_line(tmp_path: Path) -> None:
         (["--image-teacher", "minilm"], "teachers.image is minilm, which is a teacher of texts"),
         (["--image-teacher", "unicom:ViT-B/32", "--image-weights", "absent.pt"], "absent.pt of unicom:ViT-B/32 do not"),
         (["--images", "absent"], None),
-        (["--params", "absent.yaml"], "The parameters file absent.yaml cannot be read"),
+        (["--params", "absent.yaml"], "absent.yaml: cannot be read"),
         (["-S", "extract.shard_sise=3"], "Did you mean 'shard_size'?"),
-        (["-S", "extract.device=gpu7"], "The device 'gpu7' cannot be used"),
+        (["-S", "extract.device=gpu7"], "device: cannot be used"),
         (["--colour"], "No such option"),
         (["--store", "taken"], "The store taken cannot be written"),
     ],
@@ -101,7 +101,7 @@ def test_mistakes_in_extraction(
     ("arguments", "message"),
     [
         (["--store", "absent"], "absent is not a finished store"),
-        (["--show", "--run", "absent"], "absent holds no finished run"),
+        (["--show", "--run", "absent"], "absent/metrics.json: expected the figures of a finished run"),
         (["--student", "open-clip:none"], "open_clip knows no model 'none'"),
         (
             ["--image-teacher", "unicom:ViT-B/32"],
@@ -109,8 +109,8 @@ def test_mistakes_in_extraction(
         ),
         (["-S", "train.batch_size=5000"], "fewer than one batch of 5000"),
         (["-S", "eval.test=dev"], "no split 'dev'"),
-        (["-S", "loss.tau=1"], "loss.tau is not a parameter"),
-        (["--run", "taken"], "taken is a file. Choose another folder with --run"),
+        (["-S", "loss.tau=1"], "loss.tau: unknown parameter"),
+        (["--run", "taken"], "taken: is a file. Choose another folder with --run"),
     ],
     ids=[
         "absent-store",

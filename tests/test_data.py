@@ -15,6 +15,7 @@ import torch
 from conftest import small_scenes
 from open_clip import image_transform
 from PIL import Image
+from refusals import refused
 from torch import Tensor
 
 from models.encoded import tensors_of, with_tensors
@@ -232,13 +233,13 @@ def test_pairs_of_one_picture_are_one_group_over_all_stores(two_stores: tuple[St
 def test_stores_that_do_not_go_together_are_refused(two_stores: tuple[Store, Store], tmp_path: Path) -> None:
     main, other = two_stores
     for paths in ([main.root], [other.root, other.root / ".." / other.root.name]):
-        with pytest.raises(TrainingError, match="is the main store or was named before"):
+        with refused(TrainingError, where="train.mix_in", path=str(paths[-1])):
             data(main, replace(SETTINGS, mix_in={str(path): 0.1 for path in paths}))
     with pytest.raises(StoreError, match=r"not a finished store"):
         data(main, replace(SETTINGS, mix_in={str(tmp_path): 0.1}))
     with pytest.raises(TrainingError, match="sum below 1"):
         data(main, replace(SETTINGS, mix_in={str(other.root): 0.99999}))
-    with pytest.raises(TrainingError, match=r"encodes texts, but teachers\.image names it"):
+    with refused(TrainingError, path=main.root, where="teachers.image", found="text"):
         TrainingData(main, SETTINGS, dict.fromkeys(TEACHERS, SLUGS[1]), as_student(Augmenting()).inputs, CPU)
     teachers = Teachers(image="tiny_teachers:mean_colour", image_weights="others", text="tiny_teachers:no_e")
     extract(replace(small_scenes(train=20, val=2, test=2), teachers=teachers), tmp_path / "third")

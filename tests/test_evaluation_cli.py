@@ -145,12 +145,12 @@ def test_what_is_missing_is_named_and_the_others_run(here: Path) -> None:
     )
     assert result.exit_code == 0, result.stderr
     said = words(result.stderr)
-    assert "CUB-200-2011 is not in nowhere" in said
-    assert "Stanford Online Products is not in elsewhere" in said
+    assert "nowhere, CUB-200-2011: not there" in said
+    assert "elsewhere, Stanford Online Products: not there" in said
     assert "Get it from https://cvgl.stanford.edu" in said
-    assert "STS13 is not in sts: expected SentEval's STS/STS13-en-test" in said
+    assert "sts, STS13: not there, expected SentEval's STS/STS13-en-test" in said
     assert "STS-B: 3 pairs found, 1,379 published" in said
-    assert "x.json does not give COCO's caption ids (FileNotFoundError" in said
+    assert "x.json: does not give COCO's caption ids (FileNotFoundError" in said
     by_task = written()
     assert set(by_task["artifacts/run", "sts"]["figures"]) == {"STS-B", TITLE}
     assert set(by_task["artifacts/run", "image-retrieval"]["figures"]) == {TITLE}
@@ -225,16 +225,16 @@ def test_a_partly_labelled_split_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         (["--model", "nonsense"], "No teacher is called 'nonsense'"),
         (["--model", "open-clip:ViT-B-32"], "random ones are not measured"),
         (["--model", "a:b", "--model", "a:b"], "names one model twice"),
-        (["--weights", "x.pt"], "--weights 'x.pt' is for no model that is measured"),
+        (["--weights", "x.pt"], "--weights: found 'x.pt', expected MODEL=FILE"),
         (["--weights", "artifacts/run=x.pt"], "takes no separate weights"),
         (["--task", "retreival"], "is not one of 'retrieval'"),
         (["--images", "cub="], "'cub=' names no folder"),
         (["--images", "birds=there"], "'birds' is not one of cub, sop, in-shop, inaturalist"),
         (["--split", "dev"], "no split 'dev'; it has train, val, test"),
         (["--store", "artifacts"], "artifacts is not a finished store"),
-        (["--device", "gpu7"], "The device 'gpu7' cannot be used"),
-        (["--out", "file"], "--out file is a file; expected a folder"),
-        (["--out", "file/eval"], "--out file/eval cannot be written"),
+        (["--device", "gpu7"], "device: cannot be used (Invalid device string"),
+        (["--out", "file"], "file, --out: is a file, expected a folder"),
+        (["--out", "file/eval"], "file/eval, --out: cannot be written"),
     ],
     ids=[
         "no-run",

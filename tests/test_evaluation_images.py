@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refused
 
 from stores import CusaError, Store
 from train.evaluation.image_folders import BENCHMARKS, open_benchmark
@@ -158,7 +159,8 @@ def test_what_is_absent_is_named_with_where_to_get_it_and_the_rest_runs(tmp_path
     result = measure_image_retrieval(colours, all_in(tmp_path))
     assert list(result.figures) == ["Stanford Online Products"]
     absent = [message for message in result.messages if "Get it from" in message]
-    assert [message.split(" is not in ")[0] for message in absent] == ["CUB-200-2011", "In-Shop", "iNaturalist 2018"]
+    places = [f"{tmp_path}, {title}" for title in ("CUB-200-2011", "In-Shop", "iNaturalist 2018")]
+    assert [message.split(": not there")[0] for message in absent] == places
     assert "image_class_labels.txt" in absent[0]
     assert "https://data.caltech.edu" in absent[0]
     assert measure_image_retrieval(colours, all_in(tmp_path / "nowhere")).figures == {}
@@ -197,25 +199,25 @@ def test_a_listed_path_never_leads_out_of_the_folder(tmp_path: Path, path: str, 
     root = sop(tmp_path)
     with (root / "Ebay_test.txt").open("a") as stream:
         stream.write(f"5 11321 1 {path}\n")
-    with pytest.raises(DataSetError, match=r"Ebay_test.txt, line 6: the path .* leads out of the data set's folder"):
+    with refused(DataSetError, path=root / "Ebay_test.txt", where=6, found=path):
         open_benchmark(BENCHMARKS["sop"], root)
     assert any("line 6" in message for message in measure_image_retrieval(colours, all_in(tmp_path)).messages)
 
 
 @pytest.mark.parametrize(
-    ("key", "file", "content", "words"),
+    ("key", "file", "content", "where", "found"),
     [
-        ("cub", "image_class_labels.txt", "1 x\n", "image_class_labels.txt, line 1: found the class 'x'"),
-        ("cub", "image_class_labels.txt", "1 101\n", "images.txt, line 2: the image 2 has no class"),
-        ("cub", "images.txt", "1\n", "images.txt, line 1: found '1', expected <image number> <path>"),
-        ("cub", "images.txt", "1 a.jpg\n", "name no test image"),
-        ("sop", "Ebay_test.txt", "header\n1 2 x.JPG\n", "Ebay_test.txt, line 2: found '1 2 x.JPG', expected <image>"),
-        ("sop", "Ebay_test.txt", "", "name no test image"),
-        ("in-shop", "Eval/list_eval_partition.txt", "2\nheader\na b query\n", "'2', is not the number of its rows, 1"),
-        ("in-shop", "Eval/list_eval_partition.txt", "", "is not the number of its rows, 0"),
-        ("in-shop", "Eval/list_eval_partition.txt", "1\nh\na b val\n", "line 3: found 'val', expected train, query or"),
-        ("inaturalist", "Inat_dataset_splits/Inaturalist_test_set1.txt", "a.jpg\n", "line 1: found 'a.jpg', expected"),
-        ("inaturalist", "Inat_dataset_splits/Inaturalist_test_set1.txt", "\na/b/c.jpg\n", "line 1"),
+        ("cub", "image_class_labels.txt", "1 x\n", 1, "x"),
+        ("cub", "image_class_labels.txt", "1 101\n", 2, "2"),
+        ("cub", "images.txt", "1\n", 1, "1"),
+        ("cub", "images.txt", "1 a.jpg\n", "CUB-200-2011", None),
+        ("sop", "Ebay_test.txt", "header\n1 2 x.JPG\n", 2, "1 2 x.JPG"),
+        ("sop", "Ebay_test.txt", "", "Stanford Online Products", None),
+        ("in-shop", "Eval/list_eval_partition.txt", "2\nheader\na b query\n", 1, "2"),
+        ("in-shop", "Eval/list_eval_partition.txt", "", 1, ""),
+        ("in-shop", "Eval/list_eval_partition.txt", "1\nh\na b val\n", 3, "val"),
+        ("inaturalist", "Inat_dataset_splits/Inaturalist_test_set1.txt", "a.jpg\n", 1, "a.jpg"),
+        ("inaturalist", "Inat_dataset_splits/Inaturalist_test_set1.txt", "\na/b/c.jpg\n", 1, ""),
     ],
     ids=[
         "cub-class",
@@ -232,11 +234,11 @@ def test_a_listed_path_never_leads_out_of_the_folder(tmp_path: Path, path: str, 
     ],
 )
 def test_broken_lists_are_refused_by_file_and_line(
-    tmp_path: Path, key: str, file: str, content: str, words: str
+    tmp_path: Path, key: str, file: str, content: str, where: int | str, found: str | None
 ) -> None:
     root = MAKE[key](tmp_path)
     (root / file).write_text(content)
-    with pytest.raises(DataSetError, match=words):
+    with refused(DataSetError, where=where, found=found):
         open_benchmark(BENCHMARKS[key], root)
 
 

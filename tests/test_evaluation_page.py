@@ -11,11 +11,13 @@ import pytest
 import torch
 from browsers import fits, needs_browser
 from click.testing import CliRunner, Result
+from refusals import refused
 
 from models.aligned import AlignedModel
 from models.checkpoint import save_checkpoint
 from models.student import load_student
-from stores import Store, TrainingError, TrainParameters
+from stores import Store, TrainParameters
+from stores.errors import DamagedRunError
 from stores.parameters import Loss, Student, Teachers, as_dict
 from train.eval_cli import main
 from train.evaluation.measured_split import MeasuredSplit
@@ -105,7 +107,7 @@ def test_of_many_models_the_first_have_pictures(scenes_store: Store, scenes_run:
     assert "(4.safetensors" not in page
     assert "<bdi>3.safetensors</bdi></th>" in page, "the tables have all"
     assert "the models differ most" in page
-    assert "broken/epochs.csv cannot be read as the epochs of a training" in page
+    assert "broken/epochs.csv: expected one row of numbers per epoch" in page
     assert sections(page) == [name for name in SECTIONS if name != "curves"]
     # The others' teachers are not the store's: P is of the model whose teachers are, the suspects by the store's own.
     only = page_of(tmp_path / "one", *models[2:4], "--store", scenes_store.root, "--task", "retrieval")
@@ -151,18 +153,18 @@ def test_names_and_messages_are_never_markup(scenes_store: Store, scenes_run: Pa
     arguments = ("--model", hostile, "--store", scenes_store.root, "--images", HOSTILE, "--task", "image-retrieval")
     page = page_of(tmp_path / "out", *arguments)
     assert "<script" not in page
-    assert "CUB-200-2011 is not in &#34;&gt;&lt;script&gt;" in page
+    assert "&lt;/script&gt;, CUB-200-2011: not there" in page
     assert "<h1><bdi>&#34;&gt;&lt;script&gt;alert" in page
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("run.json", "{}", "holds a training of cusa-train (run.json)"),
-        ("epochs.csv", "epoch", "holds a training of cusa-train (epochs.csv)"),
-        ("report.html", "mine", "holds a report.html that is not from cusa-eval"),
-        ("figures.json", '{"format": 1}', "holds a figures.json that is not from cusa-eval"),
-        ("figures.json", "mine", "holds a figures.json that is not from cusa-eval"),
+        ("run.json", "{}", "holds a run of cusa-train (run.json)"),
+        ("epochs.csv", "epoch", "holds a run of cusa-train (epochs.csv)"),
+        ("report.html", "mine", "not as cusa-eval wrote it, found 'report.html'"),
+        ("figures.json", '{"format": 1}', "not as cusa-eval wrote it, found 'figures.json'"),
+        ("figures.json", "mine", "not as cusa-eval wrote it, found 'figures.json'"),
     ],
     ids=["run.json", "epochs.csv", "report.html", "figures.json-of-another", "figures.json-no-json"],
 )
@@ -201,7 +203,7 @@ def test_models_are_told_apart_by_names_that_are_short(tmp_path: Path) -> None:
 )
 def test_an_epochs_csv_of_others_is_one_message(tmp_path: Path, text: str) -> None:
     (tmp_path / "epochs.csv").write_text(text, encoding="latin-1")
-    with pytest.raises(TrainingError, match=r"epochs\.csv cannot be read as the epochs of a training"):
+    with refused(DamagedRunError, path=tmp_path / "epochs.csv"):
         read_epochs(tmp_path / "epochs.csv")
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
+from refusals import refused
 from rich.progress import Progress
 
 from pipeline.indices import build, check_index_kind, ensure_index
 from pipeline.indices.build import draw_sample
 from pipeline.indices.kinds import choose_kind, training_rows
 from stores import Features, ParameterError, Shard, StoreError
+from stores.errors import DamagedStoreError
 from stores.features import PartOrigin, write_part
 from stores.index import Index
 from stores.layout import Layout
@@ -352,11 +354,11 @@ def test_files_that_are_no_index_of_rows_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "i.faiss"
     for content in (b"", b"IxMp", b"\xff" * 4096):
         path.write_bytes(content)
-        with pytest.raises(StoreError, match=r"i.faiss cannot be read as a FAISS index .*Run cusa-extract again"):
+        with refused(DamagedStoreError, path=path):
             Index.read(path)
     for other in (faiss.IndexFlatIP(8), faiss.IndexIDMap(faiss.IndexFlatL2(8))):
         faiss.write_index(other, str(path))
-        with pytest.raises(StoreError, match="does not search global rows by inner product"):
+        with refused(DamagedStoreError, path=path, expected="ids of global rows, searched by inner product"):
             Index.read(path)
 
 

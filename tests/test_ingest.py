@@ -13,9 +13,11 @@ import pytest
 import webdataset
 from conftest import content, small_scenes
 from PIL import Image
+from refusals import refused
 
 from pipeline.extract import extract
 from stores import ExtractParameters, SourceError, Store, StoreError
+from stores.errors import TooManyRejectedError
 from stores.layout import Layout
 from stores.parameters import Data, Extract
 
@@ -213,10 +215,10 @@ def test_a_folder_that_is_no_store_is_left_alone(pictures: Path) -> None:
 
 def test_too_much_bad_stops_the_run_and_says_what(pictures: Path) -> None:
     source = karpathy(pictures, [*good_entries(), entry(9), entry(10)])
-    with pytest.raises(SourceError) as caught:
+    listed, expected = Layout(pictures / "store").quarantine, "at most 5% of 9 (data.max_bad_fraction)"
+    with refused(TooManyRejectedError, path=listed, where="samples", found=2, expected=expected) as caught:
         extract(parameters(str(source)), pictures / "store")
-    assert "2 of 9 samples are bad so far; data.max_bad_fraction allows 5%:" in caught.value.message
-    assert "\n  missing-file 2, first '9': " in caught.value.message
+    assert "\n  missing-file 2, first '9': " in caught.value.format_message()
     assert not Layout(pictures / "store").manifest.exists()
     assert Layout(pictures / "store").quarantine.read_text().count("missing-file") == 2
 

@@ -515,8 +515,8 @@ def test_missing_writes_to_no_folder_of_others(scenes_store: Store, tmp_path: Pa
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(scenes_store.root, target_is_directory=True)
     for out, message in (
-        (tmp_path / "mine", "holds something else than an earlier list"),
-        (tmp_path / "file", "holds something else than an earlier list"),
+        (tmp_path / "mine", "expected an earlier list of missing matches"),
+        (tmp_path / "file", "expected an earlier list of missing matches"),
         (scenes_store.root / "missing", "lies in the store"),
         (tmp_path / "link" / "missing", "lies in the store"),
     ):

@@ -14,13 +14,15 @@ import pytest
 import torch
 from conftest import content, small_scenes
 from matplotlib import pyplot
+from refusals import refused
 
 from models.checkpoint import write_tensors
 from pipeline.extract import extract
 from pipeline.inspection.missing_files import claim_folder as claim_missing
 from pipeline.inspection.missing_files import write_list
-from stores import ExtractParameters, ParameterError, Store, StoreError, TrainingError, TrainParameters
+from stores import ExtractParameters, ParameterError, Store, StoreError, TrainParameters
 from stores.atomic import write_json
+from stores.errors import RunFolderError
 from stores.layout import Layout
 from stores.ownership import is_signed, write_signed
 from stores.parameters import Data, Extract, Student, Teachers, Train
@@ -111,7 +113,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 def test_a_person_s_file_in_the_place_of_the_run_s_own_is_refused(finished: Path, place: str, overwrite: bool) -> None:
     CHANGES[place](finished / place)
     before = content(finished)
-    with pytest.raises(TrainingError, match=f"not as it wrote them: {place}"):
+    with refused(RunFolderError, problem="not as cusa-train wrote it", path=finished, where=place):
         replaces_another(finished, other(finished), overwrite)
     assert content(finished) == before
 
@@ -121,7 +123,7 @@ def test_a_folder_that_is_no_run_is_never_overwritten(tmp_path: Path, record: st
     mine = persons_files(tmp_path, ".git/config", "thesis.tex", "best.safetensors")
     if record is not None:
         (tmp_path / "run.json").write_text(record)
-    with pytest.raises(TrainingError, match="holds no run of ours"):
+    with refused(RunFolderError, path=tmp_path):
         replaces_another(tmp_path, {}, True)
     assert held(tmp_path, mine) == mine
 
@@ -227,9 +229,9 @@ def test_pages_that_a_person_changed_are_refused_by_their_commands(tmp_path: Pat
     claim_eval(measured, scenes_store.root)
     for page in (listed / "missing.html", measured / "report.html"):
         page.write_text(page.read_text() + "<p>mine</p>\n")
-    with pytest.raises(StoreError, match=r"missing\.html"):
+    with refused(StoreError, path=listed, found=["missing.html"]):
         claim_missing(scenes_store.root, listed)
-    with pytest.raises(ParameterError, match=r"report\.html"):
+    with refused(ParameterError, where="--out", path=measured, found="report.html"):
         claim_eval(measured, scenes_store.root)
 
 

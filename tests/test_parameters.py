@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from pathlib import Path
 
@@ -37,30 +38,50 @@ def test_dvc_stages_list_the_sections_that_their_commands_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "where", "found", "expected", "advice"),
     [
-        ("loss: {alpa: 1}", "loss.alpa is not a parameter. Did you mean 'alpha'?"),
-        ("los: {alpha: 1}", "'los' is not a section. Did you mean 'loss'?"),
-        ("loss: {alpha: -1}", "loss.alpha is -1: input should be greater than or equal to 0."),
-        ("loss: {alpha: .nan}", "loss.alpha is"),
-        ("loss: {mix: all}", "loss.mix is 'all': input should be 'each', 'add' or 'dot'."),
-        ("train: {epochs: 2.5}", "train.epochs is 2.5"),
-        ("train: {compare: 1}", "train.compare is 1: input should be a valid boolean."),
-        ("train: [1]", "must map sections"),
-        ("train: {epochs: 1", "is not YAML"),
+        ("loss: {alpa: 1}", "loss.alpa", None, None, "Did you mean 'alpha'?"),
+        ("los: {alpha: 1}", "los", None, None, "Did you mean 'loss'?"),
+        ("loss: {alpha: -1}", "loss.alpha", -1, "greater than or equal to 0", ""),
+        ("loss: {alpha: .nan}", "loss.alpha", pytest.approx(math.nan, nan_ok=True), "a finite number", ""),
+        ("loss: {mix: all}", "loss.mix", "all", "'each', 'add' or 'dot'", ""),
+        ("train: {epochs: 2.5}", "train.epochs", 2.5, "a valid integer", ""),
+        ("train: {compare: 1}", "train.compare", 1, "a valid boolean", ""),
+        ("train: [1]", "", {"train": [1]}, f"the sections {', '.join(SECTIONS)}, each a mapping", ""),
+        ("train: {epochs: 1", "", None, "YAML", ""),
     ],
     ids=["key", "section", "negative", "nan", "choice", "fraction", "number-for-flag", "list", "not-yaml"],
 )
-def test_mistakes_are_explained(tmp_path: Path, text: str, message: str) -> None:
+def test_mistakes_are_explained(
+    tmp_path: Path, text: str, where: str, found: object, expected: str | None, advice: str
+) -> None:
+    path = written(tmp_path, text)
     with pytest.raises(ParameterError) as caught:
-        load_parameters(TrainParameters, written(tmp_path, text))
-    assert message in caught.value.message
-    assert str(tmp_path / "params.yaml") in caught.value.message
+        load_parameters(TrainParameters, path)
+    error = caught.value
+    assert (error.path, error.where, error.found, error.expected, error.advice) == (
+        path,
+        where,
+        found,
+        expected,
+        advice,
+    )
+
+
+def test_all_mistakes_of_a_file_are_named_at_once(tmp_path: Path) -> None:
+    path = written(tmp_path, "loss: {alpa: 1}\ntrain: {epochs: 0}")
+    with pytest.raises(ParameterError) as caught:
+        load_parameters(TrainParameters, path)
+    assert caught.value.where == "loss.alpa"
+    assert caught.value.format_message().splitlines()[1:] == [
+        f"{path}, train.epochs: found 0, expected greater than 0."
+    ]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ParameterError, match=r"nowhere\.yaml cannot be read"):
+    with pytest.raises(ParameterError) as caught:
         load_parameters(TrainParameters, tmp_path / "nowhere.yaml")
+    assert caught.value.path == tmp_path / "nowhere.yaml"
 
 
 def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
@@ -80,7 +101,12 @@ def test_nested_overrides_keep_their_neighbours(tmp_path: Path) -> None:
     assert (parameters.data.scenes.train, parameters.data.scenes.val) == (5, 7)
 
 
-@pytest.mark.parametrize("override", ["alpha=1", "loss.alpha", "loss.alpha=[1"])
-def test_a_malformed_override_is_explained(tmp_path: Path, override: str) -> None:
-    with pytest.raises(ParameterError, match="-S"):
+@pytest.mark.parametrize(
+    ("override", "where", "found"),
+    [("alpha=1", "-S", "alpha=1"), ("loss.alpha", "-S", "loss.alpha"), ("loss.alpha=[1", "-S loss.alpha", "[1")],
+    ids=["no-section", "no-value", "no-yaml"],
+)
+def test_a_malformed_override_is_explained(tmp_path: Path, override: str, where: str, found: str) -> None:
+    with pytest.raises(ParameterError) as caught:
         load_parameters(TrainParameters, written(tmp_path, ""), overrides=[override])
+    assert (caught.value.where, caught.value.found) == (where, found)

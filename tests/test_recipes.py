@@ -1,4 +1,4 @@
-"""Recipes: each loads for both commands, says what METHODS says, and its commands are ones that exist."""
+"""Recipes: each loads for both commands, says what docs/methods.md says, and its commands are ones that exist."""
 
 from __future__ import annotations
 

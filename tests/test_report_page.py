@@ -11,8 +11,10 @@ import pyarrow as pa
 import pytest
 from accelerate.state import AcceleratorState
 from browsers import fits, needs_browser
+from refusals import refused
 
-from stores import Store, TrainingError, TrainParameters
+from stores import Store, TrainParameters
+from stores.errors import DamagedRunError
 from stores.parameters import Train
 from train.report.page import write_report
 from train.report.page.tables import difference
@@ -82,11 +84,11 @@ def test_what_the_data_says_is_escaped(finished: Path, page: str, scenes_store: 
 
 
 def test_an_unfinished_or_mixed_up_run_has_no_page(finished: Path, scenes_store: Store, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="holds no finished run"):
+    with refused(DamagedRunError, path=tmp_path / "metrics.json"):
         write_report(tmp_path, scenes_store)
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "epochs.csv").write_text("epoch,loss/total\n")
-    with pytest.raises(TrainingError, match="do not belong together"):
+    with refused(DamagedRunError, path=tmp_path / "run" / "epochs.csv", found=0):
         write_report(tmp_path / "run", scenes_store)
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from refusals import refused
 from written_stores import write_store
 
 from stores import Store, StoreError, TrainingError
+from stores.errors import DamagedStoreError
 from train.data.captions import Captions
 from train.data.pairing import Pairing, noisy_pairing
 from train.data.passes import Passes, Unusable
@@ -148,13 +150,14 @@ def test_what_cannot_be_trained_on_is_refused(scenes_store: Store, tmp_path: Pat
 
 def test_damaged_captions_are_seen(scenes_store: Store, tmp_path: Path) -> None:
     other = write_store(tmp_path, [[1, 2], [3]])
-    with pytest.raises(StoreError, match="has 2 batches of rows for 6 shards"):
+    damaged = other.root / "captions.arrow"
+    with refused(DamagedStoreError, path=damaged, problem="batches of rows", found=2, expected=6):
         passes(Store(other.root, scenes_store.manifest), captions="one")
     longer = write_store(tmp_path / "longer", [[1, 2], [4]]).manifest
-    with pytest.raises(StoreError, match=r"has 3 captions of the shard train-000001, where the manifest says 4\. Run"):
+    with refused(DamagedStoreError, path=damaged, where="shard train-000001", found=3, expected=4):
         passes(Store(other.root, longer), captions="one")
     fewer_samples = write_store(tmp_path / "fewer", [[3], [3]]).manifest
-    with pytest.raises(StoreError, match="gives captions of the shard train-000000 to samples that are not in it"):
+    with refused(DamagedStoreError, path=damaged, where="shard train-000000"):
         passes(Store(other.root, fewer_samples), captions="one")
 
 

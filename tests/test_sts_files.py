@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from refusals import refused
 from test_evaluation_sts import Letters, write
 
 from train.evaluation.result import DataSetError
@@ -67,7 +68,7 @@ def test_a_set_as_published_is_comparable_though_some_pairs_are_unrated(tmp_path
 
 def test_a_set_that_nobody_rated_is_said(tmp_path: Path) -> None:
     write(tmp_path / "STS-B.tsv", ["\ta\tb", "\tc\td"])
-    with pytest.raises(DataSetError, match="none of its 2 pairs has a score"):
+    with refused(DataSetError, path=tmp_path, where="STS-B", problem="none of the 2 pairs has a score"):
         read_pairs("STS-B", tmp_path)
 
 
@@ -77,7 +78,7 @@ def test_blank_lines_behind_the_last_pair_are_no_pairs(tmp_path: Path) -> None:
         path.write_text(path.read_text() + "\n\n")
     assert read_pairs("STS16", tmp_path).unrated == 5
     (tmp_path / PLACE / "STS.gs.headlines.txt").write_text("4\n\n0.5\n3\n")
-    with pytest.raises(DataSetError, match=r"has 4 lines, STS.input.headlines.txt 3; they must agree"):
+    with refused(DataSetError, found=4, expected="3, as in STS.input.headlines.txt"):
         read_pairs("STS16", tmp_path)
 
 
@@ -99,5 +100,5 @@ def test_headers_marks_and_columns_beside(tmp_path: Path) -> None:
             pairs = read_pairs("STS-B", tmp_path / name)
             assert (pairs.gold, pairs.first, pairs.unrated) == ([4.0, 1.0], ["a dog", "an egg"], 1), name
     write(tmp_path / "STS-B.tsv", ["score\tsentence1\tsecond", "4\ta\tb"])
-    with pytest.raises(DataSetError, match=r"line 1: found the columns .* expected sentence2 too"):
+    with refused(DataSetError, where=1, problem="columns", expected="sentence2 too"):
         read_pairs("STS-B", tmp_path)

@@ -17,6 +17,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import content
+from refusals import refused
 from torch import Tensor, nn
 
 from models.aligned import AlignedModel, Head
@@ -24,6 +25,7 @@ from models.checkpoint import load_checkpoint, read_record, save_checkpoint
 from models.encoded import Encoded
 from models.student import load_student
 from stores import Store, StoreError, StudentError, TrainingError, TrainParameters
+from stores.errors import CheckpointError, RunFolderError
 from stores.parameters import Evaluation, Student, Train
 from train.evaluation.embed import SplitEncoded, embed_split
 from train.evaluation.evaluate import Evaluated, evaluate
@@ -107,18 +109,19 @@ def test_a_checkpoint_brings_back_weights_and_optimiser(tmp_path: Path) -> None:
 
 def test_foreign_and_broken_checkpoints_are_explained(tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
-    with pytest.raises(TrainingError, match="There is no checkpoint"):
+    with refused(CheckpointError, problem="no such file", path=path):
         read_record(path)
     path.write_bytes(b"junk")
-    with pytest.raises(TrainingError, match="is not a checkpoint of cusa-train"):
+    with refused(CheckpointError, path=path, expected="a checkpoint of cusa-train"):
         read_record(path)
     save_checkpoint(path, {"model": nn.Linear(3, 2)}, {})
-    with pytest.raises(TrainingError, match="does not fit this model"):
+    with refused(CheckpointError, path=path) as caught:
         load_checkpoint(path, {"model": nn.Linear(4, 2)})
+    assert "does not fit this model" in caught.value.problem
     data = path.read_bytes()
     path.write_bytes(data[: len(data) - 4])
-    with pytest.raises(TrainingError):
-        load_checkpoint(path, nn.Linear(3, 2))
+    with refused(CheckpointError, path=path, expected="a checkpoint of cusa-train"):
+        load_checkpoint(path, {"model": nn.Linear(3, 2)})
 
 
 def test_a_run_leaves_what_it_should(scenes_store: Store, tmp_path: Path) -> None:
@@ -173,14 +176,14 @@ def test_training_on_a_gpu_in_bf16(scenes_store: Store, tmp_path: Path) -> None:
 def test_another_run_s_folder_is_not_taken(scenes_store: Store, tmp_path: Path) -> None:
     run(changed(epochs=1), scenes_store, tmp_path / "run")
     best = (tmp_path / "run" / "best.safetensors").read_bytes()
-    with pytest.raises(TrainingError, match=r"differs in train\.seed \(0 → 1\)\. Choose another folder with --run"):
+    with refused(RunFolderError, problem="holds another run", where="train.seed (0 → 1)"):
         run(changed(epochs=1, seed=1), scenes_store, tmp_path / "run")
     assert (tmp_path / "run" / "best.safetensors").read_bytes() == best
     run(changed(epochs=1, seed=1), scenes_store, tmp_path / "run", overwrite=True)
     assert (tmp_path / "run" / "best.safetensors").read_bytes() != best
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(TrainingError, match="holds no run of ours"):
+    with refused(RunFolderError, problem="is not empty and holds no run of cusa-train"):
         run(changed(epochs=1), scenes_store, tmp_path / "mine", overwrite=True)
     assert (tmp_path / "mine" / "thesis.tex").exists()
 
@@ -287,7 +290,7 @@ def test_a_refused_run_keeps_no_one_from_its_folder(scenes_store: Store, tmp_pat
 def test_a_run_json_of_another_tool_is_left_alone(scenes_store: Store, tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     (tmp_path / "results.bin").touch()
-    with pytest.raises(TrainingError, match="holds no run of ours"):
+    with refused(RunFolderError, problem="is not empty and holds no run of cusa-train"):
         run(changed(epochs=1), scenes_store, tmp_path, overwrite=True)
     assert (tmp_path / "results.bin").exists()
     assert (tmp_path / "run.json").read_text() == text
@@ -328,15 +331,15 @@ def test_a_finished_run_without_its_weights_is_kept(scenes_run: Path, scenes_sto
     folder = shutil.copytree(scenes_run, tmp_path / "run")
     record = json.loads((folder / "run.json").read_text())
     (folder / "best.safetensors").unlink()
-    with pytest.raises(TrainingError, match=r"cannot go on, since .*run lacks best.safetensors.*say --overwrite"):
+    with refused(RunFolderError, where="best.safetensors"):
         replaces_another(folder, record, overwrite=False)
     assert replaces_another(folder, record, overwrite=True)
     for path in folder.rglob("*.safetensors"):
         path.unlink()
     other = {**record, "parameters": {}}
-    with pytest.raises(TrainingError, match="holds a run that differs in"):
+    with refused(RunFolderError, problem="holds another run"):
         replaces_another(folder, other, overwrite=False)
-    with pytest.raises(TrainingError, match="lies within the store"):
+    with refused(RunFolderError, problem=f"lies within the store {scenes_store.root}"):
         replaces_another(scenes_store.root / "run", record, overwrite=True)
 
 
@@ -345,7 +348,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(TrainingError, match="could not be written"):
+        with pytest.raises(CheckpointError, match="could not be written"):
             save_checkpoint(tmp_path / "c.safetensors", {"model": nn.Linear(100, 100)}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -361,8 +364,9 @@ def test_the_order_of_mixed_stores_is_part_of_a_run(scenes_store: Store, tmp_pat
     one, other = (dict.fromkeys(order, 0.25) for order in (others, others[::-1]))
     measured = run(changed(epochs=1, mix_in=one), scenes_store, tmp_path / "run")
     assert 0 <= measured["soft_labels"]["RSUM"] <= 600
-    with pytest.raises(TrainingError, match="differs in mixed_in"):
+    with refused(RunFolderError, problem="holds another run") as caught:
         run(changed(epochs=1, mix_in=other), scenes_store, tmp_path / "run")
+    assert str(caught.value.where).startswith("mixed_in (")
 
 
 def test_a_store_without_truth_gives_what_it_can(tmp_path: Path, scenes_store: Store) -> None:

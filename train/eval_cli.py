@@ -118,10 +118,8 @@ def _load(
     for given in weights:
         model = next((name for name in models if given.startswith(f"{name}=")), None)
         if model is None:
-            raise ParameterError(
-                f"--weights {given!r} is for no model that is measured. Expected MODEL=FILE, the model as --model "
-                f"names it: {', '.join(models)}."
-            )
+            expected = f"MODEL=FILE, with a MODEL that --model names: {', '.join(models)}"
+            raise ParameterError(where="--weights", found=given, expected=expected)
         files[model] = given.removeprefix(f"{model}=")
     return [load_model(model, files.get(model), device, precision) for model in models]
 

@@ -47,9 +47,8 @@ def load_teacher(
     try:
         teacher.spec = spec
     except AttributeError as error:
-        raise TeacherError(
-            f"{spec}: `spec` cannot be set on its teacher ({error}). Make it a plain attribute."
-        ) from None
+        advice = "Make it a plain attribute."
+        raise TeacherError(f"`spec` cannot be set on its teacher ({error})", where=spec, advice=advice) from None
     return teacher
 
 

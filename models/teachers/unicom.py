@@ -131,9 +131,7 @@ def _norm(width: int, **_: Any) -> nn.LayerNorm:
 
 def _model(name: str) -> UnicomModel:
     if name not in MODELS:
-        raise TeacherError(
-            f"unicom:{name} is not a Unicom model; there are {', '.join(f'unicom:{n}' for n in MODELS)}."
-        )
+        raise TeacherError(found=f"unicom:{name}", expected=", ".join(f"unicom:{known}" for known in MODELS))
     return MODELS[name]
 
 
@@ -146,10 +144,8 @@ def _download(name: str, model: UnicomModel) -> Path:
         try:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=model.sha256)
         except (OSError, RuntimeError, urllib.error.URLError) as error:
-            raise TeacherError(
-                f"The weights of unicom:{name} could not be downloaded from {url}: {error}. "
-                f"Download the file elsewhere and name it: teachers.image_weights (--image-weights)."
-            ) from None
+            advice = "Download the file elsewhere and name it: teachers.image_weights (--image-weights)."
+            raise TeacherError(f"could not be downloaded ({error})", path=url, advice=advice) from None
     return path
 
 
@@ -159,6 +155,4 @@ def _load_strictly(network: UnicomViT, path: Path, name: str) -> None:
         network.load_state_dict(state, strict=True)
     except Exception as error:
         # torch.load has no common base for what a foreign or broken file makes it raise.
-        raise TeacherError(
-            f"{path} is not a checkpoint of unicom:{name} in Unicom's key layout: {shortened(error)}"
-        ) from None
+        raise TeacherError(shortened(error), path=path, expected=f"a checkpoint of unicom:{name}") from None

@@ -13,8 +13,9 @@ from rich.table import Table
 
 from pipeline.inspection.output import cell
 from pipeline.pictures import picture_lines
-from stores import ExtractParameters, Manifest, Store, StoreError, tables
+from stores import ExtractParameters, Manifest, Store, tables
 from stores.console import Listing
+from stores.errors import DamagedStoreError
 from stores.layout import Layout
 from stores.parameters import as_dict
 
@@ -117,7 +118,7 @@ def _quarantined(path: Path) -> dict[str, dict[str, int]]:
                 entry = json.loads(line)
                 (samples if entry.get("caption") is None else captions)[str(entry["reason"])] += 1
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise StoreError(f"{path} cannot be read ({error}). Run cusa-extract again: it repairs the store.") from None
+        raise DamagedStoreError(f"cannot be read ({error})", path=path) from None
     return {"samples": dict(samples.most_common()), "captions": dict(captions.most_common())}
 
 

@@ -39,9 +39,8 @@ def missing(path: Path, *, split: str, count: int, width: int, shown: int, out: 
     samples = store.rows(split, "sample")
     folder = claim_folder(store.root, out or _beside(store.root, split))
     if len(samples) < 2:
-        raise StoreError(
-            f"The split {split} of {path} has one sample; a missing match needs two. Name another --split."
-        )
+        advice = "Name another --split."
+        raise StoreError("samples", path=path, where=split, found=len(samples), expected="two or more", advice=advice)
     evidence = Evidence(store, default_slug(store, "image"), default_slug(store, "text"))
     listed = missing_matches(store, evidence, split, count=count, width=width)
     truth = read_truth(store, split, listed)

@@ -36,14 +36,10 @@ def claim_folder(store: Path, folder: Path) -> Path:
         StoreError: it lies in the store, or holds what is not ours.
     """
     if folder.resolve().is_relative_to(store.resolve()):
-        raise StoreError(
-            f"{folder} lies in the store {store}, which this command never writes to. Choose another --out."
-        )
+        raise StoreError(f"lies in the store {store}", where="--out", path=folder, advice="Choose another --out.")
     if others := _others(folder):
-        raise StoreError(
-            f"{folder} holds something else than an earlier list of missing matches: {', '.join(others)}. "
-            f"Choose another --out."
-        )
+        expected = "an earlier list of missing matches"
+        raise StoreError(path=folder, found=others, expected=expected, advice="Choose another --out.")
     return folder
 
 

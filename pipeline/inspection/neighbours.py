@@ -84,9 +84,7 @@ def _slug(store: Store, query: Query) -> str:
     """Return the folder name of the query's teacher, which must be of the query's modality."""
     asked = query.modality if query.row is not None else "text" if query.text is not None else "image"
     if query.row is None and query.modality not in (None, asked):
-        raise CusaError(
-            f"--modality {query.modality} was given with --{asked}. Leave it out: it says what --row counts."
-        )
+        raise CusaError(f"given with --{asked}", where="--modality", advice="Leave it out: it says what --row counts.")
     if query.teacher is None:
         return default_slug(store, asked or "image")
     modality = store.features(query.teacher).modality

@@ -10,7 +10,7 @@ from pipeline.extract import extract
 from pipeline.summary import summary
 from stores import ExtractParameters, SourceError, Store
 from stores.layout import Layout
-from stores.parameters import recorded_parameters
+from stores.parameter_loading import recorded_parameters
 
 
 def retry(path: Path) -> tuple[Table, str]:
@@ -24,14 +24,15 @@ def retry(path: Path) -> tuple[Table, str]:
     """
     store = Store.open(path)
     before, samples = _quarantined(path), len(store.samples)
-    parameters = recorded_parameters(ExtractParameters, store.manifest.parameters, f"{path}/manifest.json")
+    parameters = recorded_parameters(ExtractParameters, store.manifest.parameters, Layout(path).manifest)
     try:
         extracted = extract(parameters, path, retry=True)
     except SourceError as error:
-        raise SourceError(
-            f"{error.message}\nThe store's source is {parameters.data.source}, seen from the folder where it was made. "
+        error.add_note(
+            f"The store's source is {parameters.data.source}, seen from the folder where it was made. "
             f"Go there, or run cusa-extract --retry with --source and --images as they are now."
-        ) from None
+        )
+        raise
     left = extracted.ingested.rejected.total()
     more = len(Store.open(path).samples) - samples
     said = f"{before:,} were in quarantine, {left:,} still are; the store has {more:,} more sample{'s' * (more != 1)}."

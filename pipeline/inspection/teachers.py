@@ -14,10 +14,8 @@ def default_slug(store: Store, modality: str) -> str:
     slugs = [slug for slug, teacher in store.manifest.teachers.items() if teacher.modality == modality]
     named = [slug for slug in slugs if is_default(store.manifest, slug)]
     if len(named or slugs) != 1:
-        raise StoreError(
-            f"{store.root} has {', '.join(slugs) or 'no'} teacher of {modality}s; one was expected. "
-            f"Run cusa-extract with a teacher of {modality}s, or name one with --teacher."
-        )
+        advice = f"Run cusa-extract with a teacher of {modality}s, or name one with --teacher."
+        raise StoreError(f"teachers of {modality}s", path=store.root, found=slugs, expected="one", advice=advice)
     return (named or slugs)[0]
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stores import Store, StoreError
+from stores import Store
+from stores.errors import DamagedStoreError
 from stores.layout import Layout
 from stores.tables import CAPTIONS, open_batches
 
@@ -38,29 +39,26 @@ class Captions:
         """Return the sample rows of the captions of the manifest's shard `number`: (captions,).
 
         Raises:
-            StoreError: the table is damaged.
+            DamagedStoreError: the table is damaged.
         """
         shard = self._shards[number]
         owners: NDArray[np.int64] = self._batch(number)["sample"].to_numpy()
         if len(owners) and not shard.first_sample <= owners.min() <= owners.max() < shard.first_sample + shard.samples:
-            raise self._damaged(f"gives captions of the shard {shard.name} to samples that are not in it")
+            raise DamagedStoreError("captions of samples of other shards", path=self._path, where=f"shard {shard.name}")
         return owners
 
     def _batch(self, number: int) -> pa.RecordBatch:
         if self._reader is None:
             self._reader = open_batches(self._path, CAPTIONS)
         if self._reader.num_record_batches != len(self._shards):
-            raise self._damaged(f"has {self._reader.num_record_batches} batches of rows for {len(self._shards)} shards")
+            found, expected = self._reader.num_record_batches, len(self._shards)
+            raise DamagedStoreError("batches of rows", path=self._path, found=found, expected=expected)
         try:
             batch = self._reader.get_batch(number)
         except (OSError, pa.ArrowInvalid) as error:
-            raise self._damaged(f"cannot be read ({error})") from None
-        if batch.num_rows != self._shards[number].captions:
-            raise self._damaged(
-                f"has {batch.num_rows} captions of the shard {self._shards[number].name}, "
-                f"where the manifest says {self._shards[number].captions}"
-            )
+            raise DamagedStoreError(f"cannot be read ({error})", path=self._path) from None
+        shard = self._shards[number]
+        if (found := batch.num_rows) != shard.captions:
+            where, expected = f"shard {shard.name}", shard.captions
+            raise DamagedStoreError("captions", path=self._path, where=where, found=found, expected=expected)
         return batch
-
-    def _damaged(self, what: str) -> StoreError:
-        return StoreError(f"{self._path} {what}. Run cusa-extract again: it repairs the store.")

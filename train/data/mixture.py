@@ -147,10 +147,8 @@ def opened(main: Store, others: Iterable[str], slugs: Mapping[str, str]) -> list
     stores = [main]
     for path in others:
         if Path(path).resolve() in [store.root.resolve() for store in stores]:
-            raise TrainingError(
-                f"train.mix_in names {path}, which is the main store or was named before. "
-                f"Each store comes once: raise its share instead."
-            )
+            advice = "Each store comes once: raise its share instead."
+            raise TrainingError("is the main store or named twice", where="train.mix_in", path=path, advice=advice)
         stores.append(Store.open(path))
     for modality, slug in slugs.items():
         for store in stores:
@@ -161,10 +159,8 @@ def opened(main: Store, others: Iterable[str], slugs: Mapping[str, str]) -> list
 def _check_teacher(main: Store, store: Store, slug: str, modality: str) -> None:
     expected, found = main.features(slug), store.features(slug)
     if found.modality != modality:
-        raise TrainingError(
-            f"The teacher {slug} of {store.root} encodes {found.modality}s, but teachers.{modality} names it. "
-            f"Choose a teacher of {modality}s."
-        )
+        where, wanted = f"teachers.{modality}", f"a teacher of {modality}s"
+        raise TrainingError(slug, path=store.root, where=where, found=found.modality, expected=wanted)
     if (found.fingerprint, found.dim) != (expected.fingerprint, expected.dim):
         raise TrainingError(
             f"The teacher {slug} of {store.root} ({found.dim} numbers, fingerprint {found.fingerprint[:12]}) is not "

@@ -112,10 +112,8 @@ def _captions(annotations: Path) -> Iterator[tuple[str, str, int]]:
             for sentence in image["sentences"]:
                 yield str(int(image["cocoid"])), str(sentence["raw"]), int(sentence["sentid"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CusaError(
-            f"{annotations} does not give COCO's caption ids ({type(error).__name__}: {error}). Expected COCO's "
-            f"captions_val2014.json or Karpathy's dataset_coco.json."
-        ) from None
+        problem, expected = f"{type(error).__name__}: {error}", "captions_val2014.json or dataset_coco.json of COCO"
+        raise CusaError(f"does not give COCO's caption ids ({problem})", path=annotations, expected=expected) from None
 
 
 def _package() -> Any:
@@ -125,10 +123,8 @@ def _package() -> Any:
             warnings.simplefilter("ignore")
             package = import_module("eccv_caption")
     except ImportError:
-        raise CusaError(
-            "ECCV Caption and CxC are measured by the package eccv-caption, which is not installed. "
-            "Install the extra: pip install -e '.[eccv]'."
-        ) from None
+        advice = "Install the extra: pip install -e '.[eccv]'."
+        raise CusaError("eccv-caption, which measures ECCV Caption and CxC, is not installed", advice=advice) from None
     return package.Metrics()
 
 

@@ -34,21 +34,17 @@ def claim_folder(out: Path, store: Path) -> None:
         ParameterError: they cannot, or would lie in the store, or overwrite what is not an evaluation's.
     """
     if out.exists() and not out.is_dir():
-        raise ParameterError(
-            f"--out {out} is a file; expected a folder, in which {FIGURES} and {REPORT} are written. Name a folder."
-        )
+        raise ParameterError("is a file", where="--out", path=out, expected=f"a folder for {FIGURES} and {REPORT}")
     above = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise ParameterError(f"--out {out} cannot be written: expected a folder that may be written to.")
+        raise ParameterError("cannot be written", where="--out", path=out, expected="a writable folder")
     if Layout(store).mark.exists() and out.resolve().is_relative_to(store.resolve()):
-        raise ParameterError(f"--out {out} lies in the store {store}, which is never written to. Name another folder.")
+        raise ParameterError(f"lies in the store {store}", where="--out", path=out, advice="Name another folder.")
     if found := [name for name in _OF_A_TRAINING if (out / name).exists()]:
-        raise ParameterError(f"--out {out} holds a training of cusa-train ({found[0]}). Name another folder.")
+        raise ParameterError(f"holds a run of cusa-train ({found[0]})", where="--out", path=out, advice="Name another.")
     if others := in_the_way(out, _KINDS):
-        raise ParameterError(
-            f"--out {out} holds a {others[0]} that is not from cusa-eval, or was changed since, and is not "
-            f"overwritten. Move it elsewhere, or name another folder."
-        )
+        advice = "Move it elsewhere, or name another folder."
+        raise ParameterError("not as cusa-eval wrote it", where="--out", path=out, found=others[0], advice=advice)
 
 
 def write_figures(out: Path, evaluation: Evaluation) -> None:

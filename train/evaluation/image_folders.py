@@ -55,24 +55,23 @@ def open_benchmark(benchmark: Benchmark, folder: Path) -> LabelledImages:
         for name in benchmark.lists:
             if (root / name).is_file():
                 return _labelled(benchmark, *benchmark.parse(root, root / name))
-    raise DataSetError(
-        f"{benchmark.title} is not in {folder}: expected there, or in its folder {' or '.join(benchmark.folders)}, "
-        f"{benchmark.layout}. Get it from {benchmark.where}."
-    )
+    expected = f"{benchmark.layout}, in it or in its folder {' or '.join(benchmark.folders)}"
+    advice = f"Get it from {benchmark.where}."
+    raise DataSetError("not there", path=folder, where=benchmark.title, expected=expected, advice=advice)
 
 
 def _labelled(benchmark: Benchmark, base: Path, listed: list[Listed]) -> LabelledImages:
     if not listed:
-        raise DataSetError(f"{benchmark.title}: its lists name no test image of {base}. Expected {benchmark.layout}.")
+        raise DataSetError("no test image is listed", path=base, where=benchmark.title, expected=benchmark.layout)
     names, labels, queries = (list(column) for column in zip(*listed, strict=True))
     return folder_images(benchmark.title, base, names, labels, queries if benchmark.has_queries else None)
 
 
-def _inside(path: str, place: str) -> str:
-    """Return a listed path if it stays in the folder, whichever way its slashes lean."""
+def _inside(path: str, file: Path, number: int) -> str:
+    """Return the path that line `number` of a list lists if it stays in the folder, whichever way its slashes lean."""
     pure = PureWindowsPath(path)
     if pure.anchor or ".." in pure.parts or not pure.parts or "\0" in path:
-        raise DataSetError(f"{place}: the path {path[:80]!r} leads out of the data set's folder. The list is refused.")
+        raise DataSetError(path=file, where=number, found=path, expected="a path within the data set's folder")
     return path
 
 
@@ -83,15 +82,15 @@ def _cub(root: Path, images: Path) -> tuple[Path, list[Listed]]:
     for number, line in enumerate(read_rows(labels), start=1):
         image, label, *_ = split_line(labels, number, line, 2, "<image number> <class number>")
         if not label.isdecimal():
-            raise DataSetError(f"{labels}, line {number}: found the class {label[:80]!r}, expected its number.")
+            raise DataSetError("class", path=labels, where=number, found=label, expected="its number")
         classes[image] = int(label)
     listed = []
     for number, line in enumerate(read_rows(images), start=1):
         image, path, *_ = split_line(images, number, line, 2, "<image number> <path>")
         if image not in classes:
-            raise DataSetError(f"{images}, line {number}: the image {image[:80]} has no class in {labels}.")
+            raise DataSetError("image", path=images, where=number, found=image, expected=f"one of {labels}")
         if classes[image] in CUB_TEST:
-            listed.append(Listed(_inside(path, f"{images}, line {number}"), str(classes[image])))
+            listed.append(Listed(_inside(path, images, number), str(classes[image])))
     return root / "images", listed
 
 
@@ -100,7 +99,7 @@ def _sop(root: Path, test: Path) -> tuple[Path, list[Listed]]:
     listed = []
     for number, line in enumerate(read_rows(test)[1:], start=2):
         _, label, _, path, *_ = split_line(test, number, line, 4, "<image> <class> <super-class> <path>")
-        listed.append(Listed(_inside(path, f"{test}, line {number}"), label))
+        listed.append(Listed(_inside(path, test, number), label))
     return root, listed
 
 
@@ -109,14 +108,14 @@ def _in_shop(root: Path, partition: Path) -> tuple[Path, list[Listed]]:
     lines = read_rows(partition)
     count, rows = lines[0].strip() if lines else "", lines[2:]
     if count != str(len(rows)):
-        raise DataSetError(f"{partition}: its first line, {count[:80]!r}, is not the number of its rows, {len(rows)}.")
+        raise DataSetError(path=partition, where=1, found=count, expected=f"the number of rows, {len(rows)}")
     listed = []
     for number, line in enumerate(rows, start=3):
         path, label, status, *_ = split_line(partition, number, line, 3, "<path> <item> <train, query or gallery>")
         if status not in ("train", "query", "gallery"):
-            raise DataSetError(f"{partition}, line {number}: found {status[:80]!r}, expected train, query or gallery.")
+            raise DataSetError(path=partition, where=number, found=status, expected="train, query or gallery")
         if status != "train":
-            listed.append(Listed(_inside(path, f"{partition}, line {number}"), label, status == "query"))
+            listed.append(Listed(_inside(path, partition, number), label, status == "query"))
     # The listed paths begin with img/, which the published archive unpacks within Img/.
     return (root / "Img" if (root / "Img" / "img").is_dir() else root), listed
 
@@ -125,10 +124,10 @@ def _inaturalist(root: Path, test: Path) -> tuple[Path, list[Listed]]:
     """Inaturalist_test_set1.txt: a path a line; its two last folders (kingdom or so, species) are the class."""
     listed = []
     for number, line in enumerate(read_rows(test), start=1):
-        path = _inside(line.strip(), f"{test}, line {number}")
+        path = _inside(line.strip(), test, number)
         parts = path.split("/")
         if len(parts) < 3:
-            raise DataSetError(f"{test}, line {number}: found {path[:80]!r}, expected …/<group>/<species>/<image>.")
+            raise DataSetError(path=test, where=number, found=path, expected="…/<group>/<species>/<image>")
         listed.append(Listed(path, "/".join(parts[-3:-1])))
     return root, listed
 

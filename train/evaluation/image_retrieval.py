@@ -1,4 +1,4 @@
-"""Image retrieval: R@1, whether the nearest other image is of the same class (METHODS: the Unicom protocol).
+"""Image retrieval: R@1, whether the nearest other image is of the same class (docs/methods.md §4).
 
 Shapes: n images, D the model's embedding.
 """

@@ -19,7 +19,7 @@ def read_lines(path: Path) -> list[str]:
         with path.open(encoding="utf-8-sig", newline="\n") as stream:
             lines = [line.removesuffix("\n").removesuffix("\r") for line in stream]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataSetError(f"{path} cannot be read as UTF-8 text: {error}.") from None
+        raise DataSetError(f"cannot be read ({error})", path=path, expected="UTF-8 text") from None
     # An old Macintosh's ends, which would make one line of all.
     return lines[0].removesuffix("\r").split("\r") if len(lines) == 1 else lines
 
@@ -52,5 +52,5 @@ def split_line(path: Path, number: int, line: str, columns: int, expected: str, 
     """
     found = line.split("\t" if tabs else None)
     if len(found) < columns:
-        raise DataSetError(f"{path}, line {number}: found {line[:80]!r}, expected {expected}.")
+        raise DataSetError(path=path, where=number, found=line, expected=expected)
     return found

@@ -1,4 +1,4 @@
-"""Retrieval metrics as pure functions of rankings (protocols in METHODS: R@K, mAP@R, R-Precision, class R@1, Spearman).
+"""Retrieval metrics as pure functions of rankings (protocols: docs/methods.md §4).
 
 The rankings are those of `train.evaluation.rankings`. Shapes: Q queries, C candidates.
 """

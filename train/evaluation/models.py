@@ -26,7 +26,8 @@ from models.student import load_student
 from models.teachers import Teacher, load_teacher
 from stores.errors import CusaError, StudentError, TrainingError
 from stores.hardware import resolve_device, resolve_precision
-from stores.parameters import Precision, Student, TrainParameters, recorded_parameters
+from stores.parameter_loading import recorded_parameters
+from stores.parameters import Precision, Student, TrainParameters
 from train.losses.objective import make_objective
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""Semantic textual similarity: Spearman × 100 between the cosine of two sentences and what people said (METHODS §2)."""
+"""Semantic textual similarity: Spearman × 100 between cosines and people's scores (docs/methods.md §4)."""
 
 from __future__ import annotations
 

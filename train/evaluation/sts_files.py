@@ -61,7 +61,7 @@ class SentencePairs:
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise DataSetError(f"{path}, line {number}: found the score {score[:80]!r}, expected a number.")
+            raise DataSetError("score", path=path, where=number, found=score, expected="a number")
         self.gold.append(value)
         self.first.append(first)
         self.second.append(second)
@@ -77,7 +77,7 @@ def read_pairs(name: str, folder: Path) -> SentencePairs:
     pairs = SentencePairs()
     _add_set(name, folder, pairs)
     if not pairs.gold:
-        raise DataSetError(f"{name} in {folder}: none of its {pairs.unrated:,} pairs has a score.")
+        raise DataSetError(f"none of the {pairs.unrated:,} pairs has a score", path=folder, where=name)
     return pairs
 
 
@@ -90,7 +90,7 @@ def _add_set(name: str, folder: Path, pairs: SentencePairs) -> None:
         for path in _whole(name, folder, _plain_files(name, folder)):
             _add_file(path, pairs)
     else:
-        raise DataSetError(f"{name} is not in {folder}: expected {_layout(name)}. Get it from {WHERE}.")
+        raise DataSetError("not there", path=folder, where=name, expected=_layout(name), advice=f"Get it from {WHERE}.")
 
 
 def _add_year(name: str, place: Path, pairs: SentencePairs) -> None:
@@ -104,7 +104,8 @@ def _add_year(name: str, place: Path, pairs: SentencePairs) -> None:
         sentences, ratings = read_rows(path), read_lines(gold)
         # A blank line says that a pair was not rated, so only what lies beyond the pairs may be left off.
         if len(ratings) < len(sentences) or any(rating.strip() for rating in ratings[len(sentences) :]):
-            raise DataSetError(f"{gold} has {len(ratings):,} lines, {path.name} {len(sentences):,}; they must agree.")
+            expected = f"{len(sentences)}, as in {path.name}"
+            raise DataSetError("lines", path=gold, found=len(ratings), expected=expected)
         for number, (line, rating) in enumerate(zip(sentences, ratings, strict=False), start=1):
             if is_unrated(rating):
                 pairs.unrated += bool(line.strip())  # blank in both files, it is no pair
@@ -117,12 +118,12 @@ def _add_file(path: Path, pairs: SentencePairs) -> None:
     """Add the pairs of one file; which columns they stand in is seen from its first line."""
     lines = read_rows(path)
     if not lines:
-        raise DataSetError(f"{path} is empty, expected {PLAIN}.")
+        raise DataSetError("empty", path=path, expected=PLAIN)
     header = lines[0].split("\t")
     known = max(HEADERS, key=lambda names: len(set(names) & set(header)))
     lacking = sorted(set(known) - set(header))
     if len(lacking) == 1:
-        raise DataSetError(f"{path}, line 1: found the columns {header}, expected {lacking[0]} too.")
+        raise DataSetError("columns", path=path, where=1, found=header, expected=f"{lacking[0]} too")
     if not lacking:
         columns, expected, start = [header.index(name) for name in known], " TAB ".join(header), 2
     elif len(header) >= 7:
@@ -161,9 +162,7 @@ def _plain_files(name: str, folder: Path) -> list[Path]:
 
 def _whole(name: str, place: Path, files: list[Path]) -> list[Path]:
     if missing := [path.name for path in files if not path.is_file()]:
-        raise DataSetError(
-            f"{name} in {place} lacks {', '.join(missing)}; its figure is over all subsets, so it is not measured."
-        )
+        raise DataSetError(f"no {', '.join(missing)}", path=place, where=name, expected="all subsets")
     return files
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from models.checkpoint import is_our_tensors
 from stores.console import console
-from stores.errors import TrainingError
+from stores.errors import RunFolderError
 from stores.layout import Layout
 from stores.ownership import (
     Kinds,
@@ -44,7 +44,7 @@ def replaces_another(folder: Path, wanted: dict[str, Any], overwrite: bool) -> b
     """Tell whether the run `wanted` (as run.json will have it) would take the place of another in `folder`.
 
     Raises:
-        TrainingError: it holds another run, which may not be overwritten; or what no run of ours wrote, under the
+        RunFolderError: it holds another run, which may not be overwritten; or what no run of ours wrote, under the
             name of a file that the run would write; or it is no run's folder at all; or it lies within a store.
     """
     kinds = run_kinds()
@@ -53,18 +53,18 @@ def replaces_another(folder: Path, wanted: dict[str, Any], overwrite: bool) -> b
         return False
     _check_record(folder)
     if names := in_the_way(folder, kinds):
-        raise TrainingError(
-            f"{folder} holds files where cusa-train writes its own, and not as it wrote them: {', '.join(names)}. "
-            f"Move them elsewhere (or delete them, if an older cusa-train made them), or choose another --run."
-        )
+        advice = "Move them elsewhere (or delete them, if an older cusa-train made them), or choose another --run."
+        raise RunFolderError("not as cusa-train wrote it", path=folder, where=", ".join(names), advice=advice)
     changed = _differences(json_object(folder / "run.json"), wanted)
     lost = [str(place) for place in (folder, *(folder / title for title in ORIGINALS)) if _lacks_its_best(place)]
     # A run that was refused before it trained keeps no one from the folder.
     if not lost and not (changed and any(path.name in _RESULTS for path in ours_below(folder, kinds))):
         return False
     if not overwrite:
-        what = f"differs in {', '.join(changed)}" if changed else f"cannot go on, since {lost[0]} lacks {BEST}"
-        raise TrainingError(f"{folder} holds a run that {what}. Choose another folder with --run, or say --overwrite.")
+        advice = "Choose another folder with --run, or say --overwrite."
+        if changed:
+            raise RunFolderError("holds another run", path=folder, where=", ".join(changed), advice=advice)
+        raise RunFolderError("absent, so the run cannot resume", path=lost[0], where=BEST, advice=advice)
     return True
 
 
@@ -78,9 +78,9 @@ def make_room(folder: Path) -> None:
 def _check_place(folder: Path) -> None:
     place = folder.resolve()
     if folder.exists() and not folder.is_dir():
-        raise TrainingError(f"{folder} is a file. Choose another folder with --run.")
+        raise RunFolderError("is a file", path=folder)
     if store := next((above for above in (place, *place.parents) if Layout(above).mark.is_file()), None):
-        raise TrainingError(f"{folder} lies within the store {store}. Choose another folder with --run.")
+        raise RunFolderError(f"lies within the store {store}", path=folder)
 
 
 def _lacks_its_best(training: Path) -> bool:
@@ -93,7 +93,7 @@ def _lacks_its_best(training: Path) -> bool:
 def _check_record(folder: Path) -> None:
     record = folder / "run.json"
     if not (is_plain(record) and json_object(record).keys() >= _IDENTITY):
-        raise TrainingError(f"{folder} is not empty and holds no run of ours. Choose another folder with --run.")
+        raise RunFolderError("is not empty and holds no run of cusa-train", path=folder)
 
 
 def run_kinds() -> Kinds:

@@ -118,10 +118,8 @@ def event_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ParameterError(
-            "train.tensorboard is true, and TensorBoard is not installed. "
-            "In the checkout: pip install -c constraints.txt -e '.[tensorboard]'."
-        ) from None
+        advice = "In the checkout: pip install -c constraints.txt -e '.[tensorboard]'."
+        raise ParameterError("TensorBoard is not installed", where="train.tensorboard", advice=advice) from None
     return SummaryWriter
 
 
@@ -135,9 +133,8 @@ def _live(folder: Path) -> Live:
     try:
         return Live(str(folder / "dvclive"), report=None, save_dvc_exp=False, dvcyaml=None, resume=True)
     except SCMError as error:
-        raise TrainingError(
-            f"dvclive cannot work in this git repository: {error}. Make a first commit, or train outside of it."
-        ) from None
+        advice = "Make a first commit, or train outside of it."
+        raise TrainingError(f"dvclive cannot work in this git repository ({error})", advice=advice) from None
 
 
 def _add(writer: Any, named: dict[str, float], step: int) -> None:

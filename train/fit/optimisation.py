@@ -1,4 +1,4 @@
-"""The optimiser, and the learning rate as a function of the step (docs/methods.md: AdamW, linear warm-up, cosine)."""
+"""The optimiser, and the learning rate as a function of the step (docs/methods.md §2)."""
 
 from __future__ import annotations
 

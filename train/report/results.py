@@ -8,22 +8,23 @@ from typing import Any
 
 from rich.table import Table
 
-from stores import TrainingError
 from stores.console import Listing
+from stores.errors import DamagedRunError
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
     """Return the metrics.json of a run.
 
     Raises:
-        TrainingError: the run has not finished, or its figures are not as cusa-train wrote them.
+        DamagedRunError: the run has not finished, or its figures are not as cusa-train wrote them.
     """
+    path = folder / "metrics.json"
     try:
-        metrics: Any = json.loads((folder / "metrics.json").read_bytes())
+        metrics: Any = json.loads(path.read_bytes())
     except (OSError, ValueError):
-        raise TrainingError(f"{folder} holds no finished run: it has no metrics.json. Run cusa-train.") from None
+        raise DamagedRunError(path=path, expected="the figures of a finished run", advice="Run cusa-train.") from None
     if not isinstance(metrics, dict) or not metrics or not all(isinstance(found, dict) for found in metrics.values()):
-        raise TrainingError(f"{folder / 'metrics.json'} does not hold a training's figures by name. Run cusa-train.")
+        raise DamagedRunError(path=path, found=metrics, expected="figures by training")
     return metrics
 
 

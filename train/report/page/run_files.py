@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from stores import TrainingError, TrainParameters
+from stores import TrainParameters
+from stores.errors import DamagedRunError
 from stores.layout import SAFE_NAME
-from stores.parameters import Loss, recorded_parameters
+from stores.parameter_loading import recorded_parameters
+from stores.parameters import Loss
 from train.fit.run_folder import SOFT
 from train.report.results import read_metrics
 
@@ -57,13 +59,10 @@ def read_run(folder: Path) -> Run:
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))["parameters"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise TrainingError(f"{path} cannot be read as the record of a run. Train again with --overwrite.") from None
-    parameters = recorded_parameters(TrainParameters, recorded, str(path))
+        raise DamagedRunError(path=path, expected="the record of a run") from None
+    parameters = recorded_parameters(TrainParameters, recorded, path)
     if not metrics or not all(re.fullmatch(SAFE_NAME, title) for title in metrics):
-        raise TrainingError(
-            f"{folder / 'metrics.json'} has the trainings {', '.join(metrics) or 'none'}; names of folders were "
-            f"expected. It is no run of this cusa-train; train again with --overwrite."
-        )
+        raise DamagedRunError(path=folder / "metrics.json", found=list(metrics), expected="names of trainings' folders")
     places = [*(folder / title for title in list(metrics)[:-1]), folder]
     trainings = [
         _trained(place, title, figures, parameters.loss)
@@ -77,10 +76,8 @@ def _trained(place: Path, title: str, figures: dict[str, Any], loss: Loss) -> Tr
     epochs = read_epochs(place / "epochs.csv")
     best = figures.get("best_epoch")
     if not isinstance(best, int) or not 1 <= best <= len(epochs):
-        raise TrainingError(
-            f"{place / 'epochs.csv'} has {len(epochs)} epochs, and metrics.json names {best!r} as the best of them. "
-            f"The run's files do not belong together; train again with --overwrite."
-        )
+        expected = f"epoch {best!r}, the best in metrics.json"
+        raise DamagedRunError("epochs", path=place / "epochs.csv", found=len(epochs), expected=expected)
     return Trained(title=title, folder=place, loss=loss, figures=figures, epochs=epochs)
 
 
@@ -88,7 +85,7 @@ def read_epochs(path: Path) -> list[dict[str, float]]:
     """Read an epochs.csv: every epoch's figures by name; what the file leaves empty is absent.
 
     Raises:
-        TrainingError: it is none.
+        DamagedRunError: it is none.
     """
     try:
         with path.open(encoding="utf-8", newline="") as stream:
@@ -96,5 +93,5 @@ def read_epochs(path: Path) -> list[dict[str, float]]:
         if any("epoch" not in row for row in rows):
             raise ValueError(path)
     except (OSError, ValueError, TypeError, csv.Error):
-        raise TrainingError(f"{path} cannot be read as the epochs of a training. Run cusa-train again.") from None
+        raise DamagedRunError(path=path, expected="one row of numbers per epoch") from None
     return rows
