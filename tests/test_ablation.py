@@ -17,7 +17,7 @@ import pytest
 from experiments.ablation import ablate, settings
 from experiments.comparison import Outcome, differences, spread, write_comparison
 from stores import ExtractParameters, Store, TrainingError, TrainParameters, load_parameters
-from stores.parameters import Loss, Train
+from stores.parameters import Data, Loss, Teachers, Train
 
 QUICK = TrainParameters(train=Train(epochs=1, batch_size=16, device="cpu", precision="fp32"))
 ALONE, CSA = ("", "InfoNCE"), ("ours", "+ CSA")
@@ -57,7 +57,10 @@ def test_the_paper_s_settings_keep_what_else_ours_say() -> None:
 
 def test_coco_mini_s_parameters_serve_both_stages() -> None:
     path = Path(__file__).parents[1] / "experiments" / "coco-mini.yaml"
-    assert load_parameters(ExtractParameters, path).teachers == load_parameters(TrainParameters, path).teachers
+    extracted, trained = load_parameters(ExtractParameters, path), load_parameters(TrainParameters, path)
+    assert extracted.data == Data(source="../shared/data/coco-mini/dataset_karpathy.json")
+    assert trained.train == Train(epochs=12, batch_size=64)
+    assert extracted.teachers == trained.teachers == Teachers(image="hog-color", text="minilm")
 
 
 def test_differences_are_paired_by_seed(tmp_path: Path) -> None:

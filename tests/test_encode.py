@@ -98,6 +98,7 @@ def test_parts_made_again_are_the_same_bytes(tmp_path: Path, window: int) -> Non
     extract(given, tmp_path)
     whole = content(tmp_path)
     parts = sorted(tmp_path.glob("features/*/*.h5"))
+    assert len(parts) == 2 * len(list(tmp_path.glob("shards/*.tar"))) > 0
     for lost in (parts[::2], parts[1::3], parts[:1]):
         for path in lost:
             path.unlink()

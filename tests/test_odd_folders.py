@@ -17,9 +17,8 @@ def test_a_folder_says_where_its_texts_are(tmp_path: Path) -> None:
         *[("no-captions", 0)] * 2,
         *[("missing-file", 2)] * 2,
     ]
-    assert all(
-        "images/a.jpg and texts/a.txt stand in different folders: put each text" in fault for fault in details(source)
-    )
+    told = ["images/a.jpg and texts/a.txt stand in different folders: put each text" in one for one in details(source)]
+    assert told == [True] * 4
     (tmp_path / "texts" / "a.jpg").write_bytes(IMAGE)
     (tmp_path / "texts" / "b.txt").unlink()
     (fault, _) = faults(tmp_path)

@@ -21,7 +21,11 @@ from fcntl import ioctl
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+from PIL import Image
 from rich.console import Console
 
 from stores import ParameterError, TrainingError, TrainParameters
@@ -29,9 +33,9 @@ from stores.parameters import Loss, Student
 from train.fit import environment, live
 from train.fit.curves import Curves
 from train.fit.epoch import Epoch
-from train.fit.live import LiveView, StepMetrics
+from train.fit.live import WAIT_MARKED, LiveView, StepMetrics
 from train.fit.run_folder import Facts, describe, write_epochs
-from train.report.plots import draw_curves
+from train.report.plots import HEADINGS, draw_curves
 
 TEMPERATURES = {"contrast": 0.05, "cross": 0.45, "image": 0.46, "text": 0.47}
 NAN = float("nan")
@@ -128,7 +132,13 @@ def test_odd_figures_and_narrow_terminals_crash_nothing(
     monkeypatch: pytest.MonkeyPatch, width: int, value: float
 ) -> None:
     odd = replace(look(10, value, value), samples_per_second=value, learning_rate=value)
-    assert screen(monkeypatch, width, odd, best=value)
+    lines = screen(monkeypatch, width, odd, best=value)
+    assert max(map(len, lines)) <= width
+    hint = lines.pop() if value > WAIT_MARKED else "The model waits"
+    assert hint.startswith("The model waits")
+    assert len(lines) == (6 if width == 80 else 16), "the bar; side by side, or one below the other, all the figures"
+    shown = {NAN: "nan", math.inf: "inf", 0.0: "0.000", 1e9: "1000000000."}[value]
+    assert shown in lines[2]
 
 
 def test_losses_are_set_against_the_epoch_before(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,7 +414,20 @@ def test_every_epoch_s_figures_are_a_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
-def test_curves_are_drawn_whatever_the_figures(tmp_path: Path, epochs: int) -> None:
+def test_curves_are_drawn_whatever_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
     odd = [replace(epoch(number), wait=0.0, samples_per_second=NAN) for number in range(epochs)]
     draw_curves({"infonce": odd, "soft_labels": [epoch(number, NAN) for number in range(epochs)]}, tmp_path)
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.undo()
+    (figure,) = figures
+    pyplot.close(figure)
+    curves = {axes.get_title(): [list(line.get_ydata()) for line in axes.get_lines()] for axes in figure.axes}
+    infonce = ([300.0], [1e-3], [NAN], [0.0])
+    soft_labels = ([NAN], [1e-3], [2345.6], [2.0])
+    for heading, one, other in zip((HEADINGS[0], *HEADINGS[3:]), infonce, soft_labels, strict=True):
+        np.testing.assert_array_equal(curves[heading], [one * epochs, other * epochs], heading)
+    assert curves["loss parts"] == [[value] * epochs for value in (1.0, 0.1, 0.001)] * 2
+    assert curves["temperatures"] == [[value] * epochs for value in TEMPERATURES.values()] * 2
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert (picture.format, picture.size) == ("PNG", (1650, 726))

@@ -236,10 +236,11 @@ def test_every_format_gives_the_same_samples(place: Place, kind: str, tmp_path: 
     found = listed(source)
     assert [caption for sample in found for caption in sample[1]] == ["first", "second", "third"]
     assert listed(source) == found, "each pass begins anew"
-    both = zip(source.records("train"), source.records("train"), strict=True)
+    both = list(zip(source.records("train"), source.records("train"), strict=True))
+    assert len(both) == len(found)
     assert all(one == other for one, other in both), "two passes at once do not disturb each other"
     assert opened(url).description == source.description
-    assert json.dumps(source.description)
+    assert json.loads(json.dumps(source.description)) == source.description
     assert opened(url, format=kind.partition("-")[0]).description == source.description
     if kind != "karpathy":
         assert listed(opened({"dev": url}), "dev")[-1][1] == ("third",), "named splits are called as they are named"

@@ -126,6 +126,7 @@ def test_features_are_mapped_not_read_and_cross_no_pickle(tmp_path: Path) -> Non
     copy = pickle.loads(pickle.dumps(features))
     assert not copy._parts
     np.testing.assert_array_equal(copy.gather(np.arange(30)), table)
+    assert len(features._parts) == 2
     assert all(not part.flags.owndata and not part.flags.writeable for part in features._parts.values())
     assert not features._view.window.flags.writeable
 
