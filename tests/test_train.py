@@ -186,7 +186,8 @@ def test_training_on_a_gpu_in_bf16(scenes_store: Store, tmp_path: Path) -> None:
         losses[precision] = read_record(tmp_path / precision / "last.safetensors")["history"][0]["loss"]["total"]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
     assert losses["bf16"] != pytest.approx(losses["fp32"], rel=1e-5), "bf16 must have been used"
-    assert {tensor.dtype for tensor in load_file(tmp_path / "bf16" / "best.safetensors").values()} == {torch.float32}
+    kept = load_file(tmp_path / "bf16" / "best.safetensors").values()
+    assert {tensor.dtype for tensor in kept if tensor.is_floating_point()} == {torch.float32}
 
 
 def test_another_run_s_folder_is_not_taken(scenes_store: Store, tmp_path: Path) -> None:
