@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_type_hints
+from typing import Any, Final, TypeVar, get_args, get_origin, get_type_hints
 
 import pydantic
 from ruamel.yaml import YAML
@@ -120,8 +120,11 @@ def _fault(
     if tried[0]["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         owner: Any = kind
         for part in place[:-1]:
-            owner = get_type_hints(owner)[part]
+            # Of a mapping, such as data.features, the part is a name of the user's own.
+            owner = get_args(owner)[1] if get_origin(owner) is dict else get_type_hints(owner)[part]
         return _unknown(path, name, place[-1], _names(owner))
+    if tried[0]["type"] == "missing":
+        return ParameterError("missing, and needed", path=path, where=name)
     wanted = [re.sub(r"^(Value error, expected|Input should be|\w+ should have) ", "", one["msg"]) for one in tried]
     return ParameterError(path=path, where=name, found=tried[0]["input"], expected=", or ".join(wanted))
 
