@@ -23,7 +23,7 @@ import webdataset
 from pydantic import NonNegativeInt
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from pipeline.checks import CheckedImage, check_caption, check_image, check_name, storable
+from pipeline.acceptance import CheckedImage, check_caption, check_image, check_name, storable
 from pipeline.receipts import Quarantined, Receipt, read_receipt, write_receipt
 from pipeline.sources import BadRecord, Record, Rejected
 from stores.atomic import atomic_path

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from written_tables import opened, read
 
-from pipeline.sources.captions import captions_in
+from pipeline.sources.caption_values import captions_in
 
 LISTS = {
     "json": ('["a", "b\'s"]', ["a", "b's"]),

@@ -22,7 +22,7 @@ from hostile_images import (
 )
 from test_ingest import content, entry, jpeg, karpathy, parameters
 
-from pipeline.checks import MAX_ASPECT, MAX_CAPTION, MAX_NAME, MAX_SCANS, check_caption, check_name, storable
+from pipeline.acceptance import MAX_ASPECT, MAX_CAPTION, MAX_NAME, MAX_SCANS, check_caption, check_name, storable
 from pipeline.extract import extract
 from pipeline.sources import Rejected
 from stores import Store

@@ -25,7 +25,7 @@ from hostile_images import (
 )
 from PIL import Image
 
-from pipeline.checks import MAX_ASPECT, MAX_SCANS, check_image
+from pipeline.acceptance import MAX_ASPECT, MAX_SCANS, check_image
 from pipeline.sources import Rejected
 from stores.images import MAX_PIXELS, decode_rgb
 
@@ -67,7 +67,7 @@ def test_bombs_are_quarantined_in_little_memory_and_time(tmp_path: Path) -> None
 import re, sys, time
 from pathlib import Path
 from PIL import Image
-from pipeline.checks import check_image
+from pipeline.acceptance import check_image
 from pipeline.sources import Rejected
 Image.init()
 def peak():  # ru_maxrss begins at the parent's, which hides what a small process takes
@@ -304,7 +304,7 @@ def test_damaged_exif_leaves_the_picture_as_it_lies() -> None:
             assert any(np.array_equal(decode_rgb(data), picture) for picture in (seen, np.rot90(seen, -1)))
     script = """
 import sys
-from pipeline.checks import check_image
+from pipeline.acceptance import check_image
 for picture in sys.argv[1:]:
     check_image(bytes.fromhex(picture), 10_000)
 """

@@ -13,7 +13,7 @@ import pytest
 from conftest import SHARED
 
 from pipeline.sources import BadRecord, Record, Rejected, json_documents, open_source
-from pipeline.sources.images import ImageFile
+from pipeline.sources.image_files import ImageFile
 from pipeline.sources.json_documents import pieces
 from pipeline.sources.places import find
 from stores import SourceError

@@ -23,8 +23,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import MPNetConfig, MPNetModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
 from models.teachers import TeacherCard, load_teacher
-from models.teachers.base import Teacher
 from models.teachers.sentences import MINILM_PACKAGE
+from models.teachers.teacher import Teacher
 from models.teachers.unicom import MODELS, UnicomViT
 from pipeline.batch_size import batch_size, encode_backing_off, largest_batch, precision_cosine
 from pipeline.extract import extract

@@ -6,8 +6,8 @@ import inspect
 import re
 from typing import Final
 
-from models.teachers.base import Teacher
 from models.teachers.card import TeacherCard, TeacherSpec
+from models.teachers.teacher import Teacher
 from stores.errors import TeacherError
 from stores.hardware import resolve_device, resolve_precision
 from stores.parameters import Precision

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from models.teachers.base import Teacher
+from models.teachers.teacher import Teacher
 from stores.errors import TeacherError
 from stores.layout import teacher_slug
 from stores.modality import LEVELS, Level

@@ -18,7 +18,7 @@ from skimage.color import rgb2lab
 from skimage.feature import hog
 from torch import Tensor
 
-from models.teachers.base import Teacher
+from models.teachers.teacher import Teacher
 
 SIDE: Final = 64
 ORIENTATIONS: Final = 9

@@ -18,7 +18,7 @@ from open_clip.transformer import TextTransformer
 from PIL import Image
 from torch import Tensor, nn
 
-from models.teachers.base import Teacher, feature_dim, nearest, shortened, weights_digest, weights_file
+from models.teachers.teacher import Teacher, feature_dim, nearest, shortened, weights_digest, weights_file
 from stores.errors import TeacherError
 
 

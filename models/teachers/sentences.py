@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from models.teachers.base import Teacher, shortened, weights_digest
+from models.teachers.teacher import Teacher, shortened, weights_digest
 from models.teachers.tokens import bulk_tokens
 from stores.digests import file_digest
 from stores.errors import TeacherError

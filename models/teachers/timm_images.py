@@ -11,7 +11,7 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.models import load_state_dict
 from torch import Tensor
 
-from models.teachers.base import Teacher, feature_dim, nearest, shortened, weights_digest, weights_file
+from models.teachers.teacher import Teacher, feature_dim, nearest, shortened, weights_digest, weights_file
 from stores.errors import TeacherError
 
 ELSEWHERE: Final = ("hf-hub:", "hf_hub:", "local-dir:")

@@ -18,7 +18,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from models.teachers.base import Teacher, shortened, weights_digest, weights_file
+from models.teachers.teacher import Teacher, shortened, weights_digest, weights_file
 from stores.errors import TeacherError
 
 RELEASES: Final = "https://github.com/deepglint/unicom/releases/download"

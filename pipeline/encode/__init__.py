@@ -12,6 +12,6 @@ those of a store made anew.)
 """
 
 from pipeline.encode.engine import Engine, open_engines
-from pipeline.encode.features import extract_features
+from pipeline.encode.extraction import extract_features
 
 __all__ = ["Engine", "extract_features", "open_engines"]

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from models.teachers import Teacher
-from models.teachers.base import MIN_COSINE
+from models.teachers.teacher import MIN_COSINE
 from pipeline.batch_size import encode_backing_off, first_rows, precision_cosine
 from pipeline.encode.windows import Job, Window
 from stores import CusaError, TeacherError, tables

@@ -11,7 +11,7 @@ import torch
 from models.teachers import TeacherCard, TeacherSpec
 from pipeline.encode.encoder import WindowFeatures
 from pipeline.encode.local import InProcess
-from pipeline.encode.processes import open_processes
+from pipeline.encode.process_engine import open_processes
 from pipeline.encode.windows import Job, Window
 from stores.parameters import Extract
 

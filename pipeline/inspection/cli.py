@@ -110,7 +110,7 @@ def neighbours(
 @click.option("--out", type=FILE, help="Folder of the results; <store>-missing-<split> beside it if not said.")
 def missing(store: Path, split: str, count: int, width: int, shown: int, out: Path | None) -> None:
     """List the pairs of STORE that belong together by its teachers, though its data set does not say so."""
-    from pipeline.inspection.missing import missing
+    from pipeline.inspection.missing_matches import missing
 
     with resumable():
         output().print(missing(store, split=split, count=count, width=width, shown=shown, out=out))

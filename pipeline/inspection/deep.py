@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.teachers import Teacher
-from models.teachers.base import MIN_COSINE
+from models.teachers.teacher import MIN_COSINE
 from pipeline.inspection.checks import AGAIN, Check, Fault, only_if_whole
 from pipeline.inspection.loaded import encode, load_stored
 from pipeline.inspection.rows import shard_of

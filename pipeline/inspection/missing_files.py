@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.inspection.truth import ListedRelevance
+from pipeline.inspection.known_truth import ListedRelevance
 from stores import Store, StoreError
 from stores.atomic import atomic_path
 from stores.columns import Column

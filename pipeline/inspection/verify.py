@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import RenderableType
 
 from pipeline.inspection.checks import AGAIN, Check, Fault
-from pipeline.inspection.files import file_checks, strays
+from pipeline.inspection.file_checks import file_checks, strays
 from pipeline.inspection.output import cell
 from pipeline.inspection.rows import row_check
 from pipeline.pictures import shared_lines

@@ -5,7 +5,6 @@ from functools import partial
 
 from pipeline.sources.annotations import open_annotations
 from pipeline.sources.arrow import ArrowTable, saved_files
-from pipeline.sources.base import BadRecord, KnowsTruth, Record, Rejected, Source, Truth
 from pipeline.sources.delimited import DelimitedTable
 from pipeline.sources.files import Folder, SourceFile, folder_at, in_usual_order
 from pipeline.sources.imagefolder import FolderSource
@@ -14,8 +13,9 @@ from pipeline.sources.parquet import ParquetTable
 from pipeline.sources.places import Files, by_split, files_below, find
 from pipeline.sources.recognise import ENDINGS, file_format, folder_format
 from pipeline.sources.scenes.source import ScenesSource
+from pipeline.sources.source import BadRecord, KnowsTruth, Record, Rejected, Source, Truth
 from pipeline.sources.streamed import StreamedSource
-from pipeline.sources.tables import Table, TableReader, column_splits
+from pipeline.sources.table_source import Table, TableReader, column_splits
 from pipeline.sources.tars import tar_records
 from stores.errors import SourceError
 from stores.parameters import Data

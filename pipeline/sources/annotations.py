@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from pipeline.sources.base import BadRecord, Record
-from pipeline.sources.captions import kind_of
+from pipeline.sources.caption_values import kind_of
 from pipeline.sources.coco import coco_records
 from pipeline.sources.files import Folder, SourceFile, decoded, in_usual_order, readable
 from pipeline.sources.image_places import ImagePlaces
 from pipeline.sources.json_documents import decode_json
 from pipeline.sources.karpathy import karpathy_records
 from pipeline.sources.places import Files
+from pipeline.sources.source import BadRecord, Record
 from stores.errors import SourceError
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.sources.files import Folder, SourceFile, asked, in_usual_order, readable, source_file
-from pipeline.sources.images import StoredImage
+from pipeline.sources.image_files import StoredImage
 from pipeline.sources.places import Files, common_split
-from pipeline.sources.tables import Row
+from pipeline.sources.table_source import Row
 from stores.errors import SourceError
 
 

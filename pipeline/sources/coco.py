@@ -11,12 +11,12 @@ import re
 from functools import cached_property
 from typing import Any, Final
 
-from pipeline.sources.base import BadRecord, Caption, Record
-from pipeline.sources.captions import kind_of
+from pipeline.sources.caption_values import kind_of
 from pipeline.sources.entries import Id, bad, captions_of, fault_of, id_in, malformed
 from pipeline.sources.files import stem_and_ending
+from pipeline.sources.image_files import ImageFile
 from pipeline.sources.image_places import ImagePlaces
-from pipeline.sources.images import ImageFile
+from pipeline.sources.source import BadRecord, Caption, Record
 
 _NUMBER: Final = re.compile(r"(\d{1,18})(?:\.0+)?", re.ASCII)
 _NAMED: Final = 3

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from pipeline.sources.columns import are_usual, check_names, role_of
+from pipeline.sources.column_roles import are_usual, check_names, role_of
 from pipeline.sources.files import SourceFile, lines
 from pipeline.sources.image_endings import is_image
-from pipeline.sources.tables import Row
+from pipeline.sources.table_source import Row
 from stores.errors import SourceError
 from stores.parameters import Columns, Data
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from pipeline.sources.base import BadRecord, Caption, Rejected
-from pipeline.sources.captions import captions_in, kind_of
+from pipeline.sources.caption_values import captions_in, kind_of
+from pipeline.sources.source import BadRecord, Caption, Rejected
 
 Id = int | str
 _EXACT: Final = 2**53

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import Any, Final, NamedTuple
 
-from pipeline.sources.base import BadRecord, Caption, Record, Rejected
-from pipeline.sources.captions import captions_of_lines
+from pipeline.sources.caption_values import captions_of_lines
 from pipeline.sources.files import Folder, asked, decoded, entries, in_usual_order, readable, stem_and_ending, walk
 from pipeline.sources.image_endings import is_image
-from pipeline.sources.images import ImageFile
+from pipeline.sources.image_files import ImageFile
 from pipeline.sources.places import common_split
 from pipeline.sources.sidecars import (
     EXPECTED,
@@ -20,6 +19,7 @@ from pipeline.sources.sidecars import (
     OTHER_TEXTS,
     captions_beside,
 )
+from pipeline.sources.source import BadRecord, Caption, Record, Rejected
 
 _TEXTS_AT_ONCE: Final = 64
 _MOST_LOOKS: Final = 3

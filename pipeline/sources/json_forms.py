@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final, Literal, NamedTuple
 
-from pipeline.sources.columns import role_of
+from pipeline.sources.column_roles import role_of
 from pipeline.sources.files import SourceFile, open_text
 from pipeline.sources.image_endings import is_image
 from pipeline.sources.json_documents import MoreFollowsError, pieces

@@ -14,7 +14,7 @@ from pipeline.sources.files import Folder, SourceFile, lines
 from pipeline.sources.image_places import ImagePlaces
 from pipeline.sources.json_documents import parsed, pieces
 from pipeline.sources.json_forms import JsonForm, columns_of, json_form, named_by_id
-from pipeline.sources.tables import Row
+from pipeline.sources.table_source import Row
 from stores.errors import SourceError
 
 _ASKED_FOR_COLUMNS: Final = 100

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from pipeline.sources.base import BadRecord, Record
-from pipeline.sources.captions import captions_in, kind_of
+from pipeline.sources.caption_values import captions_in, kind_of
 from pipeline.sources.entries import bad, fault_of, id_in, malformed
 from pipeline.sources.files import SourceFile, in_usual_order
+from pipeline.sources.image_files import ImageFile
 from pipeline.sources.image_places import ImagePlaces
-from pipeline.sources.images import ImageFile
+from pipeline.sources.source import BadRecord, Record
 from stores.errors import SourceError
 
 _SPLITS: Final = {"restval": "train"}

@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.sources.base import Rejected
 from pipeline.sources.files import BLOCK, Folder, SourceFile, readable
-from pipeline.sources.images import ImageFile, check_version
-from pipeline.sources.tables import Row
+from pipeline.sources.image_files import ImageFile, check_version
+from pipeline.sources.source import Rejected
+from pipeline.sources.table_source import Row
 
 _ROWS_AT_ONCE: Final = 256
 _IMAGES_AT_ONCE: Final = 32

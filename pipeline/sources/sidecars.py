@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from pipeline.sources.base import Caption, Rejected
-from pipeline.sources.captions import captions_in, captions_of_lines
+from pipeline.sources.caption_values import captions_in, captions_of_lines
 from pipeline.sources.json_documents import decode_json
+from pipeline.sources.source import Caption, Rejected
 
 OTHER_TEXTS: Final = ("caption", "caption.txt", "text")
 """Looked at where neither `.txt` nor `.json` holds a caption; one caption per line."""

@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from pipeline.sources.base import BadRecord, Record
 from pipeline.sources.files import SourceFile, readable, stem_and_ending
 from pipeline.sources.places import Files
+from pipeline.sources.source import BadRecord, Record
 from stores.digests import value_digest
 from stores.errors import SourceError
 

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 from rich.table import Table
 
+from pipeline.inspection.known_truth import ListedRelevance, read_truth
 from pipeline.inspection.missing_files import claim_folder, write_list, write_page
 from pipeline.inspection.output import cell
 from pipeline.inspection.teachers import default_slug
-from pipeline.inspection.truth import ListedRelevance, read_truth
 from stores import Store, StoreError
 from stores.candidates import Evidence
 from stores.console import Listing

@@ -11,7 +11,7 @@ from stores.errors import SourceError
 from stores.parameters import Column, Columns
 
 if TYPE_CHECKING:
-    from pipeline.sources.tables import Table
+    from pipeline.sources.table_source import Table
 
 USUAL_NAMES: Final = {
     "image": (

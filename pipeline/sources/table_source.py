@@ -12,13 +12,13 @@ from decimal import Decimal
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
-from pipeline.sources.base import BadRecord, Caption, EncodedImage, Record, Rejected
-from pipeline.sources.captions import captions_in, kind_of
-from pipeline.sources.columns import Roles, find_roles
+from pipeline.sources.caption_values import captions_in, kind_of
+from pipeline.sources.column_roles import Roles, find_roles
 from pipeline.sources.files import Folder, SourceFile, readable
+from pipeline.sources.image_files import ImageFile
 from pipeline.sources.image_places import ImagePlaces
-from pipeline.sources.images import ImageFile
 from pipeline.sources.places import common_split
+from pipeline.sources.source import BadRecord, Caption, EncodedImage, Record, Rejected
 from stores.errors import SourceError
 from stores.parameters import Columns
 

@@ -8,9 +8,9 @@ from pathlib import PurePosixPath
 
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.sources.base import Rejected
 from pipeline.sources.files import Folder, SourceFile, asked, version
 from pipeline.sources.nearby import advice
+from pipeline.sources.source import Rejected
 
 
 @dataclass(frozen=True)

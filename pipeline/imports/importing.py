@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.imports.files import FeatureRows, Spool, open_rows
+from pipeline.imports.feature_files import FeatureRows, Spool, open_rows
 from stores import Shard, SourceError, tables
 from stores.digests import file_digest, value_digest
 from stores.features import PartOrigin, write_part
