@@ -23,10 +23,10 @@ from train.evaluation.names import short_names
 from train.evaluation.result import Evaluation
 from train.evaluation.result import Result as Measured
 from train.evaluation.similarities import CosineSimilarities
+from train.fit.epoch import read_epochs
 from train.report.page import Embedded, write_evaluation
 from train.report.page.charts import Series, line_chart
 from train.report.page.curves import curves
-from train.report.page.run_files import read_epochs
 from train.report.page.shown import Shown, dashed
 from train.report.page.soft_labels import soft_labels
 from train.report.page.tables import task_tables

@@ -28,12 +28,12 @@ from stores import ParameterError, TrainingError, TrainParameters
 from stores.parameters import Loss, Student
 from train.fit import environment, live
 from train.fit.curves import Curves
-from train.fit.epoch import Epoch
-from train.fit.live import LiveView, StepMetrics
-from train.fit.run_folder import Facts, describe, write_epochs
+from train.fit.epoch import Epoch, StepMetrics, write_epochs
+from train.fit.live import LiveView
+from train.fit.run_folder import Facts, describe
 from train.report.plots import draw_curves
 
-TEMPERATURES = {"contrast": 0.05, "cross": 0.45, "image": 0.46, "text": 0.47}
+TEMPERATURES = {"InfoNCE": 0.05, "CSA": 0.45, "USA image": 0.46, "USA text": 0.47}
 NAN = float("nan")
 
 
@@ -144,8 +144,8 @@ def test_losses_are_set_against_the_epoch_before(monkeypatch: pytest.MonkeyPatch
 
 DEMO = """
 import time
-from train.fit.epoch import Epoch
-from train.fit.live import LiveView, StepMetrics
+from train.fit.epoch import Epoch, StepMetrics
+from train.fit.live import LiveView
 figures = dict(loss={{"InfoNCE": 1.0}}, temperatures={{}}, learning_rate=1e-3, samples_per_second=1.0, wait=0.0)
 with LiveView("t", 3, 20, 64) as view:
     for number in range(3):
@@ -223,7 +223,7 @@ def test_curves_agree_with_the_history_of_a_run_that_goes_on(tmp_path: Path) -> 
     found = points(tmp_path, "validation/RSUM")
     assert found[:3] == [(0, 300.0), (1, 310.0), (2, 320.0)]
     assert len(found) == 4
-    for name in ("loss/CSA", "loss/total", "temperature/text", "learning_rate", "samples_per_second", "wait"):
+    for name in ("loss/CSA", "loss/total", "temperature/USA text", "learning_rate", "samples_per_second", "wait"):
         assert len(points(tmp_path, name)) == 4
     assert not (tmp_path / "tensorboard").exists()
 
@@ -252,7 +252,7 @@ def test_tensorboard_shows_each_step_once_after_a_run_goes_on(tmp_path: Path) ->
         curves.epoch(epoch(1, 310.0))
     assert scalars("steps", "loss/InfoNCE") == [(10, 0.1), (20, 0.2), (30, 0.3), (40, 0.5)]
     assert scalars("epochs", "validation/RSUM") == [(20, 300.0), (40, 310.0)]
-    for tag in ("temperature/contrast", "learning_rate", "samples_per_second", "wait"):
+    for tag in ("temperature/InfoNCE", "learning_rate", "samples_per_second", "wait"):
         assert len(scalars("steps", tag)) == 4
 
 
@@ -399,7 +399,7 @@ def test_every_epoch_s_figures_are_a_row(tmp_path: Path) -> None:
     assert float(first["validation/RSUM"]) == 1 / 3
     assert math.isnan(float(second["validation/RSUM"]))
     assert first["loss/USA"] == "0.001"
-    assert first["temperature/text"] == "0.47"
+    assert first["temperature/USA text"] == "0.47"
     assert {"loss/total", "learning_rate", "samples_per_second", "wait"} <= first.keys()
 
 

@@ -5,9 +5,7 @@ Only files that an earlier run wrote are ever replaced or removed; a person's st
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +26,7 @@ from stores.ownership import (
 )
 from train.evaluation.folder import SCORES
 from train.fit.curves import CURVES
+from train.fit.epoch import read_epochs
 from train.fit.run_folder import ORIGINALS, SOFT
 
 NO_EFFECT: Final = tuple(
@@ -116,15 +115,12 @@ def run_kinds() -> Kinds:
 
 
 def _is_epochs(path: Path) -> bool:
-    """Tell whether a table is one row of numbers an epoch; a column of remarks is a person's."""
+    """Tell whether a table is one row of numbers per epoch; a column of remarks is a person's."""
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            names, *rows = csv.reader(stream)
-        for cell in chain.from_iterable(rows):
-            float(cell or 0)
-    except (OSError, ValueError, csv.Error):
+        read_epochs(path)
+    except TrainingError:
         return False
-    return names[0] == "epoch" and all(len(row) == len(names) for row in rows)
+    return True
 
 
 def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:

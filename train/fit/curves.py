@@ -17,8 +17,7 @@ from scmrepo.exceptions import SCMError
 
 from stores import ParameterError, TrainingError
 from stores.ownership import Kinds, is_plain, remove_ours
-from train.fit.epoch import Epoch
-from train.fit.live import StepMetrics
+from train.fit.epoch import Epoch, StepMetrics
 
 
 def _is_curve(path: Path) -> bool:
@@ -29,7 +28,7 @@ def _is_curve(path: Path) -> bool:
 
 _DVCLIVE: Final = {
     r"dvclive/metrics\.json": is_plain,  # which a kill may cut off
-    **{rf"dvclive/plots/metrics/{group}\w+\.tsv": _is_curve for group in ("", "loss/", "temperature/", "validation/")},
+    **{rf"dvclive/plots/metrics/{group}.+\.tsv": _is_curve for group in ("", "loss/", "temperature/", "validation/")},
 }
 CURVES: Final[Kinds] = _DVCLIVE | {
     rf"tensorboard/{writer}/events\.out\.tfevents\..+": is_plain for writer in ("steps", "epochs")
@@ -82,11 +81,11 @@ class Curves:
     def look(self, epoch: int, look: StepMetrics) -> None:
         """Add the figures within `epoch` (from 0) to TensorBoard."""
         if self._tensorboard:
-            _add(self._tensorboard[0], by_name(look), epoch * self._steps_per_epoch + look.step)
+            _add(self._tensorboard[0], look.by_name(), epoch * self._steps_per_epoch + look.step)
 
     def epoch(self, figures: Epoch) -> None:
         """Add the figures of a finished epoch."""
-        named = by_name(figures)
+        named = figures.by_name()
         for name, value in named.items():
             self._dvclive.log_metric(name, value)
         self._dvclive.next_step()
@@ -97,16 +96,6 @@ class Curves:
         """Open a folder of event files, in which points from `purge_step` on, of an earlier run, no longer count."""
         writer = event_writer()
         return self._open.enter_context(writer(str(folder / "tensorboard" / name), purge_step=purge_step))
-
-
-def by_name(figures: Epoch | StepMetrics) -> dict[str, float]:
-    """Return the figures under the names that they have in every curve and table, such as loss/CSA."""
-    named = {f"loss/{part}": value for part, value in figures.loss.items()}
-    named |= {f"temperature/{name}": value for name, value in figures.temperatures.items()}
-    named["learning_rate"] = figures.learning_rate
-    if isinstance(figures, Epoch):
-        named["validation/RSUM"] = figures.validation_rsum
-    return named | {"samples_per_second": figures.samples_per_second, "wait": figures.wait}
 
 
 def event_writer() -> Any:

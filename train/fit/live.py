@@ -7,7 +7,6 @@ there is no terminal, in a log file, that line is all there is.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
 from typing import Final
@@ -19,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stores.console import console
-from train.fit.epoch import Epoch
+from train.fit.epoch import Epoch, StepMetrics
 
 WAIT_MARKED: Final = 0.2
 """From this share of the time on, waiting for input is worth a word."""
@@ -27,22 +26,6 @@ _HINT: Final = "The model waits for its input: raise train.workers, or train.cac
 _ABREAST: Final = 78
 """Columns from which on losses, temperatures and speed stand side by side."""
 _UNKNOWN: Final = "–"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepMetrics:
-    """The latest figures within an epoch."""
-
-    step: int
-    """Steps done in this epoch."""
-    loss: dict[str, float]
-    """Of the latest step: the parts before weighting, and the total."""
-    temperatures: dict[str, float]
-    learning_rate: float
-    samples_per_second: float
-    """Pairs a second over all processes, since the last look."""
-    wait: float
-    """Share of the time since the last look in which the model waited for input, 0 to 1."""
 
 
 class LiveView:

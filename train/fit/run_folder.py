@@ -5,8 +5,6 @@ Both are written whole, after each epoch and at the end.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import shlex
@@ -15,12 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from stores.atomic import write_text
 from stores.ownership import write_signed
 from stores.parameters import Loss, TrainParameters
-from train.fit.curves import by_name
 from train.fit.environment import command_line
-from train.fit.epoch import Epoch
+from train.fit.epoch import Epoch, write_epochs
 from train.losses.objective import described
 
 SOFT: Final = "soft_labels"
@@ -95,17 +91,6 @@ def describe(folder: Path, facts: Facts, history: Sequence[Epoch], measured: Map
     if (folder / "student.safetensors").exists():
         sections.append(f"## Loading the student\n\n{_loading(folder, facts.parameters.student.model)}")
     write_signed(folder / "README.md", "\n\n".join(sections) + "\n")
-
-
-def write_epochs(path: Path, history: Sequence[Epoch]) -> None:
-    """Write one row an epoch, under the names of the curves; epochs count from 1."""
-    rows = [{"epoch": figures.epoch + 1, **by_name(figures)} for figures in history]
-    names = list(dict.fromkeys(name for row in rows for name in row)) or ["epoch"]
-    text = io.StringIO()
-    table = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    write_text(path, text.getvalue())
 
 
 def _what(facts: Facts) -> str:

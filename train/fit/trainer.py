@@ -37,10 +37,10 @@ from train.data.seeds import derived_seed
 from train.evaluation.embed import embed_split, measuring
 from train.evaluation.evaluate import compare_split, retrieval
 from train.fit.curves import Curves
-from train.fit.epoch import Epoch
+from train.fit.epoch import Epoch, StepMetrics
 from train.fit.grad_cache import cached_backward, check_cacheable
 from train.fit.learner import Learner
-from train.fit.live import LiveView, StepMetrics
+from train.fit.live import LiveView
 from train.fit.optimisation import learning_rate, make_optimizer
 from train.fit.processes import Processes
 from train.fit.run_folder import Facts, describe

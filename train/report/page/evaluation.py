@@ -22,10 +22,10 @@ from train.evaluation.models import StudentModel
 from train.evaluation.names import short_names
 from train.evaluation.result import Evaluation
 from train.evaluation.similarities import Similarities
+from train.fit.epoch import read_epochs
 from train.report.page.cases import cases
 from train.report.page.curves import curves
 from train.report.page.projection import projections
-from train.report.page.run_files import read_epochs
 from train.report.page.shown import Shown, dashed
 from train.report.page.soft_labels import soft_labels
 from train.report.page.suspects import suspects

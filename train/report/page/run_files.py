@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any, Final
 from stores import TrainingError, TrainParameters
 from stores.layout import SAFE_NAME
 from stores.parameters import Loss, recorded_parameters
+from train.fit.epoch import read_epochs
 from train.fit.run_folder import SOFT
 from train.report.results import read_metrics
 
@@ -82,19 +82,3 @@ def _trained(place: Path, title: str, figures: dict[str, Any], loss: Loss) -> Tr
             f"The run's files do not belong together; train again with --overwrite."
         )
     return Trained(title=title, folder=place, loss=loss, figures=figures, epochs=epochs)
-
-
-def read_epochs(path: Path) -> list[dict[str, float]]:
-    """Read an epochs.csv: every epoch's figures by name; what the file leaves empty is absent.
-
-    Raises:
-        TrainingError: it is none.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
-        if any("epoch" not in row for row in rows):
-            raise ValueError(path)
-    except (OSError, ValueError, TypeError, csv.Error):
-        raise TrainingError(f"{path} cannot be read as the epochs of a training. Run cusa-train again.") from None
-    return rows
