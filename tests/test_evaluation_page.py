@@ -18,6 +18,7 @@ from models.student import load_student
 from stores import Store, TrainingError, TrainParameters
 from stores.parameters import Loss, Student, Teachers, as_dict
 from train.eval_cli import main
+from train.evaluation.figure_tables import task_tables
 from train.evaluation.measured_split import MeasuredSplit
 from train.evaluation.names import short_names
 from train.evaluation.result import Evaluation
@@ -29,7 +30,6 @@ from train.report.page.charts import Series, line_chart
 from train.report.page.curves import curves
 from train.report.page.shown import Shown, dashed
 from train.report.page.soft_labels import soft_labels
-from train.report.page.tables import task_tables
 
 HOSTILE = '"><script>alert(1)</script>'
 PLAIN = ("--device", "cpu", "--precision", "fp32", "--workers", "0")
@@ -128,9 +128,9 @@ def test_the_paper_s_figures_stand_beside_comparable_ones(tmp_path: Path) -> Non
         Measured(task="sts", model="b", figures={"STS13": 79.0}),
     ]
     (table,) = task_tables(results, {"a": "a", "b": "b"})
-    assert [(row.values, row.change and row.change.effect, row.papers) for row in table.rows] == [
+    assert [(row.texts, row.change and row.change.effect, row.papers) for row in table.rows] == [
         (["80.0", "79.0"], "worse", [None, None]),
-        (["70.0", "–"], None, [("69.4", "73.2"), ("71.9", "74.5")]),
+        (["70.0", "–"], None, [(69.4, 73.2), (71.9, 74.5)]),
     ]
     ranks = {"image_to_text": {"R@1": 1.0}, "median_rank": {"image_to_text": 5.0}}
     better = {"image_to_text": {"R@1": 2.0}, "median_rank": {"image_to_text": 4.0}}

@@ -14,8 +14,8 @@ from browsers import fits, needs_browser
 
 from stores import Store, TrainingError, TrainParameters
 from stores.parameters import Train
+from train.evaluation.figure_tables import difference
 from train.report.page import write_report
-from train.report.page.tables import difference
 from train.run import run
 
 HOSTILE = '"><script>alert(1)</script><img src=https://example.org/x>'

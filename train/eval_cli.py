@@ -139,16 +139,15 @@ def _figures_kept(out: Path, results: list[Result]) -> Iterator[None]:
 
 
 def _show(results: Sequence[Result]) -> None:
+    from train.evaluation.figure_tables import printable, task_tables
     from train.evaluation.names import short_names
-    from train.evaluation.tables import printable, task_table
 
     for message in dict.fromkeys(message for result in results for message in result.messages):
         console.print(printable(message), style="yellow", soft_wrap=True)
     names = short_names([*dict.fromkeys(result.model for result in results)])
     printer = output(WIDTH)
-    for task in TASKS:
-        if table := task_table(task, [result for result in results if result.task == task], names):
-            printer.print(table)
+    for table in task_tables(results, names):
+        printer.print(table.terminal())
     if not any(result.figures for result in results):
         raise CusaError("Nothing was measured; what is missing is said above.")
 

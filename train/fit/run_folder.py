@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from stores.ownership import write_signed
 from stores.parameters import Loss, TrainParameters
+from train.evaluation.figure_tables import markdown_table
 from train.fit.environment import command_line
 from train.fit.epoch import Epoch, write_epochs
 from train.losses.objective import described
@@ -109,7 +110,7 @@ def _what(facts: Facts) -> str:
         f"{train.learning_rate:g}, falling to {train.final_learning_rate:g} by a cosine; seed {train.seed}",
         "machine": f"{facts.device}, {facts.precision}, {facts.processes} process{'es' * (facts.processes != 1)}",
     }
-    return _table(("", ""), [(name, text) for name, text in rows.items() if text])
+    return markdown_table(("", ""), [(name, text) for name, text in rows.items() if text])
 
 
 def _standing(facts: Facts, history: Sequence[Epoch]) -> str:
@@ -132,7 +133,7 @@ def _standing(facts: Facts, history: Sequence[Epoch]) -> str:
         for e in {e.epoch: e for e in roles.values()}.values()
     ]
     names = ("epoch", *history[0].loss, "validation RSUM", "pairs/s", "wait for input")
-    return f"{heading}\n\n{_table(names, rows)}"
+    return f"{heading}\n\n{markdown_table(names, rows)}"
 
 
 def _tested(facts: Facts, measured: Mapping[str, Any]) -> str:
@@ -143,13 +144,13 @@ def _tested(facts: Facts, measured: Mapping[str, Any]) -> str:
     rows = [(name, *(f"{found[key]:.1f}" for key in names)) for name, found in directions.items()]
     return (
         f"Measured once, on `{facts.parameters.eval.test}`, with the best epoch: **RSUM {measured['RSUM']:.1f}**.\n\n"
-        f"{_table(('', *names), rows)}"
+        f"{markdown_table(('', *names), rows)}"
     )
 
 
 def _files(folder: Path) -> str:
     rows = [(f"`{name}`", purpose) for name, purpose in FILES.items() if any(folder.glob(name.rstrip("/")))]
-    listed = _table(("file", "what it is for"), rows)
+    listed = markdown_table(("file", "what it is for"), rows)
     if not (folder / "run.json").exists() and (folder.parent / "run.json").exists():
         listed += "\n\n`run.json`, `environment.json`, `metrics.json` and `plots/` lie one folder up."
     return listed
@@ -189,10 +190,3 @@ def _loading(folder: Path, model: str) -> str:
                 "open_clip.add_model_config(SMALL_CLIP)",
             ]
     return "```python\n" + "\n".join(lines) + "\n```"
-
-
-def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return "\n".join([line(names), line(["---"] * len(names)), *map(line, rows)])

@@ -16,6 +16,7 @@ from stores.layout import teacher_slug
 from stores.pages import write_html
 from stores.parameters import Teachers
 from train.evaluation.embed import SplitEncoded
+from train.evaluation.figure_tables import task_tables
 from train.evaluation.folder import REPORT
 from train.evaluation.measured_split import MeasuredSplit, measured_split
 from train.evaluation.models import StudentModel
@@ -29,7 +30,6 @@ from train.report.page.projection import projections
 from train.report.page.shown import Shown, dashed
 from train.report.page.soft_labels import soft_labels
 from train.report.page.suspects import suspects
-from train.report.page.tables import task_tables
 
 PICTURED: Final = 4
 """Models that have pictures, at most; the tables have all."""
