@@ -26,10 +26,10 @@ from train.evaluation.result import Result as Measured
 from train.evaluation.similarities import CosineSimilarities
 from train.fit.epoch import read_epochs
 from train.report.page import Embedded, write_evaluation
-from train.report.page.charts import Series, line_chart
-from train.report.page.curves import curves
-from train.report.page.shown import Shown, dashed
+from train.report.page.charts import line_chart
+from train.report.page.shown import Shown, dashed, learned_charts
 from train.report.page.soft_labels import soft_labels
+from train.report.training_curves import CurvePlot, Series
 
 HOSTILE = '"><script>alert(1)</script>'
 PLAIN = ("--device", "cpu", "--precision", "fp32", "--workers", "0")
@@ -217,8 +217,12 @@ def test_curves_of_more_than_two_have_a_chart_each() -> None:
     assert dashed([soft, plain]) is dashed([plain, soft]) is plain
     assert dashed([soft, model("other", Loss())]) is soft
     assert dashed([soft]) is None
-    assert [chart.title for chart in curves([soft, plain])] == ["Validation RSUM", "Parts of the loss", "Temperatures"]
-    charts = curves([soft, plain, model("third", Loss()), model("unknown", None, [])])
+    assert [chart.title for chart in learned_charts([soft, plain])] == [
+        "Validation RSUM",
+        "Parts of the loss",
+        "Temperatures",
+    ]
+    charts = learned_charts([soft, plain, model("third", Loss()), model("unknown", None, [])])
     assert [chart.title for chart in charts[:3]] == ["Validation RSUM", "Parts of the loss, soft", "Temperatures, soft"]
     assert len(charts) == 7
     assert [mark.colour for mark in charts[0].marks] == [0, 1, 2]
@@ -249,7 +253,7 @@ def test_models_of_other_soft_labels_are_not_measured_by_these(scenes_store: Sto
 @pytest.mark.parametrize("ends", [(3.4, 4.85), (2.1, 4.9), (0.009, 0.8), (1.0, 1.0)])
 def test_a_logarithmic_axis_has_ticks_whatever_its_range(ends: tuple[float, float]) -> None:
     values = np.linspace(*ends, 5)
-    chart = line_chart("loss", [Series(name="loss", x=np.arange(5), y=values, colour=0)], "", log=True)
+    chart = line_chart(CurvePlot("loss", [Series(name="loss", x=np.arange(5), y=values, colour=0)], log=True))
     assert chart is not None
     assert len(chart.y) >= 3
     assert len({tick.text for tick in chart.y}) == len(chart.y)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+RSUM: Final = "Validation RSUM"
 PLOTS: Final = {
-    "Validation RSUM": "validation/",
+    RSUM: "validation/",
     "Parts of the loss": "loss/",
     "Temperatures": "temperature/",
     "Learning rate after the epoch": "learning_rate",
@@ -19,7 +20,7 @@ PLOTS: Final = {
     "Wait for input, share of the time": "wait",
 }
 """By title of the plot, what the names of its figures begin with."""
-LEARNED: Final = ("Validation RSUM", "Parts of the loss", "Temperatures")
+LEARNED: Final = (RSUM, "Parts of the loss", "Temperatures")
 """The plots of what was learned; the others tell how the training went."""
 
 
@@ -53,24 +54,35 @@ class CurvePlot(NamedTuple):
     """Whether y is logarithmic, without what is not above zero."""
 
 
-def curve_plots(trainings: Sequence[TrainingCurves], titles: Sequence[str] = tuple(PLOTS)) -> list[CurvePlot]:
-    """Return the plots of all trainings: of two together, of more a plot each, but for their RSUM."""
-    plots = []
-    for title in titles:
-        shares = len(trainings) <= 2 or title == "Validation RSUM"
-        for group in [list(trainings)] if shares else [[training] for training in trainings]:
-            whole_title = title if shares else f"{title}, {group[0].name}"
-            plots.append(CurvePlot(whole_title, _series(group, PLOTS[title]), PLOTS[title] == "loss/"))
+def curve_plots(trainings: Sequence[TrainingCurves], titles: Collection[str]) -> list[CurvePlot]:
+    """Return the plots of these titles: of two trainings together, of more a plot each, but for their RSUM."""
+    plots = [CurvePlot(RSUM, _series(trainings, PLOTS[RSUM]))] if RSUM in titles else []
+    together = len(trainings) <= 2
+    for some in [trainings] if together else [[one] for one in trainings]:
+        whose = "" if together else f", {some[0].name}"
+        for title in titles:
+            if title != RSUM:
+                plots.append(CurvePlot(f"{title}{whose}", _series(some, PLOTS[title]), PLOTS[title] == "loss/"))
     return plots
 
 
 def _series(trainings: Sequence[TrainingCurves], prefix: str) -> list[Series]:
-    names = _names(trainings, prefix)
     series = []
-    for number, (training, colour, name) in enumerate((t, c, n) for t in trainings for c, n in enumerate(names)):
-        values = np.array([epoch.get(name, np.nan) for epoch in training.epochs])
-        label = name.removeprefix(prefix) or training.name if prefix == name else name.removeprefix(prefix)
-        if not np.isnan(values).all():
-            epochs = np.array([epoch["epoch"] for epoch in training.epochs])
+    for number, training in enumerate(trainings):
+        epochs = np.array([epoch["epoch"] for epoch in training.epochs])
+        for place, name in enumerate(_names(trainings, prefix)):
+            values = np.array([epoch.get(name, np.nan) for epoch in training.epochs])
+            if np.isnan(values).all():
+                continue
+            part = name.removeprefix(prefix)
+            label = f"{part} ({training.name})" if part and len(trainings) > 1 else part or training.name
+            colour = place if len(trainings) <= 2 else number
             series.append(Series(name=label, x=epochs, y=values, colour=colour, kind=training.kind))
     return series
+
+
+def _names(trainings: Sequence[TrainingCurves], prefix: str) -> list[str]:
+    """Return the figures of a kind that any training has, in the order of the one with the most terms."""
+    longest = sorted(trainings, key=lambda training: -len(training.epochs[0]))
+    found = dict.fromkeys(name for training in longest for epoch in training.epochs for name in epoch)
+    return [name for name in found if name.startswith(prefix) and name != "loss/total"]

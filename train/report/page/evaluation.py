@@ -25,9 +25,8 @@ from train.evaluation.result import Evaluation
 from train.evaluation.similarities import Similarities
 from train.fit.epoch import read_epochs
 from train.report.page.cases import cases
-from train.report.page.curves import curves
 from train.report.page.projection import projections
-from train.report.page.shown import Shown, dashed
+from train.report.page.shown import Shown, dashed, learned_charts
 from train.report.page.soft_labels import soft_labels
 from train.report.page.suspects import suspects
 
@@ -107,7 +106,7 @@ def _pictures(
     labels, teachers = _soft_parameters(store, trained), _teachers(store, trained)
     with_epochs = [model for model in models if model.epochs]
     return {
-        "curves": curves(with_epochs),
+        "curves": learned_charts(models),
         "dashed": dashed(with_epochs),
         "projections": made(lambda: projections(store, split, models)),
         "soft": labels and made(lambda: soft_labels(store, split, labels, models)),

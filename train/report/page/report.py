@@ -16,10 +16,9 @@ from train.fit.processes import make_accelerator
 from train.losses.objective import described
 from train.report.page.beside_paper import beside_the_paper
 from train.report.page.cases import cases
-from train.report.page.curves import curves
 from train.report.page.projection import projections
 from train.report.page.run_files import Run, Trained, read_run
-from train.report.page.shown import Shown, dashed
+from train.report.page.shown import Shown, dashed, learned_charts
 from train.report.page.soft_labels import soft_labels
 from train.report.page.suspects import suspects
 from train.report.results import run_table
@@ -53,7 +52,7 @@ def write_report(folder: Path, store: Store, given: Mapping[str, MeasuredSplit] 
         loss=described(run.trainings[-1].loss),
         figures=run_table("This run", {one.spoken: one.figures for one in run.trainings}, NO_QUALITY),
         paper=beside_the_paper(run),
-        curves=curves(models),
+        curves=learned_charts(models),
         dashed=dashed(models),
         projections=projections(store, split, models),
         soft=soft_labels(store, split, run.parameters, models),

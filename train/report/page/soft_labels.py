@@ -15,9 +15,10 @@ from stores import Store
 from stores.layout import teacher_slug
 from stores.parameters import Loss, Teachers, TrainParameters
 from train.losses.functional import cosine_similarity, mixed_targets, soft_alignment
-from train.report.page.charts import Chart, Series, histogram
+from train.report.page.charts import Chart, histogram
 from train.report.page.sample import ImageCaptionPairs, draw_pairs
 from train.report.page.shown import Shown, dashed
+from train.report.training_curves import Series
 
 BINS: Final = 48
 LARGEST: Final = 1024
