@@ -37,7 +37,7 @@ TEMPERATURES = {"InfoNCE": 0.05, "CSA": 0.45, "USA image": 0.46, "USA text": 0.4
 NAN = float("nan")
 
 
-def look(step: int, value: float = 1.0, wait: float = 0.02) -> StepMetrics:
+def metrics(step: int, value: float = 1.0, wait: float = 0.02) -> StepMetrics:
     loss = {"InfoNCE": value, "CSA": value / 10, "USA": value / 1000, "total": 1.2 * value}
     return StepMetrics(
         step=step, loss=loss, temperatures=TEMPERATURES, learning_rate=1e-3, samples_per_second=2345.6, wait=wait
@@ -46,15 +46,15 @@ def look(step: int, value: float = 1.0, wait: float = 0.02) -> StepMetrics:
 
 def epoch(number: int, rsum: float = 300.0, value: float = 1.0, wait: float = 0.02) -> Epoch:
     return Epoch(
-        epoch=number, validation_rsum=rsum, **{k: v for k, v in vars(look(0, value, wait)).items() if k != "step"}
+        epoch=number, validation_rsum=rsum, **{k: v for k, v in vars(metrics(0, value, wait)).items() if k != "step"}
     )
 
 
 def show(view: LiveView, epochs: Sequence[Epoch], value: float = 1.0, wait: float = 0.02) -> None:
     for figures in epochs:
         view.begin(figures.epoch, 0)
-        view.look(look(10, value, wait))
-        view.look(look(20, value, wait))
+        view.step(metrics(10, value, wait))
+        view.step(metrics(20, value, wait))
         view.measuring()
         view.end(figures)
 
@@ -81,7 +81,7 @@ def test_a_resumed_training_knows_the_best_so_far(capsys: pytest.CaptureFixture[
 
 
 def screen(
-    monkeypatch: pytest.MonkeyPatch, width: int, look: StepMetrics | None, best: float | None = None
+    monkeypatch: pytest.MonkeyPatch, width: int, latest: StepMetrics | None, best: float | None = None
 ) -> list[str]:
     """What the view looks like in a terminal of so many columns, in an epoch that is half over."""
     text = io.StringIO()
@@ -89,15 +89,15 @@ def screen(
     monkeypatch.setattr(live, "console", console)
     view = LiveView("soft_labels", 8, 20, 64, best)
     view.begin(2, 5)
-    if look:
-        view.look(look)
+    if latest:
+        view.step(latest)
     console.print(view._view())
     return text.getvalue().splitlines()
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])
 def test_the_view_shows_every_figure_within_its_width(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
-    lines = screen(monkeypatch, width, look(10, wait=0.34), best=421.34)
+    lines = screen(monkeypatch, width, metrics(10, wait=0.34), best=421.34)
     assert max(map(len, lines)) <= width
     assert len(lines) == 7, "the bar, a heading, four rows of figures and a hint"
     assert re.search(r"soft_labels · epoch 3/8 ━+[╸╺ ━]* 640/1,280 pairs 0:00:01 left", lines[0])
@@ -114,7 +114,7 @@ def test_the_view_shows_every_figure_within_its_width(monkeypatch: pytest.Monkey
     }.items():
         assert re.search(rf"{name} +{re.escape(value)}", "\n".join(lines)), name
     assert "raise train.workers" in lines[-1]
-    assert "raise train.workers" not in "".join(screen(monkeypatch, width, look(10)))
+    assert "raise train.workers" not in "".join(screen(monkeypatch, width, metrics(10)))
 
 
 def test_the_view_of_an_epoch_taken_up_again_starts_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +127,7 @@ def test_the_view_of_an_epoch_taken_up_again_starts_where_it_stopped(monkeypatch
 def test_odd_figures_and_narrow_terminals_crash_nothing(
     monkeypatch: pytest.MonkeyPatch, width: int, value: float
 ) -> None:
-    odd = replace(look(10, value, value), samples_per_second=value, learning_rate=value)
+    odd = replace(metrics(10, value, value), samples_per_second=value, learning_rate=value)
     assert screen(monkeypatch, width, odd, best=value)
 
 
@@ -137,7 +137,7 @@ def test_losses_are_set_against_the_epoch_before(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(live, "console", console)
     view = LiveView("t", 8, 20, 64)
     show(view, [epoch(0, value=2.0)])
-    view.look(look(10, 1.5))
+    view.step(metrics(10, 1.5))
     console.print(view._view())
     assert re.search(r"InfoNCE +1\.500 +-0\.500", text.getvalue())
 
@@ -150,7 +150,7 @@ figures = dict(loss={{"InfoNCE": 1.0}}, temperatures={{}}, learning_rate=1e-3, s
 with LiveView("t", 3, 20, 64) as view:
     for number in range(3):
         view.begin(number, 0)
-        view.look(StepMetrics(step=10, **figures))
+        view.step(StepMetrics(step=10, **figures))
         time.sleep({pause})
         view.end(Epoch(epoch=number, validation_rsum=300.0, **figures))
     print("all three", flush=True)
@@ -213,7 +213,7 @@ def points(folder: Path, name: str) -> list[tuple[int, float]]:
 
 def test_curves_agree_with_the_history_of_a_run_that_goes_on(tmp_path: Path) -> None:
     with Curves(tmp_path, [], 20, tensorboard=False) as curves:
-        curves.look(0, look(10))
+        curves.step(0, metrics(10))
         curves.epoch(epoch(0, 300.0))
         curves.epoch(epoch(1, 999.0))
     for _ in range(2):
@@ -237,18 +237,18 @@ def test_tensorboard_shows_each_step_once_after_a_run_goes_on(tmp_path: Path) ->
         return [(event.step, round(event.value, 4)) for event in events.Scalars(tag)]
 
     with Curves(tmp_path, [], 20, tensorboard=True) as curves:
-        curves.look(0, look(10, 0.1))
-        curves.look(0, look(20, 0.2))
+        curves.step(0, metrics(10, 0.1))
+        curves.step(0, metrics(20, 0.2))
         curves.epoch(epoch(0, 300.0))
-        curves.look(1, look(10, 0.3))
-        curves.look(1, look(20, 0.4))
+        curves.step(1, metrics(10, 0.3))
+        curves.step(1, metrics(20, 0.4))
         assert scalars("steps", "loss/InfoNCE")[-1] == (40, 0.4), "a killed run loses no point"
         curves.epoch(epoch(1, 999.0))
     # The checkpoint that is gone on from was made after the tenth step of epoch 1.
     with Curves(tmp_path, [epoch(0, 300.0)], 20, tensorboard=True, first_step=10) as curves:
         assert scalars("steps", "loss/InfoNCE") == [(10, 0.1), (20, 0.2), (30, 0.3)]
         assert scalars("epochs", "validation/RSUM") == [(20, 300.0)]
-        curves.look(1, look(20, 0.5))
+        curves.step(1, metrics(20, 0.5))
         curves.epoch(epoch(1, 310.0))
     assert scalars("steps", "loss/InfoNCE") == [(10, 0.1), (20, 0.2), (30, 0.3), (40, 0.5)]
     assert scalars("epochs", "validation/RSUM") == [(20, 300.0), (40, 310.0)]

@@ -123,13 +123,14 @@ def printable(text: str) -> Text:
     return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
-def markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown."""
+def markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
+    """Return a table in Markdown: the first `texts` columns are text, the others figures."""
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
-    return "\n".join([line(names), line(["---"] * len(names)), *map(line, rows)])
+    rule = ["---"] * texts + ["---:"] * (len(names) - texts)
+    return "\n".join([line(names), line(rule), *map(line, rows)])
 
 
 def _written(value: float | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -42,8 +42,7 @@ class Result:
         self.figures[name] = float(np.mean(list(self.figures.values())))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Evaluation(NamedTuple):
     """What was measured, and with what."""
 
     models: Sequence[str]
@@ -52,5 +51,5 @@ class Evaluation:
     split: str
     device: str
     precision: str
-    results: Sequence[Result]
-    """One for each model and task."""
+    results: list[Result]
+    """One for each model and task, as they are measured."""

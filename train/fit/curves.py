@@ -44,7 +44,7 @@ class Curves:
         history: the epochs that are finished.
         steps_per_epoch: how many optimiser steps one has; TensorBoard's abscissa is the step of the whole training.
         tensorboard: write TensorBoard's event files too.
-        first_step: steps of the unfinished epoch that are kept; looks at later ones, of a run that was stopped, are
+        first_step: steps of the unfinished epoch that are kept; points of later ones, of a run that was stopped, are
             purged.
 
     Raises:
@@ -78,10 +78,10 @@ class Curves:
     ) -> None:
         self._open.__exit__(kind, error, trace)
 
-    def look(self, epoch: int, look: StepMetrics) -> None:
+    def step(self, epoch: int, metrics: StepMetrics) -> None:
         """Add the figures within `epoch` (from 0) to TensorBoard."""
         if self._tensorboard:
-            _add(self._tensorboard[0], look.by_name(), epoch * self._steps_per_epoch + look.step)
+            _add(self._tensorboard[0], metrics.by_name(), epoch * self._steps_per_epoch + metrics.step)
 
     def epoch(self, figures: Epoch) -> None:
         """Add the figures of a finished epoch."""

@@ -110,7 +110,7 @@ def _what(facts: Facts) -> str:
         f"{train.learning_rate:g}, falling to {train.final_learning_rate:g} by a cosine; seed {train.seed}",
         "machine": f"{facts.device}, {facts.precision}, {facts.processes} process{'es' * (facts.processes != 1)}",
     }
-    return markdown_table(("", ""), [(name, text) for name, text in rows.items() if text])
+    return markdown_table(("", ""), [(name, text) for name, text in rows.items() if text], texts=2)
 
 
 def _standing(facts: Facts, history: Sequence[Epoch]) -> str:
@@ -150,7 +150,7 @@ def _tested(facts: Facts, measured: Mapping[str, Any]) -> str:
 
 def _files(folder: Path) -> str:
     rows = [(f"`{name}`", purpose) for name, purpose in FILES.items() if any(folder.glob(name.rstrip("/")))]
-    listed = markdown_table(("file", "what it is for"), rows)
+    listed = markdown_table(("file", "what it is for"), rows, texts=2)
     if not (folder / "run.json").exists() and (folder.parent / "run.json").exists():
         listed += "\n\n`run.json`, `environment.json`, `metrics.json` and `plots/` lie one folder up."
     return listed
