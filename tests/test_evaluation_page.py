@@ -27,7 +27,7 @@ from train.evaluation.similarities import CosineSimilarities
 from train.fit.epoch import read_epochs
 from train.report.page import Embedded, write_evaluation
 from train.report.page.charts import line_chart
-from train.report.page.shown import Shown, dashed, learned_charts
+from train.report.page.page_models import PageModel, dashed, learned_charts
 from train.report.page.soft_labels import soft_labels
 from train.report.training_curves import CurvePlot, Series
 
@@ -210,8 +210,8 @@ def test_curves_of_more_than_two_have_a_chart_each() -> None:
     tested = MeasuredSplit(none, none, CosineSimilarities(none, none))
     epochs = [{"epoch": 1.0, "validation/RSUM": 1.0, "loss/InfoNCE": 2.0, "temperature/InfoNCE": 0.05}]
 
-    def model(name: str, loss: Loss | None, epochs: list[dict[str, float]] = epochs) -> Shown:
-        return Shown(name=name, tested=tested, loss=loss, epochs=epochs)
+    def model(name: str, loss: Loss | None, epochs: list[dict[str, float]] = epochs) -> PageModel:
+        return PageModel(name=name, tested=tested, loss=loss, epochs=epochs)
 
     soft, plain = model("soft", Loss()), model("plain", Loss(alpha=0, beta=0))
     assert dashed([soft, plain]) is dashed([plain, soft]) is plain
@@ -241,8 +241,8 @@ def test_models_of_other_soft_labels_are_not_measured_by_these(scenes_store: Sto
         "nearest": Loss(soft_top_k=4),
         "unknown": None,
     }
-    models = [Shown(name=name, tested=tested, loss=loss) for name, loss in losses.items()]
-    models[-1] = Shown(name="unknown", tested=unknown)
+    models = [PageModel(name=name, tested=tested, loss=loss) for name, loss in losses.items()]
+    models[-1] = PageModel(name="unknown", tested=unknown)
     found = soft_labels(scenes_store, "test", TrainParameters(), models)
     assert found is not None
     assert [model.name for model in found.models] == ["plain", "csa", "both"]

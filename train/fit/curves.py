@@ -1,7 +1,7 @@
-"""The curves of a training as it goes: dvclive's by epoch always, TensorBoard's by step too when asked.
+"""The curves of a training as it runs: dvclive's by epoch always, TensorBoard's by step too if asked for.
 
-What is already finished is the checkpoint's to say, not the curves': a training that goes on gives its history, and the
-curves are made to agree with it. A run that was killed between saving and logging loses no point and doubles none.
+The checkpoint, not the curves, decides what is finished: a training that resumes passes its history, and the curves are
+made to agree with it. A run that was killed between saving and logging loses no point and repeats none.
 """
 
 from __future__ import annotations
@@ -132,5 +132,5 @@ def _live(folder: Path) -> Live:
 def _add(writer: Any, named: dict[str, float], step: int) -> None:
     for name, value in named.items():
         writer.add_scalar(name, value, step)
-    # Else a kill loses up to two minutes of points, which the checkpoint counts as seen.
+    # Otherwise a kill loses up to two minutes of points of steps that the checkpoint counts as done.
     writer.flush()

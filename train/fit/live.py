@@ -1,7 +1,7 @@
 """The live view of a training: the epoch's bar, and under it the latest losses, temperatures and speed.
 
-Where there is a terminal the view stands at its foot while training goes on. After each epoch one line remains; where
-there is no terminal, in a log file, that line is all there is.
+In a terminal the view stays at the bottom while training runs. Each epoch leaves one line; without a terminal, in a log
+file, that line is all there is.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from stores.console import console
 from train.fit.epoch import Epoch, StepMetrics
 
 WAIT_MARKED: Final = 0.2
-"""From this share of the time on, waiting for input is worth a word."""
+"""From this share of the time on, waiting for input is pointed out."""
 _HINT: Final = "The model waits for its input: raise train.workers, or train.cache_gib."
 _ABREAST: Final = 78
-"""Columns from which on losses, temperatures and speed stand side by side."""
+"""Width from which on losses, temperatures and speed stand side by side."""
 _UNKNOWN: Final = "–"
 
 
@@ -37,7 +37,7 @@ class LiveView:
         epochs: of the whole training.
         steps: of one epoch.
         batch_size: pairs of one step, over all processes.
-        validation_best: the best validation RSUM of the epochs before, where a training is resumed.
+        validation_best: the best validation RSUM so far, if a training is resumed.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class LiveView:
         if console.width < _ABREAST:
             return Group(self._bar, *groups, *hint)
         figures = Table.grid(padding=(0, 3), expand=True)
-        for width in (28, 20, 24):  # what they need at most; in a wider terminal they spread alike
+        for width in (28, 20, 24):  # what they need at most; a wider terminal is shared in proportion
             figures.add_column(ratio=width)
         figures.add_row(*groups)
         return Group(self._bar, figures, *hint)

@@ -1,6 +1,6 @@
-"""A run's folder explains itself: README.md says what was trained and how it stands, epochs.csv has all figures.
+"""A run's folder explains itself: README.md says what was trained and how far it is, epochs.csv has all figures.
 
-Both are written whole, after each epoch and at the end.
+Both are rewritten after each epoch and at the end.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FILES: Final = {
     "epoch-*.safetensors": "the model after every so many epochs (`train.keep_every`)",
     "student.safetensors": "the best model's student alone, without cusa's heads (see below)",
     "metrics.json": "the figures on the test split, by training",
-    "epochs.csv": "every epoch's figures, a row each; epochs count from 1",
+    "epochs.csv": "every epoch's figures, one row per epoch; epochs count from 1",
     "run.json": "all parameters, and the fingerprints of data and code; a run goes on only where they are the same",
     "environment.json": "what each start ran on: versions, hardware, commit, command",
     "plots/curves.png": "the curves, drawn",
@@ -42,7 +42,7 @@ FILES: Final = {
         for title in ORIGINALS
     },
 }
-"""What may lie in a run's folder, and what it is for."""
+"""The files of a run's folder, and what each is for."""
 
 
 def title_of(loss: Loss) -> str:
@@ -54,7 +54,7 @@ def title_of(loss: Loss) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a run's page says of a training beside its figures."""
+    """What a run's page says about a training besides its figures."""
 
     title: str
     parameters: TrainParameters

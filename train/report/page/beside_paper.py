@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from train.evaluation.figure_tables import FigureRow
 from train.evaluation.paper import AVERAGE, COCO, ECCV, FLICKR, PAPER
-from train.report.page.run_files import Run
+from train.report.page.run_files import FinishedRun
 from train.report.results import flat_figures
 
 _MEASURES: Final = (
@@ -33,7 +33,7 @@ class PaperComparison(NamedTuple):
     paper: FigureRow
 
 
-def beside_the_paper(run: Run) -> tuple[str, list[PaperComparison]]:
+def beside_the_paper(run: FinishedRun) -> tuple[str, list[PaperComparison]]:
     """Return the paper's nearest model, and its figures beside those that the run has."""
     model = "CLIP L/14@336" if "ViT-L-14-336" in run.parameters.student.model else "CLIP B/32"
     flat = [flat_figures(trained.figures) for trained in run.trainings]

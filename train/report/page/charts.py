@@ -1,7 +1,6 @@
 """Charts as geometry that the page's template draws as inline SVG: no script, no picture, light and dark by CSS.
 
-All lengths are in the units of the SVG's view box, `WIDTH` by `HEIGHT`; texts have the size of the page's small print
-on a phone. Colours are numbers of the page's palette.
+Lengths are in units of the SVG's view box, `WIDTH` by `HEIGHT`. Colours are numbers of the page's palette.
 """
 
 from __future__ import annotations
@@ -52,8 +51,8 @@ class Chart:
     right: ClassVar[int] = WIDTH - RIGHT
 
     title: str
-    told: str
-    """In words, for who does not see it."""
+    alt: str
+    """In words, for screen readers."""
     marks: list[Mark]
     x: list[Tick]
     y: list[Tick]
@@ -106,11 +105,11 @@ def line_chart(plot: CurvePlot) -> Chart | None:
         f"{one.name} from {one.y[0]:.3g} after epoch {one.x[0]:g} to {one.y[-1]:.3g} after epoch {one.x[-1]:g}"
         for one in kept
     )
-    told = f"{'; '.join(spans)}."
-    return Chart(title=plot.title, told=told, marks=marks, x=across.ticks(whole=True), y=up.ticks())
+    alt = f"{'; '.join(spans)}."
+    return Chart(title=plot.title, alt=alt, marks=marks, x=across.ticks(whole=True), y=up.ticks())
 
 
-def histogram(title: str, edges: Array, series: Sequence[Series], x: Sequence[tuple[float, str]], told: str) -> Chart:
+def histogram(title: str, edges: Array, series: Sequence[Series], x: Sequence[tuple[float, str]], alt: str) -> Chart:
     """Return steps over the bins between `edges` (n + 1,): each series has y (n,); `x` has its ticks."""
     across = _Axis(float(edges[0]), float(edges[-1]), LEFT, WIDTH - RIGHT)
     up = _Axis(0.0, max(float(one.y.max()) for one in series) or 1.0, HEIGHT - BOTTOM, TOP)
@@ -121,10 +120,10 @@ def histogram(title: str, edges: Array, series: Sequence[Series], x: Sequence[tu
         marks.append(_mark(one, steps_x, steps_y))
     within = [(value, text) for value, text in x if edges[0] <= value <= edges[-1]]
     ticks = [Tick(round(float(across(np.array(value))), 1), text) for value, text in within]
-    return Chart(title=title, told=told, marks=marks, x=ticks, y=up.ticks())
+    return Chart(title=title, alt=alt, marks=marks, x=ticks, y=up.ticks())
 
 
-def scatter(title: str, points: Array, groups: Array, names: dict[int, str], told: str) -> Chart:
+def scatter(title: str, points: Array, groups: Array, names: dict[int, str], alt: str) -> Chart:
     """Return (n, 2) `points` without axes, coloured by their groups (n,); the last of the `names` lies beneath."""
     low, high = points.min(axis=0), points.max(axis=0)
     room = np.array([WIDTH - 2 * TOP, HEIGHT - 2 * TOP])
@@ -136,7 +135,7 @@ def scatter(title: str, points: Array, groups: Array, names: dict[int, str], tol
         if len(here):
             path = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in here)
             marks.append(Mark(name=name, path=path, colour=number, kind="dots"))
-    return Chart(title=title, told=told, marks=marks, x=[], y=[])
+    return Chart(title=title, alt=alt, marks=marks, x=[], y=[])
 
 
 def _mark(series: Series, x: Array, y: Array) -> Mark:

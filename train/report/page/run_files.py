@@ -1,4 +1,4 @@
-"""What a run's folder says of its trainings: parameters, figures on the test split, and every epoch's figures."""
+"""What a run's folder records of its trainings: parameters, figures on the test split, and every epoch's figures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPOKEN: Final = {"infonce": "InfoNCE", SOFT: "soft labels"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class FinishedTraining:
     """One finished training of a run."""
 
     title: str
@@ -38,15 +38,15 @@ class Trained:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class FinishedRun:
     """A finished run: one training, or the original loss alone and then soft labels."""
 
     folder: Path
     parameters: TrainParameters
-    trainings: tuple[Trained, ...]
+    trainings: tuple[FinishedTraining, ...]
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> FinishedRun:
     """Read a finished run.
 
     Raises:
@@ -69,10 +69,10 @@ def read_run(folder: Path) -> Run:
         _trained(place, title, figures, parameters.loss)
         for place, (title, figures) in zip(places, metrics.items(), strict=True)
     ]
-    return Run(folder=folder, parameters=parameters, trainings=tuple(trainings))
+    return FinishedRun(folder=folder, parameters=parameters, trainings=tuple(trainings))
 
 
-def _trained(place: Path, title: str, figures: dict[str, Any], loss: Loss) -> Trained:
+def _trained(place: Path, title: str, figures: dict[str, Any], loss: Loss) -> FinishedTraining:
     loss = loss if title == SOFT else replace(loss, alpha=0.0, beta=0.0)
     epochs = read_epochs(place / "epochs.csv")
     best = figures.get("best_epoch")
@@ -81,4 +81,4 @@ def _trained(place: Path, title: str, figures: dict[str, Any], loss: Loss) -> Tr
             f"{place / 'epochs.csv'} has {len(epochs)} epochs, and metrics.json names {best!r} as the best of them. "
             f"The run's files do not belong together; train again with --overwrite."
         )
-    return Trained(title=title, folder=place, loss=loss, figures=figures, epochs=epochs)
+    return FinishedTraining(title=title, folder=place, loss=loss, figures=figures, epochs=epochs)

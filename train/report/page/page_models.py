@@ -12,7 +12,7 @@ from train.report.training_curves import LEARNED, TrainingCurves, curve_plots
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class PageModel:
     """A model on a page."""
 
     name: str
@@ -29,7 +29,7 @@ class Shown:
         return self.loss is not None and not (self.loss.alpha or self.loss.beta)
 
 
-def dashed(models: Sequence[Shown]) -> Shown | None:
+def dashed(models: Sequence[PageModel]) -> PageModel | None:
     """Return which of two models has dashed lines: the one without soft labels, or else the first."""
     if len(models) != 2:
         return None
@@ -37,7 +37,7 @@ def dashed(models: Sequence[Shown]) -> Shown | None:
     return plain[0] if len(plain) == 1 else models[0]
 
 
-def learned_charts(models: Sequence[Shown]) -> list[Chart]:
+def learned_charts(models: Sequence[PageModel]) -> list[Chart]:
     """Return the charts of what the models learned, of those that have epochs."""
     trained = [model for model in models if model.epochs]
     broken = dashed(trained)
