@@ -8,7 +8,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import matplotlib
 from scipy import stats
@@ -17,6 +17,7 @@ from stores import TrainingError
 from stores.atomic import atomic_path, write_text
 from stores.ownership import SOFTWARE, Kinds, in_the_way, is_our_drawing, is_signed, write_signed
 from stores.parameters import Loss
+from train.evaluation.figure_tables import markdown_table
 from train.evaluation.paper import ABLATION
 
 matplotlib.use("Agg")
@@ -32,6 +33,8 @@ COUNTERPARTS: Final = {
     "caption Spearman": ("STS average",),
 }
 """Which of the paper's figures one of ours is set beside: the kind is the same, the data are not."""
+
+PAPERS_MARK: Final[dict[str, Any]] = {"color": "black", "marker": "D", "markerfacecolor": "none", "linestyle": ""}
 
 
 class Outcome(NamedTuple):
@@ -114,42 +117,37 @@ def _write_csv(outcomes: Sequence[Outcome], path: Path) -> None:
 
 def _means(outcomes: Sequence[Outcome]) -> str:
     figures = _names(outcomes)
-    seeds = len({one.seed for one in outcomes})
-    lines = [f"Mean ± standard deviation over {seeds} seeds, on the test split:", "", *_head(figures)]
+    rows = []
     for setting, loss in _settings(outcomes).items():
         values = ([one.figures[name] for one in outcomes if one.setting == setting] for name in figures)
-        lines.append(_row(setting, loss, [_written(spread(found), "") for found in values]))
-    return "\n".join(lines)
+        rows.append([*_words(setting, loss), *(_written(spread(found), "") for found in values)])
+    seeds = len({one.seed for one in outcomes})
+    table = markdown_table(["loss", "settings", *figures], rows, texts=2)
+    return f"Mean ± standard deviation over {seeds} seeds, on the test split:\n\n{table}"
 
 
 def _paired(outcomes: Sequence[Outcome]) -> str:
     figures = _names(outcomes)
-    lines = [
+    rows = []
+    for setting, loss in _settings(outcomes).items():
+        if setting[1] != INFONCE:
+            found = (spread(differences(outcomes, setting, name)) for name in figures)
+            rows.append([*_words(setting, loss), *(_written(one, "+") for one in found)])
+    rows += [[parts, "CUSA paper", *(_reported(name, parts) for name in figures)] for parts in PARTS]
+    return (
         "Difference from InfoNCE alone with the same seed, mean ± standard deviation; bold where the 95 % interval of "
         "the mean (Student's t) leaves out zero. The paper's differences are of CLIP B/32: RSUM on COCO / Flickr30K, "
-        "and averages (avg) of ECCV Caption's figures both ways, of four image sets and of seven STS sets.",
-        "",
-        *_head(figures),
-    ]
-    for setting, loss in _settings(outcomes).items():
-        if setting[1] == INFONCE:
-            continue
-        found = (spread(differences(outcomes, setting, name)) for name in figures)
-        lines.append(_row(setting, loss, [_written(one, "+") for one in found]))
-    for parts in PARTS:
-        lines.append(f"| {parts} | CUSA paper | {' | '.join(_reported(name, parts) for name in figures)} |")
-    return "\n".join(lines)
+        "and averages (avg) of ECCV Caption's figures both ways, of four image sets and of seven STS sets.\n\n"
+        + markdown_table(["loss", "settings", *figures], rows, texts=2)
+    )
 
 
-def _head(figures: Sequence[str]) -> list[str]:
-    return [f"| loss | settings | {' | '.join(figures)} |", f"|---|---|{'---:|' * len(figures)}"]
-
-
-def _row(setting: tuple[str, str], loss: Loss, cells: Sequence[str]) -> str:
+def _words(setting: tuple[str, str], loss: Loss) -> tuple[str, str]:
+    """Return which parts of the loss a setting has, and whose settings with their values."""
     whose, parts = setting
     weights = [f"τ_P {loss.teacher_temperature:g}"] if whose else []
     weights += [f"α {loss.alpha:g}"] * bool(loss.alpha) + [f"β {loss.beta:g}"] * bool(loss.beta)
-    return f"| {parts} | {': '.join(filter(None, (whose, ', '.join(weights))))} | {' | '.join(cells)} |"
+    return parts, ": ".join(filter(None, (whose, ", ".join(weights))))
 
 
 def _written(found: Spread, sign: str) -> str:
@@ -189,8 +187,8 @@ def _draw(outcomes: Sequence[Outcome], path: Path) -> None:
             axis.plot([place] * len(values), values, "o", color=colour, alpha=0.5, markersize=4)
             axis.plot([place - 0.3, place + 0.3], [statistics.mean(values)] * 2, color=colour, linewidth=2)
             if whose == "paper":
-                theirs = _of_the_paper(name, parts)
-                axis.plot([place] * len(theirs), theirs, "D", color="black", markerfacecolor="none", markersize=5)
+                found = _of_the_paper(name, parts)
+                axis.plot([place] * len(found), found, **PAPERS_MARK, markersize=5)
         axis.set_xticks(range(len(shown)), [f"{parts} ({whose})" for whose, parts in shown], rotation=75)
         axis.set_title(name, fontsize=10)
         axis.grid(alpha=0.3)
@@ -198,15 +196,7 @@ def _draw(outcomes: Sequence[Outcome], path: Path) -> None:
     marks = [
         pyplot.Line2D([], [], color="C0", marker="o", label="the paper's settings, by seed and their mean"),
         pyplot.Line2D([], [], color="C1", marker="o", label="ours"),
-        pyplot.Line2D(
-            [],
-            [],
-            color="black",
-            marker="D",
-            markerfacecolor="none",
-            linestyle="",
-            label="the paper's figures, its data",
-        ),
+        pyplot.Line2D([], [], **PAPERS_MARK, label="the paper's figures, its data"),
     ]
     figure.legend(handles=marks, loc="outside lower center", ncols=3, fontsize=9)
     with atomic_path(path) as temporary:

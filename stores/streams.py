@@ -20,7 +20,7 @@ from typing import Any, Final, TextIO
 import click
 
 _ERRORS: Final = "cusa.plain"
-_PLAIN: Final = dict(zip("…–·×→↑τ", ".-*x>^t", strict=True))
+_PLAIN: Final = dict(zip("…–·×→↑τ−±", ".-*x>^t-+", strict=True))
 """For what our own texts have; of a spinner's dots (braille) a star remains, of anything else a question mark."""
 
 

@@ -20,18 +20,18 @@ from stores import Store, TrainParameters
 from stores.errors import DamagedRunError
 from stores.parameters import Loss, Student, Teachers, as_dict
 from train.eval_cli import main
+from train.evaluation.figure_tables import task_tables
 from train.evaluation.measured_split import MeasuredSplit
 from train.evaluation.names import short_names
 from train.evaluation.result import Evaluation
 from train.evaluation.result import Result as Measured
 from train.evaluation.similarities import CosineSimilarities
+from train.fit.epoch import read_epochs
 from train.report.page import Embedded, write_evaluation
-from train.report.page.charts import Series, line_chart
-from train.report.page.curves import curves
-from train.report.page.run_files import read_epochs
-from train.report.page.shown import Shown, dashed
+from train.report.page.charts import line_chart
+from train.report.page.page_models import PageModel, dashed, learned_charts
 from train.report.page.soft_labels import soft_labels
-from train.report.page.tables import task_tables
+from train.report.training_curves import CurvePlot, Series
 
 HOSTILE = '"><script>alert(1)</script>'
 PLAIN = ("--device", "cpu", "--precision", "fp32", "--workers", "0")
@@ -131,9 +131,9 @@ def test_the_paper_s_figures_stand_beside_comparable_ones(tmp_path: Path) -> Non
         Measured(task="sts", model="b", figures={"STS13": 79.0}),
     ]
     (table,) = task_tables(results, {"a": "a", "b": "b"})
-    assert [(row.values, row.change and row.change.effect, row.papers) for row in table.rows] == [
+    assert [(row.texts, row.change and row.change.effect, row.papers) for row in table.rows] == [
         (["80.0", "79.0"], "worse", [None, None]),
-        (["70.0", "–"], None, [("69.4", "73.2"), ("71.9", "74.5")]),
+        (["70.0", "–"], None, [(69.4, 73.2), (71.9, 74.5)]),
     ]
     ranks = {"image_to_text": {"R@1": 1.0}, "median_rank": {"image_to_text": 5.0}}
     better = {"image_to_text": {"R@1": 2.0}, "median_rank": {"image_to_text": 4.0}}
@@ -213,15 +213,19 @@ def test_curves_of_more_than_two_have_a_chart_each() -> None:
     tested = MeasuredSplit(none, none, CosineSimilarities(none, none))
     epochs = [{"epoch": 1.0, "validation/RSUM": 1.0, "loss/InfoNCE": 2.0, "temperature/InfoNCE": 0.05}]
 
-    def model(name: str, loss: Loss | None, epochs: list[dict[str, float]] = epochs) -> Shown:
-        return Shown(name=name, tested=tested, loss=loss, epochs=epochs)
+    def model(name: str, loss: Loss | None, epochs: list[dict[str, float]] = epochs) -> PageModel:
+        return PageModel(name=name, tested=tested, loss=loss, epochs=epochs)
 
     soft, plain = model("soft", Loss()), model("plain", Loss(alpha=0, beta=0))
     assert dashed([soft, plain]) is dashed([plain, soft]) is plain
     assert dashed([soft, model("other", Loss())]) is soft
     assert dashed([soft]) is None
-    assert [chart.title for chart in curves([soft, plain])] == ["Validation RSUM", "Parts of the loss", "Temperatures"]
-    charts = curves([soft, plain, model("third", Loss()), model("unknown", None, [])])
+    assert [chart.title for chart in learned_charts([soft, plain])] == [
+        "Validation RSUM",
+        "Parts of the loss",
+        "Temperatures",
+    ]
+    charts = learned_charts([soft, plain, model("third", Loss()), model("unknown", None, [])])
     assert [chart.title for chart in charts[:3]] == ["Validation RSUM", "Parts of the loss, soft", "Temperatures, soft"]
     assert len(charts) == 7
     assert [mark.colour for mark in charts[0].marks] == [0, 1, 2]
@@ -240,8 +244,8 @@ def test_models_of_other_soft_labels_are_not_measured_by_these(scenes_store: Sto
         "nearest": Loss(soft_top_k=4),
         "unknown": None,
     }
-    models = [Shown(name=name, tested=tested, loss=loss) for name, loss in losses.items()]
-    models[-1] = Shown(name="unknown", tested=unknown)
+    models = [PageModel(name=name, tested=tested, loss=loss) for name, loss in losses.items()]
+    models[-1] = PageModel(name="unknown", tested=unknown)
     found = soft_labels(scenes_store, "test", TrainParameters(), models)
     assert found is not None
     assert [model.name for model in found.models] == ["plain", "csa", "both"]
@@ -252,7 +256,7 @@ def test_models_of_other_soft_labels_are_not_measured_by_these(scenes_store: Sto
 @pytest.mark.parametrize("ends", [(3.4, 4.85), (2.1, 4.9), (0.009, 0.8), (1.0, 1.0)])
 def test_a_logarithmic_axis_has_ticks_whatever_its_range(ends: tuple[float, float]) -> None:
     values = np.linspace(*ends, 5)
-    chart = line_chart("loss", [Series(name="loss", x=np.arange(5), y=values, colour=0)], "", log=True)
+    chart = line_chart(CurvePlot("loss", [Series(name="loss", x=np.arange(5), y=values, colour=0)], log=True))
     assert chart is not None
     assert len(chart.y) >= 3
     assert len({tick.text for tick in chart.y}) == len(chart.y)

@@ -16,8 +16,8 @@ from refusals import refused
 from stores import Store, TrainParameters
 from stores.errors import DamagedRunError
 from stores.parameters import Train
+from train.evaluation.figure_tables import difference
 from train.report.page import write_report
-from train.report.page.tables import difference
 from train.run import run
 
 HOSTILE = '"><script>alert(1)</script><img src=https://example.org/x>'

@@ -17,10 +17,10 @@ from pipeline.inspection.cli import main
 from stores import Store
 from stores.console import Listing, output
 from stores.streams import Output
+from train.evaluation.figure_tables import task_tables
 from train.evaluation.result import Result
-from train.evaluation.tables import task_table
 from train.fit import live
-from train.report.results import read_metrics, result_table
+from train.report.results import read_metrics, run_table
 
 TINY = "--image-teacher tiny_teachers:mean_colour --text-teacher tiny_teachers:length"
 
@@ -104,10 +104,9 @@ def test_the_figures_are_readable_in_few_columns(
     figures = {"image_to_text": {"R@1": 12.3, "R@10": 45.6}}
     models = ("artifacts/a-run", "open-clip:ViT-B-32/laion")
     results = [Result(task="retrieval", model=model, figures={"COCO 1K": figures}) for model in models]
-    compared = task_table("retrieval", results, dict.fromkeys(models, "a-run-of-a-long-name"))
-    assert compared is not None
-    for table in (result_table(metrics, Path("run")), compared):
-        output().print(table)
+    (compared,) = task_tables(results, dict.fromkeys(models, "a-run-of-a-long-name"))
+    for table in (run_table("test split", metrics), compared):
+        output().print(table.terminal())
         printed = capsys.readouterr().out
         assert max(map(len, printed.splitlines())) <= columns
         assert "…" not in printed

@@ -11,7 +11,7 @@ from stores import Store, TrainParameters, load_parameters
 from stores.commands import resumable
 from stores.console import output
 from stores.streams import Command
-from train.report.results import read_metrics, result_table
+from train.report.results import read_metrics, run_table
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
@@ -61,7 +61,7 @@ def main(
 
 
 def _show(metrics: dict[str, Any], run: Path) -> None:
-    output().print(result_table(metrics, run))
+    output().print(run_table(f"test split · run {run}", metrics).terminal())
     if (run / "report.html").exists():
         click.echo(f"Report: {run / 'report.html'}")
     click.echo(f"Plots: {run / 'plots' / 'curves.png'}, {run / 'dvclive' / 'plots'} (dvc plots show)")

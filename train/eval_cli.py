@@ -19,9 +19,10 @@ from train.evaluation.folder import FIGURES, claim_folder, write_figures
 from train.evaluation.result import TASKS, Evaluation, Result
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from train.evaluation.data import DataSets
     from train.evaluation.models import StudentModel, TeacherModel
-    from train.report.page import Embedded
 
 FILE: Final = click.Path(path_type=Path)
 WIDTH: Final = 1000
@@ -80,30 +81,16 @@ def main(
         # Imported late: the libraries behind it take seconds, a wrong flag should not.
         from stores.parameters import Train, TrainParameters
         from train.evaluation.data import DataSets, parse_images
-        from train.evaluation.measure import measure, tasks_of
-        from train.fit.processes import make_accelerator
-        from train.report.page import Embedded
+        from train.fit.processes import make_accelerator, precision_of
 
         places = parse_images(images)
         data = DataSets(store=store, split=split, images=places, sts=sts, coco_annotations=coco_annotations)
         claim_folder(out, store)
         loaded = _load(models, weights, device, precision)
         accelerator = make_accelerator(TrainParameters(train=Train(device=device, precision=precision)))
-        evaluation = Evaluation(
-            models=models,
-            store=store,
-            split=split,
-            device=accelerator.device.type,
-            precision="bf16" if accelerator.mixed_precision == "bf16" else "fp32",
-            results=results,
-        )
-        embedded, wanted = Embedded(), tasks or tasks_of(data)
-        for result in measure(loaded, wanted, data, accelerator, batch_size, workers, out, embedded.add):
-            results.append(result)
-            if result.figures:
-                write_figures(out, evaluation)
-        _show(results)
-        _write_page(out, evaluation, data, embedded)
+        computed = (accelerator.device.type, precision_of(accelerator))
+        evaluation = Evaluation(models, store, split, *computed, results)
+        _measure_and_show(evaluation, loaded, tasks, data, accelerator, batch_size, workers, out)
 
 
 def _load(
@@ -124,6 +111,32 @@ def _load(
     return [load_model(model, files.get(model), device, precision) for model in models]
 
 
+def _measure_and_show(
+    evaluation: Evaluation,
+    models: Sequence[StudentModel | TeacherModel],
+    tasks: Sequence[str],
+    data: DataSets,
+    accelerator: Accelerator,
+    batch_size: int,
+    workers: int,
+    out: Path,
+) -> None:
+    from train.evaluation.measure import measure, tasks_of
+    from train.report.page import Embedded, write_evaluation
+
+    embedded = Embedded()
+    wanted = tasks or tasks_of(data)
+    for result in measure(models, wanted, data, accelerator, batch_size, workers, out, embedded.add):
+        evaluation.results.append(result)
+        if result.figures:
+            write_figures(out, evaluation)
+    _show(evaluation.results)
+    with console.status("writing report.html"):
+        page = write_evaluation(out, evaluation, data.found, embedded)
+    click.echo(f"Report: {page}")
+    click.echo(f"Figures: {out / FIGURES}")
+
+
 @contextmanager
 def _figures_kept(out: Path, results: list[Result]) -> Iterator[None]:
     """Say on Ctrl-C (exit code 130, as shells expect) what is kept."""
@@ -137,27 +150,17 @@ def _figures_kept(out: Path, results: list[Result]) -> Iterator[None]:
 
 
 def _show(results: Sequence[Result]) -> None:
+    from train.evaluation.figure_tables import printable, task_tables
     from train.evaluation.names import short_names
-    from train.evaluation.tables import printable, task_table
 
     for message in dict.fromkeys(message for result in results for message in result.messages):
         console.print(printable(message), style="yellow", soft_wrap=True)
     names = short_names([*dict.fromkeys(result.model for result in results)])
     printer = output(WIDTH)
-    for task in TASKS:
-        if table := task_table(task, [result for result in results if result.task == task], names):
-            printer.print(table)
+    for table in task_tables(results, names):
+        printer.print(table.terminal())
     if not any(result.figures for result in results):
         raise CusaError("Nothing was measured; what is missing is said above.")
-
-
-def _write_page(out: Path, evaluation: Evaluation, data: DataSets, embedded: Embedded) -> None:
-    from train.report.page import write_evaluation
-
-    with console.status("writing report.html"):
-        page = write_evaluation(out, evaluation, data.found, embedded)
-    click.echo(f"Report: {page}")
-    click.echo(f"Figures: {out / FIGURES}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from train.fit.claim import make_room, replaces_another, run_kinds
 from train.fit.curves import event_writer
 from train.fit.environment import record_start
 from train.fit.epoch import Epoch
-from train.fit.processes import Processes, make_accelerator
+from train.fit.processes import Processes, make_accelerator, precision_of
 from train.fit.run_folder import Facts, describe, title_of
 from train.fit.stops import Stop, stopping
 from train.fit.trainer import Training
@@ -144,8 +144,7 @@ def _claim(folder: Path, parameters: TrainParameters, store: Store, accelerator:
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder, run_kinds())
     write_json(folder / "run.json", _identity(parameters, store))
-    precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
-    record_start(folder, str(accelerator.device), precision, accelerator.num_processes)
+    record_start(folder, str(accelerator.device), precision_of(accelerator), accelerator.num_processes)
 
 
 def _identity(parameters: TrainParameters, store: Store) -> dict[str, Any]:

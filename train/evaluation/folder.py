@@ -28,7 +28,7 @@ _OF_A_TRAINING: Final = ("run.json", "epochs.csv", "last.safetensors")
 
 
 def claim_folder(out: Path, store: Path) -> None:
-    """See, before hours of measuring, that the results can be written to `out`; make nothing yet.
+    """Check, before hours of measuring, that the results can be written to `out`; create nothing yet.
 
     Raises:
         ParameterError: they cannot, or would lie in the store, or overwrite what is not an evaluation's.
@@ -48,7 +48,7 @@ def claim_folder(out: Path, store: Path) -> None:
 
 
 def write_figures(out: Path, evaluation: Evaluation) -> None:
-    """Write all figures at full precision; a report of others, left by an earlier evaluation, is removed."""
+    """Write all figures at full precision, and remove the report of an earlier evaluation."""
     if is_ours(out, out / REPORT, _KINDS):
         (out / REPORT).unlink()
     record = {

@@ -1,7 +1,7 @@
 """The test images of the four image-retrieval benchmarks, from the folders as they are published.
 
-Each benchmark lists its images in text files, with their classes. The lists are another's: a path that leads out of
-the folder is refused. What a list names and the folder lacks is not passed over here; the task counts and names it.
+Each benchmark lists its images in text files, with their classes. The lists are not ours: a path that leads out of
+the folder is refused. Images that a list names and the folder lacks are counted and named by the task.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CUB_TEST: Final = range(101, 201)
 """The classes of CUB-200-2011 that retrieval is tested on; the first hundred are for training."""
 
 
-class Listed(NamedTuple):
+class ListedImage(NamedTuple):
     """An image as a list file names it."""
 
     path: str
@@ -29,14 +29,14 @@ class Listed(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """A published data set: how to know and read its folder, and what its test set holds."""
+    """A published data set: how to recognise and read its folder, and the size of its test set."""
 
     title: str
     folders: tuple[str, ...]
     """Usual names of the unpacked folder."""
     lists: tuple[str, ...]
-    """The file by which the folder is known: at one of these places in it."""
-    parse: Callable[[Path, Path], tuple[Path, list[Listed]]]
+    """The file by which the folder is recognised: one of these paths in it."""
+    parse: Callable[[Path, Path], tuple[Path, list[ListedImage]]]
     """From the folder and its list file to the folder that paths start from, and the test images."""
     images: int
     classes: int
@@ -49,7 +49,7 @@ def open_benchmark(benchmark: Benchmark, folder: Path) -> LabelledImages:
     """Return the test images of a benchmark, which lies in `folder` or in a folder of its usual name there.
 
     Raises:
-        DataSetError: it is not there (the message says where to get it and the layout), or its lists are broken.
+        DataSetError: it is missing (the message says where to get it, and the layout), or its lists are broken.
     """
     for root in (folder, *(folder / name for name in benchmark.folders)):
         for name in benchmark.lists:
@@ -60,7 +60,7 @@ def open_benchmark(benchmark: Benchmark, folder: Path) -> LabelledImages:
     raise DataSetError("not there", path=folder, where=benchmark.title, expected=expected, advice=advice)
 
 
-def _labelled(benchmark: Benchmark, base: Path, listed: list[Listed]) -> LabelledImages:
+def _labelled(benchmark: Benchmark, base: Path, listed: list[ListedImage]) -> LabelledImages:
     if not listed:
         raise DataSetError("no test image is listed", path=base, where=benchmark.title, expected=benchmark.layout)
     names, labels, queries = (list(column) for column in zip(*listed, strict=True))
@@ -75,7 +75,7 @@ def _inside(path: str, file: Path, number: int) -> str:
     return path
 
 
-def _cub(root: Path, images: Path) -> tuple[Path, list[Listed]]:
+def _cub(root: Path, images: Path) -> tuple[Path, list[ListedImage]]:
     """images.txt: `<number> <path>`; image_class_labels.txt: `<number> <class>`."""
     classes: dict[str, int] = {}
     labels = root / "image_class_labels.txt"
@@ -90,20 +90,20 @@ def _cub(root: Path, images: Path) -> tuple[Path, list[Listed]]:
         if image not in classes:
             raise DataSetError("image", path=images, where=number, found=image, expected=f"one of {labels}")
         if classes[image] in CUB_TEST:
-            listed.append(Listed(_inside(path, images, number), str(classes[image])))
+            listed.append(ListedImage(_inside(path, images, number), str(classes[image])))
     return root / "images", listed
 
 
-def _sop(root: Path, test: Path) -> tuple[Path, list[Listed]]:
+def _sop(root: Path, test: Path) -> tuple[Path, list[ListedImage]]:
     """Ebay_test.txt: a header, then `<image> <class> <super-class> <path>`."""
     listed = []
     for number, line in enumerate(read_rows(test)[1:], start=2):
         _, label, _, path, *_ = split_line(test, number, line, 4, "<image> <class> <super-class> <path>")
-        listed.append(Listed(_inside(path, test, number), label))
+        listed.append(ListedImage(_inside(path, test, number), label))
     return root, listed
 
 
-def _in_shop(root: Path, partition: Path) -> tuple[Path, list[Listed]]:
+def _in_shop(root: Path, partition: Path) -> tuple[Path, list[ListedImage]]:
     """list_eval_partition.txt: the number of rows, a header, then `<path> <item> <train, query or gallery>`."""
     lines = read_rows(partition)
     count, rows = lines[0].strip() if lines else "", lines[2:]
@@ -115,12 +115,12 @@ def _in_shop(root: Path, partition: Path) -> tuple[Path, list[Listed]]:
         if status not in ("train", "query", "gallery"):
             raise DataSetError(path=partition, where=number, found=status, expected="train, query or gallery")
         if status != "train":
-            listed.append(Listed(_inside(path, partition, number), label, status == "query"))
+            listed.append(ListedImage(_inside(path, partition, number), label, status == "query"))
     # The listed paths begin with img/, which the published archive unpacks within Img/.
     return (root / "Img" if (root / "Img" / "img").is_dir() else root), listed
 
 
-def _inaturalist(root: Path, test: Path) -> tuple[Path, list[Listed]]:
+def _inaturalist(root: Path, test: Path) -> tuple[Path, list[ListedImage]]:
     """Inaturalist_test_set1.txt: a path a line; its two last folders (kingdom or so, species) are the class."""
     listed = []
     for number, line in enumerate(read_rows(test), start=1):
@@ -128,7 +128,7 @@ def _inaturalist(root: Path, test: Path) -> tuple[Path, list[Listed]]:
         parts = path.split("/")
         if len(parts) < 3:
             raise DataSetError(path=test, where=number, found=path, expected="…/<group>/<species>/<image>")
-        listed.append(Listed(path, "/".join(parts[-3:-1])))
+        listed.append(ListedImage(path, "/".join(parts[-3:-1])))
     return root, listed
 
 

@@ -29,11 +29,11 @@ from train.evaluation.result import DataSetError, Result
 TASK: Final = "image-retrieval"
 BATCH: Final = 64
 READ_AHEAD: Final = 2
-"""Batches that are read and decoded while the model is at work."""
+"""Batches that are read and decoded while the model works."""
 NAMED: Final = 5
 
 
-class Fault(NamedTuple):
+class ImageFault(NamedTuple):
     """Why a listed image is not measured."""
 
     name: str
@@ -48,7 +48,7 @@ def measure_image_retrieval(model: MeasuredModel, folders: Mapping[str, Path], t
 
     Args:
         model: the model.
-        folders: by name (of `BENCHMARKS`), where each lies; the folder above will do.
+        folders: by name (of `BENCHMARKS`), where each is; its parent folder will do.
         threads: how many read and decode images.
 
     Raises:
@@ -92,7 +92,7 @@ def measure_images(model: MeasuredModel, images: LabelledImages, result: Result,
 def recall_at_1(
     embeddings: NDArray[np.float32], labels: NDArray[np.str_], queries: NDArray[np.bool_] | None = None
 ) -> float:
-    """Return the share in percent of queries whose nearest image has their label; of equally near ones the first.
+    """Return the share in percent of queries whose nearest image has their label; ties go to the first.
 
     Args:
         embeddings: (n, D), finite.
@@ -115,14 +115,14 @@ def recall_at_1(
 
 def _embed(
     model: MeasuredModel, images: LabelledImages, threads: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64], list[Fault]]:
+) -> tuple[NDArray[np.float32], NDArray[np.int64], list[ImageFault]]:
     """Return the embeddings of the readable images (n, D), their places, and the faults of the others."""
     embedded, readable, faults = [], [], []
     with progress_bar() as progress:
         task = progress.add_task(escape(f"{model.name}: {images.title}"), total=len(images.names), note="")
         for places, found in _prepared(model, images, threads):
             good = [(place, item) for place, item in zip(places, found, strict=True) if isinstance(item, Tensor)]
-            faults += [item for item in found if isinstance(item, Fault)]
+            faults += [item for item in found if isinstance(item, ImageFault)]
             if good:
                 readable += [place for place, _ in good]
                 batch = model.encode_images([item for _, item in good])
@@ -135,19 +135,19 @@ def _embed(
 
 def _prepared(
     model: MeasuredModel, images: LabelledImages, threads: int
-) -> Iterator[tuple[range, list[Tensor | Fault]]]:
+) -> Iterator[tuple[range, list[Tensor | ImageFault]]]:
     """Yield batches of places and their prepared images, read and decoded in threads ahead of the model.
 
     Threads, not processes: Pillow and torch let others run while they work, and no model need be pickled.
     """
 
-    def prepare(place: int) -> Tensor | Fault:
+    def prepare(place: int) -> Tensor | ImageFault:
         try:
             return model.prepare_image(decode_rgb(images.read(place)))
         except (OSError, ValueError) as error:  # absent, broken, or of a shape that cannot be resized
-            return Fault(images.names[place], str(error), isinstance(error, FileNotFoundError))
+            return ImageFault(images.names[place], str(error), isinstance(error, FileNotFoundError))
 
-    ahead: deque[tuple[range, Iterator[Tensor | Fault]]] = deque()
+    ahead: deque[tuple[range, Iterator[Tensor | ImageFault]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(images.names), BATCH):
             places = range(start, min(start + BATCH, len(images.names)))
@@ -167,10 +167,10 @@ def _other_than_published(benchmark: Benchmark, images: LabelledImages) -> Itera
             f"published are {benchmark.images:,} of {benchmark.classes:,}. The figure is not comparable."
         )
     if again := listed - len(set(images.names)):
-        yield f"{benchmark.title}: {again:,} images are listed more than once, and find themselves."
+        yield f"{benchmark.title}: {again:,} images are listed more than once, and retrieve themselves."
 
 
-def _named(images: LabelledImages, faults: list[Fault]) -> str:
+def _named(images: LabelledImages, faults: list[ImageFault]) -> str:
     shown = "; ".join(f"{fault.name} ({fault.reason})" for fault in faults[:NAMED])
     more = f"; and {len(faults) - NAMED:,} more" if len(faults) > NAMED else ""
     return (

@@ -15,7 +15,7 @@ from stores import Store
 from train.evaluation.result import DataSetError
 
 LARGEST_FILE: Final = 256 << 20
-"""Bytes; a larger file is no image of these data sets, and is not taken into memory."""
+"""Bytes; a larger file is no image of these data sets, and is not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class LabelledImages:
 def folder_images(
     title: str, folder: Path, names: list[str], labels: list[str], queries: list[bool] | None = None
 ) -> LabelledImages:
-    """Return the images at the paths `names` in `folder`; whether they are there is seen when they are read."""
+    """Return the images at the paths `names` in `folder`; a missing one is found when it is read."""
 
     def read(place: int) -> bytes:
         return _read(folder / names[place])
@@ -73,7 +73,7 @@ def split_images(store: Store, split: str) -> LabelledImages:
 
 
 def _read(path: Path) -> bytes:
-    if not path.is_file():  # neither a folder nor a pipe, which would never end
+    if not path.is_file():  # a folder, or a pipe, which would never end
         raise FileNotFoundError("no such file")
     with path.open("rb") as stream:
         data = stream.read(LARGEST_FILE + 1)

@@ -10,7 +10,8 @@ from train.evaluation.result import DataSetError
 def read_lines(path: Path) -> list[str]:
     r"""Return the lines of a UTF-8 file without their ends (\n or \r\n); nothing else ends a line.
 
-    `str.splitlines` would: a sentence may hold U+0085 or U+2028, and files that belong together by line would part.
+    `str.splitlines` would: a sentence may hold U+0085 or U+2028, and files that correspond line by line
+    would get out of step.
 
     Raises:
         DataSetError: the file cannot be read, or is not UTF-8.
@@ -20,7 +21,7 @@ def read_lines(path: Path) -> list[str]:
             lines = [line.removesuffix("\n").removesuffix("\r") for line in stream]
     except (OSError, UnicodeDecodeError) as error:
         raise DataSetError(f"cannot be read ({error})", path=path, expected="UTF-8 text") from None
-    # An old Macintosh's ends, which would make one line of all.
+    # Line ends of the old Macintosh would make one line of the whole file.
     return lines[0].removesuffix("\r").split("\r") if len(lines) == 1 else lines
 
 

@@ -1,4 +1,4 @@
-"""Models on tasks: what can be measured is, and of the rest it is said why not and what to do."""
+"""Models on tasks: whatever can be measured is; for the rest, messages say why not and what to do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from train.evaluation.sts_files import WHERE
 
 
 def tasks_of(data: DataSets) -> tuple[str, ...]:
-    """Return the tasks that there are data for; retrieval in any case, so that a wrong store is said."""
+    """Return the tasks that there are data for; retrieval in any case, so that a wrong store is reported."""
     wanted = {"retrieval"}
     try:
         truth, labels, pairs = data.has_truth, data.has_labels, data.has_pairs
@@ -49,10 +49,9 @@ def measure(
 ) -> Iterator[Result]:
     """Yield a result for each model and task, as each is measured.
 
-    `compared` is given each student that has compared the store's split for its tasks; a scoring that was interrupted
-    goes on in `folder`. What cannot be measured stands
-    in a result's messages: a data set that is absent, a task that is not for a model, embeddings that are not finite.
-    A result without figures measured nothing.
+    `compared` is called with each student that has compared the store's split for its tasks; a scoring that was
+    interrupted goes on in `folder`. What cannot be measured is in a result's messages: a missing data set, a task that
+    does not suit the model, embeddings that are not finite. A result without figures measured nothing.
     """
     for model in models:
         on_store = (
@@ -70,7 +69,7 @@ def _measure(
     model: MeasuredModel, task: str, data: DataSets, on_store: StudentOnStore | TeacherOnStore, threads: int
 ) -> Result:
     result = Result(task=task, model=model.name)
-    with _said(result):
+    with _faults_as_messages(result):
         if task in ("retrieval", "eccv"):
             if isinstance(on_store, TeacherOnStore):
                 raise CusaError(
@@ -94,20 +93,20 @@ def _measure(
 def _add(
     result: Result, measure_store: Callable[[Result], None], named: bool, usable: Callable[[], bool], advice: str
 ) -> None:
-    """Add the store's figures, where it has what the task needs; say so where nothing else was `named` either."""
+    """Add the store's figures if it has what the task needs; else the `advice`, unless other data were `named`."""
     try:
         there = usable()
     except CusaError as error:
         there, advice = False, f"{advice} {error.message}"
     if there:
-        with _said(result):
+        with _faults_as_messages(result):
             measure_store(result)
     elif not named:
         result.messages.append(advice)
 
 
 @contextmanager
-def _said(result: Result) -> Iterator[None]:
+def _faults_as_messages(result: Result) -> Iterator[None]:
     try:
         yield
     except CusaError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-Path = tuple[str, ...]
+FigurePath = tuple[str, ...]
 """A task, a data set, and the names of a figure."""
 
 COCO: Final = "COCO 5K"
@@ -16,7 +16,7 @@ FLICKR: Final = "Flickr30K 1K"
 ECCV: Final = "ECCV Caption"
 AVERAGE: Final = "average"
 
-PAPER: Final[dict[str, dict[Path, tuple[float, float]]]] = {
+PAPER: Final[dict[str, dict[FigurePath, tuple[float, float]]]] = {
     "CLIP B/32": {
         ("retrieval", COCO, "RSUM"): (422.6, 429.7),
         ("retrieval", FLICKR, "RSUM"): (520.0, 526.3),

@@ -1,11 +1,11 @@
-"""What measuring a model on a task gives: figures, what they were measured on, and what a person must know of them."""
+"""What measuring a model on a task gives: figures, what they rest on, and what a reader must know about them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -31,19 +31,19 @@ class Result:
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     """By data set: how many images, classes, pairs … the figure rests on."""
     messages: list[str] = field(default_factory=list)
-    """What is missing, broken, left out, or other than published; each names its data set."""
+    """What is missing, broken, left out or unlike the published data; each names its data set."""
 
     def add_average(self) -> None:
-        """Add the mean of the figures so far: as the paper's average where nothing had to be said of any data set.
+        """Add the mean of the figures so far.
 
-        All are as published then; else it is the average of these, beside which the paper has none.
+        Without messages all data sets are as published, and the mean compares with the paper's average; otherwise it
+        has a name of its own, for which the paper has no figure.
         """
         name = "average of these" if self.messages else AVERAGE
         self.figures[name] = float(np.mean(list(self.figures.values())))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Evaluation(NamedTuple):
     """What was measured, and with what."""
 
     models: Sequence[str]
@@ -52,5 +52,5 @@ class Evaluation:
     split: str
     device: str
     precision: str
-    results: Sequence[Result]
-    """One for each model and task."""
+    results: list[Result]
+    """One for each model and task, as they are measured."""

@@ -1,4 +1,4 @@
-"""Semantic textual similarity: Spearman × 100 between cosines and people's scores (docs/methods.md §4)."""
+"""Semantic textual similarity: Spearman × 100 of two sentences' cosine and human rating (docs/methods.md §4)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def measure_sts(model: MeasuredModel, folder: Path) -> Result:
             )
     if len(result.figures) == len(PAIRS):
         result.add_average()
-    # Said last, since such sets are as published, and so is their average: SemEval had a part of some years rated.
+    # After the average: such sets are as published, since SemEval had only a part of some years rated.
     result.messages.extend(left_out)
     return result
 
@@ -57,7 +57,7 @@ def correlation(model: MeasuredModel, pairs: SentencePairs, name: str) -> float:
     """Return Spearman × 100 between the cosine of each pair's embeddings and its gold score.
 
     Raises:
-        DataSetError: there is nothing to rank: all scores, or all cosines, are one.
+        DataSetError: there is nothing to rank: all scores, or all cosines, are equal.
         CusaError: the model gives what is not finite.
     """
     # A sentence often stands in several pairs: half of SICK's are repeated.
@@ -92,7 +92,7 @@ def correlate(first: NDArray[np.float32], second: NDArray[np.float32], gold: NDA
     """Return Spearman × 100 between the cosines of rows of (n, D) `first` and `second` and (n,) gold scores.
 
     Raises:
-        DataSetError: all scores, or all cosines, are one.
+        DataSetError: all scores, or all cosines, are equal.
     """
     try:
         return spearman(paired_cosine(first, second), gold)

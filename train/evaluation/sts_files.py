@@ -2,9 +2,9 @@ r"""The seven test sets of semantic textual similarity, from SentEval's folders 
 
 SentEval keeps STS/STS12-en-test/STS.input.<subset>.txt (two sentences a line) beside STS.gs.<subset>.txt (a score a
 line), STS/STSBenchmark/sts-test.csv and SICK/SICK_test_annotated.txt. Plain files are <set>.<subset>.tsv or <set>.tsv:
-score, sentence, sentence; and the two last files under their own names. The layout is known by what the folder holds.
-No quotes are taken off: sentences hold unpaired ones. In every layout a pair whose score is blank was not rated: it is
-left out, and counted.
+score, sentence, sentence; and the two last files under their own names. The layout is recognised by the folder's
+content. Quotes are not stripped: sentences contain unpaired ones. In every layout a pair whose score is blank was not
+rated: it is left out, and counted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SUBSETS: Final = {
     "STS15": ("answers-forums", "answers-students", "belief", "headlines", "images"),
     "STS16": ("answer-answer", "headlines", "plagiarism", "postediting", "question-question"),
 }
-"""What each year's figure is over, all subsets concatenated. STS13's SMT is not free, and nobody's figure has it."""
+"""What each year's figure is over, all subsets concatenated. STS13's SMT is not free, and is in nobody's figure."""
 PAIRS: Final = {
     "STS12": 3108, "STS13": 1500, "STS14": 3750, "STS15": 3000, "STS16": 1186, "STS-B": 1379, "SICK-R": 4927
 }  # fmt: skip
@@ -48,7 +48,7 @@ class SentencePairs:
     first: list[str] = field(default_factory=list)
     second: list[str] = field(default_factory=list)
     unrated: int = 0
-    """How many pairs were left out, since nobody rated them."""
+    """How many pairs were left out, without a rating."""
 
     def add(self, score: str, first: str, second: str, path: Path, number: int) -> None:
         """Add a pair, whose score stands in line `number` of the file `path`.
@@ -68,10 +68,10 @@ class SentencePairs:
 
 
 def read_pairs(name: str, folder: Path) -> SentencePairs:
-    """Return the pairs of the set `name`, one of `PAIRS`, from whichever layout lies in `folder`.
+    """Return the pairs of the set `name`, one of `PAIRS`, in whichever layout `folder` has.
 
     Raises:
-        DataSetError: it is not there (the message says where to get it and the layout), incomplete or broken, or none
+        DataSetError: it is missing (the message says where to get it, and the layout), incomplete or broken, or none
             of its pairs is rated.
     """
     pairs = SentencePairs()
@@ -102,7 +102,7 @@ def _add_year(name: str, place: Path, pairs: SentencePairs) -> None:
     _whole(name, place, [*inputs, *scores])
     for path, gold in zip(inputs, scores, strict=True):
         sentences, ratings = read_rows(path), read_lines(gold)
-        # A blank line says that a pair was not rated, so only what lies beyond the pairs may be left off.
+        # A blank line means an unrated pair, so only blank lines beyond the last pair may differ.
         if len(ratings) < len(sentences) or any(rating.strip() for rating in ratings[len(sentences) :]):
             expected = f"{len(sentences)}, as in {path.name}"
             raise DataSetError("lines", path=gold, found=len(ratings), expected=expected)
@@ -115,7 +115,7 @@ def _add_year(name: str, place: Path, pairs: SentencePairs) -> None:
 
 
 def _add_file(path: Path, pairs: SentencePairs) -> None:
-    """Add the pairs of one file; which columns they stand in is seen from its first line."""
+    """Add the pairs of one file; its first line tells the columns."""
     lines = read_rows(path)
     if not lines:
         raise DataSetError("empty", path=path, expected=PLAIN)
@@ -177,5 +177,5 @@ def _layout(name: str) -> str:
 
 
 def is_unrated(score: str) -> bool:
-    """Tell whether a pair was not rated: SemEval leaves the score blank, tables write that in words of their own."""
+    """Tell whether a pair was not rated: SemEval leaves the score blank, tables have words for it."""
     return score.strip().lower() in _UNRATED

@@ -1,19 +1,17 @@
-"""Taking a run's folder: it is empty, or holds the same run, or another that may be overwritten.
+"""Claiming a run's folder: it is empty, holds the same run, or another that may be overwritten.
 
 Only files that an earlier run wrote are ever replaced or removed; a person's stay, or the folder is refused by name.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
 from models.checkpoint import is_our_tensors
 from stores.console import console
-from stores.errors import RunFolderError
+from stores.errors import DamagedRunError, RunFolderError
 from stores.layout import Layout
 from stores.ownership import (
     Kinds,
@@ -28,12 +26,13 @@ from stores.ownership import (
 )
 from train.evaluation.folder import SCORES
 from train.fit.curves import CURVES
+from train.fit.epoch import read_epochs
 from train.fit.run_folder import ORIGINALS, SOFT
 
 NO_EFFECT: Final = tuple(
     f"train.{name}" for name in ("workers", "cache_gib", "device_table_gib", "save_every", "keep_every", "tensorboard")
 )
-"""Parameters that change how fast a run is and not what it gives: a stopped run goes on under other ones."""
+"""Parameters that change how fast a run is and not what it gives: a stopped run may resume with other values."""
 BEST: Final = "best.safetensors"
 _RESULTS: Final = ("metrics.json", "epochs.csv", BEST, "last.safetensors")
 _IDENTITY: Final = {"parameters", "data", "mixed_in", "versions"}
@@ -57,7 +56,7 @@ def replaces_another(folder: Path, wanted: dict[str, Any], overwrite: bool) -> b
         raise RunFolderError("not as cusa-train wrote it", path=folder, where=", ".join(names), advice=advice)
     changed = _differences(json_object(folder / "run.json"), wanted)
     lost = [str(place) for place in (folder, *(folder / title for title in ORIGINALS)) if _lacks_its_best(place)]
-    # A run that was refused before it trained keeps no one from the folder.
+    # A run that was refused before it trained does not block the folder.
     if not lost and not (changed and any(path.name in _RESULTS for path in ours_below(folder, kinds))):
         return False
     if not overwrite:
@@ -84,7 +83,7 @@ def _check_place(folder: Path) -> None:
 
 
 def _lacks_its_best(training: Path) -> bool:
-    """Tell whether a training has finished an epoch, of which the best's weights are gone."""
+    """Tell whether a training has finished an epoch but lacks the weights of its best."""
     epochs = training / "epochs.csv"
     has_finished = epochs.is_file() and len(epochs.read_bytes().splitlines()) > 1
     return has_finished and not (training / BEST).is_file()
@@ -116,15 +115,12 @@ def run_kinds() -> Kinds:
 
 
 def _is_epochs(path: Path) -> bool:
-    """Tell whether a table is one row of numbers an epoch; a column of remarks is a person's."""
+    """Tell whether a table is one row of numbers per epoch; a column of remarks is a person's."""
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            names, *rows = csv.reader(stream)
-        for cell in chain.from_iterable(rows):
-            float(cell or 0)
-    except (OSError, ValueError, csv.Error):
+        read_epochs(path)
+    except DamagedRunError:
         return False
-    return names[0] == "epoch" and all(len(row) == len(names) for row in rows)
+    return True
 
 
 def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:

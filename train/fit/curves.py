@@ -1,7 +1,7 @@
-"""The curves of a training as it goes: dvclive's by epoch always, TensorBoard's by step too when asked.
+"""The curves of a training as it runs: dvclive's by epoch always, TensorBoard's by step too if asked for.
 
-What is already finished is the checkpoint's to say, not the curves': a training that goes on gives its history, and the
-curves are made to agree with it. A run that was killed between saving and logging loses no point and doubles none.
+The checkpoint, not the curves, decides what is finished: a training that resumes passes its history, and the curves are
+made to agree with it. A run that was killed between saving and logging loses no point and repeats none.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from scmrepo.exceptions import SCMError
 
 from stores import ParameterError, TrainingError
 from stores.ownership import Kinds, is_plain, remove_ours
-from train.fit.epoch import Epoch
-from train.fit.live import StepMetrics
+from train.fit.epoch import Epoch, StepMetrics
 
 
 def _is_curve(path: Path) -> bool:
@@ -29,7 +28,7 @@ def _is_curve(path: Path) -> bool:
 
 _DVCLIVE: Final = {
     r"dvclive/metrics\.json": is_plain,  # which a kill may cut off
-    **{rf"dvclive/plots/metrics/{group}\w+\.tsv": _is_curve for group in ("", "loss/", "temperature/", "validation/")},
+    **{rf"dvclive/plots/metrics/{group}.+\.tsv": _is_curve for group in ("", "loss/", "temperature/", "validation/")},
 }
 CURVES: Final[Kinds] = _DVCLIVE | {
     rf"tensorboard/{writer}/events\.out\.tfevents\..+": is_plain for writer in ("steps", "epochs")
@@ -45,7 +44,7 @@ class Curves:
         history: the epochs that are finished.
         steps_per_epoch: how many optimiser steps one has; TensorBoard's abscissa is the step of the whole training.
         tensorboard: write TensorBoard's event files too.
-        first_step: steps of the unfinished epoch that are kept; looks at later ones, of a run that was stopped, are
+        first_step: steps of the unfinished epoch that are kept; points of later ones, of a run that was stopped, are
             purged.
 
     Raises:
@@ -79,14 +78,14 @@ class Curves:
     ) -> None:
         self._open.__exit__(kind, error, trace)
 
-    def look(self, epoch: int, look: StepMetrics) -> None:
+    def step(self, epoch: int, metrics: StepMetrics) -> None:
         """Add the figures within `epoch` (from 0) to TensorBoard."""
         if self._tensorboard:
-            _add(self._tensorboard[0], by_name(look), epoch * self._steps_per_epoch + look.step)
+            _add(self._tensorboard[0], metrics.by_name(), epoch * self._steps_per_epoch + metrics.step)
 
     def epoch(self, figures: Epoch) -> None:
         """Add the figures of a finished epoch."""
-        named = by_name(figures)
+        named = figures.by_name()
         for name, value in named.items():
             self._dvclive.log_metric(name, value)
         self._dvclive.next_step()
@@ -97,16 +96,6 @@ class Curves:
         """Open a folder of event files, in which points from `purge_step` on, of an earlier run, no longer count."""
         writer = event_writer()
         return self._open.enter_context(writer(str(folder / "tensorboard" / name), purge_step=purge_step))
-
-
-def by_name(figures: Epoch | StepMetrics) -> dict[str, float]:
-    """Return the figures under the names that they have in every curve and table, such as loss/CSA."""
-    named = {f"loss/{part}": value for part, value in figures.loss.items()}
-    named |= {f"temperature/{name}": value for name, value in figures.temperatures.items()}
-    named["learning_rate"] = figures.learning_rate
-    if isinstance(figures, Epoch):
-        named["validation/RSUM"] = figures.validation_rsum
-    return named | {"samples_per_second": figures.samples_per_second, "wait": figures.wait}
 
 
 def event_writer() -> Any:
@@ -140,5 +129,5 @@ def _live(folder: Path) -> Live:
 def _add(writer: Any, named: dict[str, float], step: int) -> None:
     for name, value in named.items():
         writer.add_scalar(name, value, step)
-    # Else a kill loses up to two minutes of points, which the checkpoint counts as seen.
+    # Otherwise a kill loses up to two minutes of points of steps that the checkpoint counts as done.
     writer.flush()

@@ -1,6 +1,6 @@
-"""environment.json: what each start of a training ran on, so that its figures can be understood, and made again.
+"""environment.json: what each start of a training ran on, so that its figures can be understood and reproduced.
 
-It tells versions, hardware, the checkout's commit and the command; never the machine's or a person's name, nor any
+It records versions, hardware, the checkout's commit and the command; never the name of a machine or a person, nor any
 environment variable.
 """
 
@@ -57,7 +57,7 @@ def record_start(folder: Path, device: str, precision: str, processes: int) -> N
 
 
 def command_line() -> str:
-    """Return the command with its arguments as they were typed, whichever way it was started."""
+    """Return the command with its arguments as typed, however it was started."""
     return shlex.join(["cusa-train", *sys.argv[1:]])
 
 

@@ -1,13 +1,13 @@
 """The live view of a training: the epoch's bar, and under it the latest losses, temperatures and speed.
 
-Where there is a terminal the view stands at its foot while training goes on. After each epoch one line remains; where
-there is no terminal, in a log file, that line is all there is.
+In a terminal the view stays at the bottom while training runs. Each epoch leaves one line; without a terminal, in a log
+file, that line is all there is.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Final
@@ -19,30 +19,14 @@ from rich.table import Table
 from rich.text import Text
 
 from stores.console import console
-from train.fit.epoch import Epoch
+from train.fit.epoch import Epoch, StepMetrics
 
 WAIT_MARKED: Final = 0.2
-"""From this share of the time on, waiting for input is worth a word."""
+"""From this share of the time on, waiting for input is pointed out."""
 _HINT: Final = "The model waits for its input: raise train.workers, or train.cache_gib."
 _ABREAST: Final = 78
-"""Columns from which on losses, temperatures and speed stand side by side."""
+"""Width from which on losses, temperatures and speed stand side by side."""
 _UNKNOWN: Final = "–"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepMetrics:
-    """The latest figures within an epoch."""
-
-    step: int
-    """Steps done in this epoch."""
-    loss: dict[str, float]
-    """Of the latest step: the parts before weighting, and the total."""
-    temperatures: dict[str, float]
-    learning_rate: float
-    samples_per_second: float
-    """Pairs a second over all processes, since the last look."""
-    wait: float
-    """Share of the time since the last look in which the model waited for input, 0 to 1."""
 
 
 class LiveView:
@@ -53,7 +37,7 @@ class LiveView:
         epochs: of the whole training.
         steps: of one epoch.
         batch_size: pairs of one step, over all processes.
-        validation_best: the best validation RSUM of the epochs before, where a training is resumed.
+        validation_best: the best validation RSUM so far, if a training is resumed.
     """
 
     def __init__(
@@ -61,7 +45,7 @@ class LiveView:
     ) -> None:
         self._title, self._epochs, self._steps, self._batch_size = title, epochs, steps, batch_size
         self._best = -math.inf if validation_best is None else validation_best
-        self._look: StepMetrics | None = None
+        self._latest: StepMetrics | None = None
         self._before: dict[str, float] = {}
         self._bar = Progress(
             TextColumn("{task.description}", style="bold", markup=False),
@@ -90,12 +74,12 @@ class LiveView:
         name = f"{self._title} · epoch {epoch + 1}/{self._epochs}"
         self._bar.update(self._task, completed=first_step * self._batch_size, description=name, left="")
 
-    def look(self, look: StepMetrics) -> None:
+    def step(self, metrics: StepMetrics) -> None:
         """Show the latest figures."""
-        self._look = look
-        pairs_left = (self._steps - look.step) * self._batch_size
-        left = f"{_duration(pairs_left, look.samples_per_second)} left"
-        self._bar.update(self._task, completed=look.step * self._batch_size, left=left)
+        self._latest = metrics
+        pairs_left = (self._steps - metrics.step) * self._batch_size
+        left = f"{_duration(pairs_left, metrics.samples_per_second)} left"
+        self._bar.update(self._task, completed=metrics.step * self._batch_size, left=left)
 
     def measuring(self) -> None:
         """Show that the epoch's training is over and validation runs."""
@@ -111,53 +95,50 @@ class LiveView:
         console.print(_epoch_line(epoch, self._title, self._epochs, better), soft_wrap=not console.is_terminal)
 
     def _view(self) -> RenderableType:
-        look = self._look
-        if look is None:
+        metrics = self._latest
+        if metrics is None:
             return self._bar
-        groups = (_losses(look.loss, self._before), _temperatures(look), _speed(look, self._best))
-        hint = [Text(_HINT, style="yellow", no_wrap=True, overflow="ellipsis")] if look.wait > WAIT_MARKED else []
+        groups = (
+            _figures("loss", _losses(metrics.loss, self._before)),
+            _figures("temperature", {name: (f"{value:.3f}",) for name, value in metrics.temperatures.items()}),
+            _figures("training", _speed(metrics, self._best)),
+        )
+        hint = [Text(_HINT, style="yellow", no_wrap=True, overflow="ellipsis")] if metrics.wait > WAIT_MARKED else []
         if console.width < _ABREAST:
             return Group(self._bar, *groups, *hint)
         figures = Table.grid(padding=(0, 3), expand=True)
-        for width in (28, 20, 24):  # what they need at most; in a wider terminal they spread alike
+        for width in (28, 20, 24):  # what they need at most; a wider terminal is shared in proportion
             figures.add_column(ratio=width)
         figures.add_row(*groups)
         return Group(self._bar, figures, *hint)
 
 
-def _losses(loss: dict[str, float], before: dict[str, float]) -> Table:
-    """Each part, and how it differs from its mean over the epoch before."""
-    table = _figures("loss")
-    table.add_column(justify="right", style="dim", no_wrap=True)
-    for part, value in loss.items():
-        digits = _digits(value)
-        table.add_row(part, f"{value:{digits}}", f"{value - before[part]:+{digits}}" if part in before else "")
-    return table
-
-
-def _temperatures(look: StepMetrics) -> Table:
-    table = _figures("temperature")
-    for name, value in look.temperatures.items():
-        table.add_row(name, f"{value:.3f}")
-    return table
-
-
-def _speed(look: StepMetrics, best: float) -> Table:
-    table = _figures("training")
-    table.add_row("pairs/s", f"{look.samples_per_second:,.0f}")
-    marked = look.wait > WAIT_MARKED
-    table.add_row("input wait", Text(f"{look.wait:.0%}", style="bold yellow" if marked else ""))
-    table.add_row("learning rate", f"{look.learning_rate:.2e}")
-    table.add_row("best RSUM", _UNKNOWN if best == -math.inf else f"{best:.1f}")
-    return table
-
-
-def _figures(heading: str) -> Table:
-    """Return a small table of names and figures under a heading."""
+def _figures(heading: str, rows: Mapping[str, Sequence[str | Text]]) -> Table:
+    """Return a small table under a heading: by name, a figure and perhaps how it has changed."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     table.add_column(heading, no_wrap=True)
-    table.add_column(justify="right", style="cyan", no_wrap=True)
+    for style in ("cyan", "dim")[: max(map(len, rows.values()), default=1)]:
+        table.add_column(justify="right", style=style, no_wrap=True)
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
     return table
+
+
+def _losses(loss: dict[str, float], before: dict[str, float]) -> dict[str, tuple[str, str]]:
+    """Return each term, and how it differs from its mean over the epoch before."""
+    formats = {name: _digits(value) for name, value in loss.items()}
+    changes = {name: f"{loss[name] - before[name]:+{formats[name]}}" for name in loss if name in before}
+    return {name: (f"{value:{formats[name]}}", changes.get(name, "")) for name, value in loss.items()}
+
+
+def _speed(metrics: StepMetrics, best: float) -> dict[str, tuple[str | Text]]:
+    marked = "bold yellow" if metrics.wait > WAIT_MARKED else ""
+    return {
+        "pairs/s": (f"{metrics.samples_per_second:,.0f}",),
+        "input wait": (Text(f"{metrics.wait:.0%}", style=marked),),
+        "learning rate": (f"{metrics.learning_rate:.2e}",),
+        "best RSUM": (_UNKNOWN if best == -math.inf else f"{best:.1f}",),
+    }
 
 
 def _epoch_line(epoch: Epoch, title: str, epochs: int, better: bool) -> Text:

@@ -46,6 +46,11 @@ def make_accelerator(parameters: TrainParameters) -> Accelerator:
     return accelerator
 
 
+def precision_of(accelerator: Accelerator) -> str:
+    """Return what a model computes in: fp32 or bf16."""
+    return "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
+
+
 class Processes:
     """What the processes of a training tell each other."""
 

@@ -1,12 +1,10 @@
-"""A run's folder explains itself: README.md says what was trained and how it stands, epochs.csv has all figures.
+"""A run's folder explains itself: README.md says what was trained and how far it is, epochs.csv has all figures.
 
-Both are written whole, after each epoch and at the end.
+Both are rewritten after each epoch and at the end.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import shlex
@@ -15,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from stores.atomic import write_text
 from stores.ownership import write_signed
 from stores.parameters import Loss, TrainParameters
-from train.fit.curves import by_name
+from train.evaluation.figure_tables import markdown_table
 from train.fit.environment import command_line
-from train.fit.epoch import Epoch
+from train.fit.epoch import Epoch, write_epochs
 from train.losses.objective import described
 
 SOFT: Final = "soft_labels"
@@ -34,7 +31,7 @@ FILES: Final = {
     "epoch-*.safetensors": "the model after every so many epochs (`train.keep_every`)",
     "student.safetensors": "the best model's student alone, without cusa's heads (see below)",
     "metrics.json": "the figures on the test split, by training",
-    "epochs.csv": "every epoch's figures, a row each; epochs count from 1",
+    "epochs.csv": "every epoch's figures, one row per epoch; epochs count from 1",
     "run.json": "all parameters, and the fingerprints of data and code; a run goes on only where they are the same",
     "environment.json": "what each start ran on: versions, hardware, commit, command",
     "plots/curves.png": "the curves, drawn",
@@ -45,7 +42,7 @@ FILES: Final = {
         for title in ORIGINALS
     },
 }
-"""What may lie in a run's folder, and what it is for."""
+"""The files of a run's folder, and what each is for."""
 
 
 def title_of(loss: Loss) -> str:
@@ -57,7 +54,7 @@ def title_of(loss: Loss) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a run's page says of a training beside its figures."""
+    """What a run's page says about a training besides its figures."""
 
     title: str
     parameters: TrainParameters
@@ -97,17 +94,6 @@ def describe(folder: Path, facts: Facts, history: Sequence[Epoch], measured: Map
     write_signed(folder / "README.md", "\n\n".join(sections) + "\n")
 
 
-def write_epochs(path: Path, history: Sequence[Epoch]) -> None:
-    """Write one row an epoch, under the names of the curves; epochs count from 1."""
-    rows = [{"epoch": figures.epoch + 1, **by_name(figures)} for figures in history]
-    names = list(dict.fromkeys(name for row in rows for name in row)) or ["epoch"]
-    text = io.StringIO()
-    table = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    write_text(path, text.getvalue())
-
-
 def _what(facts: Facts) -> str:
     parameters, train = facts.parameters, facts.parameters.train
     student = parameters.student.model
@@ -124,7 +110,7 @@ def _what(facts: Facts) -> str:
         f"{train.learning_rate:g}, falling to {train.final_learning_rate:g} by a cosine; seed {train.seed}",
         "machine": f"{facts.device}, {facts.precision}, {facts.processes} process{'es' * (facts.processes != 1)}",
     }
-    return _table(("", ""), [(name, text) for name, text in rows.items() if text])
+    return markdown_table(("", ""), [(name, text) for name, text in rows.items() if text], texts=2)
 
 
 def _standing(facts: Facts, history: Sequence[Epoch]) -> str:
@@ -147,7 +133,7 @@ def _standing(facts: Facts, history: Sequence[Epoch]) -> str:
         for e in {e.epoch: e for e in roles.values()}.values()
     ]
     names = ("epoch", *history[0].loss, "validation RSUM", "pairs/s", "wait for input")
-    return f"{heading}\n\n{_table(names, rows)}"
+    return f"{heading}\n\n{markdown_table(names, rows)}"
 
 
 def _tested(facts: Facts, measured: Mapping[str, Any]) -> str:
@@ -158,13 +144,13 @@ def _tested(facts: Facts, measured: Mapping[str, Any]) -> str:
     rows = [(name, *(f"{found[key]:.1f}" for key in names)) for name, found in directions.items()]
     return (
         f"Measured once, on `{facts.parameters.eval.test}`, with the best epoch: **RSUM {measured['RSUM']:.1f}**.\n\n"
-        f"{_table(('', *names), rows)}"
+        f"{markdown_table(('', *names), rows)}"
     )
 
 
 def _files(folder: Path) -> str:
     rows = [(f"`{name}`", purpose) for name, purpose in FILES.items() if any(folder.glob(name.rstrip("/")))]
-    listed = _table(("file", "what it is for"), rows)
+    listed = markdown_table(("file", "what it is for"), rows, texts=2)
     if not (folder / "run.json").exists() and (folder.parent / "run.json").exists():
         listed += "\n\n`run.json`, `environment.json`, `metrics.json` and `plots/` lie one folder up."
     return listed
@@ -204,10 +190,3 @@ def _loading(folder: Path, model: str) -> str:
                 "open_clip.add_model_config(SMALL_CLIP)",
             ]
     return "```python\n" + "\n".join(lines) + "\n```"
-
-
-def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return "\n".join([line(names), line(["---"] * len(names)), *map(line, rows)])

@@ -37,12 +37,12 @@ from train.data.seeds import derived_seed
 from train.evaluation.embed import embed_split, measuring
 from train.evaluation.evaluate import compare_split, retrieval
 from train.fit.curves import Curves
-from train.fit.epoch import Epoch
+from train.fit.epoch import Epoch, StepMetrics
 from train.fit.grad_cache import cached_backward, check_cacheable
 from train.fit.learner import Learner
-from train.fit.live import LiveView, StepMetrics
+from train.fit.live import LiveView
 from train.fit.optimisation import learning_rate, make_optimizer
-from train.fit.processes import Processes
+from train.fit.processes import Processes, precision_of
 from train.fit.run_folder import Facts, describe
 from train.fit.stops import Stop, Stopped
 from train.losses.comparison import Instances
@@ -182,7 +182,7 @@ class Training:
 
     @property
     def _precision(self) -> str:
-        return "bf16" if self._accelerator.mixed_precision == "bf16" else "fp32"
+        return precision_of(self._accelerator)
 
     def _epoch(self, view: LiveView, curves: Curves | None) -> None:
         epoch = len(self.history)
@@ -232,10 +232,10 @@ class Training:
             if len(waiting) == LOOK_EVERY or stop or save or last:
                 latest = self._look(waiting, epoch, step)
                 now = time.monotonic()
-                look = self._figures(latest, len(waiting), now - looked, waited)
-                view.look(look)
+                metrics = self._figures(latest, len(waiting), now - looked, waited)
+                view.step(metrics)
                 if curves:
-                    curves.look(epoch, look)
+                    curves.step(epoch, metrics)
                 waiting.clear()
                 looked, waited = now, 0.0
             if stop:

@@ -1,15 +1,14 @@
-"""What a person looks at after a run: the table of results."""
+"""The figures of a finished run, and their table: a column per training, and what the soft labels change."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from stores.console import Listing
 from stores.errors import DamagedRunError
+from train.evaluation.figure_tables import FigureRow, FigureTable, flattened, spoken
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -28,31 +27,16 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     return metrics
 
 
-def result_table(metrics: dict[str, Any], folder: Path) -> Table:
-    """Return the test figures, a column a training, and what the soft labels change."""
-    table = Listing(title=f"test split · run {folder}", title_justify="left")
-    table.add_column("metric")
-    for title in metrics:
-        table.add_column(title, justify="right")
-    flat = {title: flat_figures(values) for title, values in metrics.items()}
-    compare = len(flat) == 2
-    if compare:
-        table.add_column("difference", justify="right")
+def run_table(caption: str, figures: Mapping[str, dict[str, Any]], left_out: Collection[str] = ()) -> FigureTable:
+    """Return the figures of a run's trainings, by what the table calls each; rows in `left_out` are not shown."""
+    flat = [flat_figures(found) for found in figures.values()]
     # What could not be measured of one training may be measured of the other.
-    for name in dict.fromkeys(name for figures in flat.values() for name in figures):
-        values = [figures.get(name) for figures in flat.values()]
-        digits = 0 if name == "best epoch" else 1
-        shown = ["–" if value is None else f"{value:.{digits}f}" for value in values]
-        if compare and digits and None not in values:
-            shown.append(f"{values[1] - values[0]:+.1f}")  # type: ignore[operator]
-        table.add_row(name, *shown)
-    return table
+    names = dict.fromkeys(name for found in flat for name in found if name not in left_out)
+    rows = [FigureRow(name, [found.get(name) for found in flat]) for name in names]
+    return FigureTable(caption, list(figures), rows)
 
 
-def flat_figures(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Return a training's figures under the names that they have in tables, such as "image→text · R@1"."""
-    flat: dict[str, float] = {}
-    for name, value in values.items():
-        spoken = f"{prefix}{name}".replace("_to_", "→").replace("true_relevance", "true").replace("_", " ")
-        flat |= flat_figures(value, f"{spoken} · ") if isinstance(value, dict) else {spoken: float(value)}
-    return flat
+def flat_figures(figures: dict[str, Any]) -> dict[str, float]:
+    """Return a training's figures under the names that they have in its table, such as "image→text · R@1"."""
+    flat = flattened(figures)
+    return {" · ".join(map(spoken, path)).replace("true relevance", "true"): value for path, value in flat}

@@ -18,9 +18,9 @@ from stores.columns import Column
 from stores.thumbnails import thumbnail
 from train.evaluation.evaluate import ownership
 from train.evaluation.rankings import Ranks, Rows, top
+from train.report.page.page_models import PageModel
 from train.report.page.relevance import PairRelevance
 from train.report.page.sample import SEED
-from train.report.page.shown import Shown
 
 SHOWN: Final = 5
 """Answers to a query."""
@@ -102,7 +102,7 @@ class _Ranked:
         return {name: np.concatenate(list(top(rows(np.array(places)), SHOWN))) for name, rows in self.rows.items()}
 
 
-def cases(store: Store, split: str, models: Sequence[Shown]) -> Cases:
+def cases(store: Store, split: str, models: Sequence[PageModel]) -> Cases:
     """Choose the queries among images and texts of the `split`, and find their answers."""
     to_texts, to_images = _ranked(store, split, models)
     first_image, first_text = int(store.rows(split, "sample")[0]), int(store.rows(split, "caption")[0])
@@ -147,7 +147,7 @@ def _cases(ranked: _Ranked, chosen: list[tuple[int, str]], query: _Query, answer
     ]
 
 
-def _ranked(store: Store, split: str, models: Sequence[Shown]) -> tuple[_Ranked, _Ranked]:
+def _ranked(store: Store, split: str, models: Sequence[PageModel]) -> tuple[_Ranked, _Ranked]:
     """Return both directions, from images and from texts."""
     own = ownership(store, split)
     to_texts, to_images = _Ranked({}, {}), _Ranked({}, {})

@@ -1,27 +1,25 @@
 """Charts as geometry that the page's template draws as inline SVG: no script, no picture, light and dark by CSS.
 
-All lengths are in the units of the SVG's view box, `WIDTH` by `HEIGHT`; texts have the size of the page's small print
-on a phone. Colours are numbers of the page's palette.
+Lengths are in units of the SVG's view box, `WIDTH` by `HEIGHT`. Colours are numbers of the page's palette.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Final, NamedTuple
+from dataclasses import dataclass, replace
+from typing import ClassVar, Final, NamedTuple
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
+from matplotlib.ticker import Locator, LogLocator, MaxNLocator
+
+from train.report.training_curves import Array, CurvePlot, Series
 
 WIDTH: Final = 360
 HEIGHT: Final = 220
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 24
 """Margins around the plotted area."""
 FEWEST_TICKS: Final = 3
-
-Array = NDArray[Any]
 
 
 class Tick(NamedTuple):
@@ -53,22 +51,11 @@ class Chart:
     right: ClassVar[int] = WIDTH - RIGHT
 
     title: str
-    told: str
-    """In words, for who does not see it."""
+    alt: str
+    """In words, for screen readers."""
     marks: list[Mark]
     x: list[Tick]
     y: list[Tick]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Series:
-    """Values of one name over x: (n,) each; what is not finite is left out."""
-
-    name: str
-    x: Array
-    y: Array
-    colour: int
-    kind: str = "line"
 
 
 class _Axis:
@@ -88,41 +75,41 @@ class _Axis:
 
     def ticks(self, whole: bool = False) -> list[Tick]:
         """Return some round values within the ends."""
-        if self._log:
-            powers = range(math.floor(self._low), math.ceil(self._high) + 1)
-            values: Array = np.array([digit * 10.0**power for power in powers for digit in (1, 2, 5)])
-            logs = np.log10(values)
-            values = values[(logs >= self._low - 1e-9) & (logs <= self._high + 1e-9)]
-            if len(values) < FEWEST_TICKS:  # a range within one power of ten
-                values = _round_values(10.0**self._low, 10.0**self._high, whole)
-        else:
-            values = _round_values(self._low, self._high, whole)
+        low, high = (10.0**self._low, 10.0**self._high) if self._log else (self._low, self._high)
+        values = _within(LogLocator(subs=(1, 2, 5)), low, high) if self._log else np.empty(0)
+        if len(values) < FEWEST_TICKS:  # a linear axis, or one within one power of ten
+            values = _within(MaxNLocator(5, integer=whole, min_n_ticks=1), low, high)
         return [Tick(round(float(place), 1), f"{value:.6g}") for place, value in zip(self(values), values, strict=True)]
 
 
-def _round_values(low: float, high: float, whole: bool) -> Array:
-    values: Array = np.asarray(MaxNLocator(5, integer=whole, min_n_ticks=1).tick_values(low, high))
-    slack = 1e-9 * (high - low)
+def _within(locator: Locator, low: float, high: float) -> Array:
+    values: Array = np.asarray(locator.tick_values(low, high))
+    slack = 1e-9 * min(high - low, abs(low) or high)
     return values[(values >= low - slack) & (values <= high + slack)]
 
 
-def line_chart(title: str, series: Sequence[Series], told: str, *, log: bool = False) -> Chart | None:
-    """Return the series over epochs; `log` is of y and leaves out what is not above zero. None: nothing to draw."""
+def line_chart(plot: CurvePlot) -> Chart | None:
+    """Return the curves over epochs; None: there is nothing to draw."""
     kept = []
-    for one in series:
-        good = np.isfinite(one.y) & ((one.y > 0) | (not log))
+    for one in plot.series:
+        good = np.isfinite(one.y) & ((one.y > 0) | (not plot.log))
         if good.any():
-            kept.append((one, one.x[good].astype(float), one.y[good].astype(float)))
+            kept.append(replace(one, x=one.x[good].astype(float), y=one.y[good].astype(float)))
     if not kept:
         return None
-    all_x, all_y = (np.concatenate([part[place] for part in kept]) for place in (1, 2))
+    all_x, all_y = np.concatenate([one.x for one in kept]), np.concatenate([one.y for one in kept])
     across = _Axis(all_x.min(), all_x.max(), LEFT + 6, WIDTH - RIGHT - 6)
-    up = _Axis(all_y.min(), all_y.max(), HEIGHT - BOTTOM - 6, TOP + 6, log)
-    marks = [Mark(name=one.name, path=_line(across(x), up(y)), colour=one.colour, kind=one.kind) for one, x, y in kept]
-    return Chart(title=title, told=told, marks=marks, x=across.ticks(whole=True), y=up.ticks())
+    up = _Axis(all_y.min(), all_y.max(), HEIGHT - BOTTOM - 6, TOP + 6, plot.log)
+    marks = [_mark(one, across(one.x), up(one.y)) for one in kept]
+    spans = (
+        f"{one.name} from {one.y[0]:.3g} after epoch {one.x[0]:g} to {one.y[-1]:.3g} after epoch {one.x[-1]:g}"
+        for one in kept
+    )
+    alt = f"{'; '.join(spans)}."
+    return Chart(title=plot.title, alt=alt, marks=marks, x=across.ticks(whole=True), y=up.ticks())
 
 
-def histogram(title: str, edges: Array, series: Sequence[Series], x: Sequence[tuple[float, str]], told: str) -> Chart:
+def histogram(title: str, edges: Array, series: Sequence[Series], x: Sequence[tuple[float, str]], alt: str) -> Chart:
     """Return steps over the bins between `edges` (n + 1,): each series has y (n,); `x` has its ticks."""
     across = _Axis(float(edges[0]), float(edges[-1]), LEFT, WIDTH - RIGHT)
     up = _Axis(0.0, max(float(one.y.max()) for one in series) or 1.0, HEIGHT - BOTTOM, TOP)
@@ -130,13 +117,13 @@ def histogram(title: str, edges: Array, series: Sequence[Series], x: Sequence[tu
     for one in series:
         steps_x = across(np.repeat(edges, 2))
         steps_y = up(np.concatenate([[0.0], np.repeat(one.y, 2), [0.0]]))
-        marks.append(Mark(name=one.name, path=_line(steps_x, steps_y), colour=one.colour, kind=one.kind))
+        marks.append(_mark(one, steps_x, steps_y))
     within = [(value, text) for value, text in x if edges[0] <= value <= edges[-1]]
     ticks = [Tick(round(float(across(np.array(value))), 1), text) for value, text in within]
-    return Chart(title=title, told=told, marks=marks, x=ticks, y=up.ticks())
+    return Chart(title=title, alt=alt, marks=marks, x=ticks, y=up.ticks())
 
 
-def scatter(title: str, points: Array, groups: Array, names: dict[int, str], told: str) -> Chart:
+def scatter(title: str, points: Array, groups: Array, names: dict[int, str], alt: str) -> Chart:
     """Return (n, 2) `points` without axes, coloured by their groups (n,); the last of the `names` lies beneath."""
     low, high = points.min(axis=0), points.max(axis=0)
     room = np.array([WIDTH - 2 * TOP, HEIGHT - 2 * TOP])
@@ -148,10 +135,10 @@ def scatter(title: str, points: Array, groups: Array, names: dict[int, str], tol
         if len(here):
             path = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in here)
             marks.append(Mark(name=name, path=path, colour=number, kind="dots"))
-    return Chart(title=title, told=told, marks=marks, x=[], y=[])
+    return Chart(title=title, alt=alt, marks=marks, x=[], y=[])
 
 
-def _line(x: Array, y: Array) -> str:
-    if len(x) == 1:
-        return f"M{x[0]:.1f} {y[0]:.1f}h.1"
-    return "M" + "L".join(f"{one:.1f} {other:.1f}" for one, other in zip(x, y, strict=True))
+def _mark(series: Series, x: Array, y: Array) -> Mark:
+    points = zip(x, y, strict=True)
+    path = f"M{x[0]:.1f} {y[0]:.1f}h.1" if len(x) == 1 else "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
+    return Mark(name=series.name, path=path, colour=series.colour, kind=series.kind)

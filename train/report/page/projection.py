@@ -1,4 +1,4 @@
-"""The t-SNE of uni-modal embeddings (CUSA, figure 4): what a model puts together.
+"""The t-SNE of uni-modal embeddings (CUSA, figure 4): what a model places together.
 
 Images and texts live in spaces of their own, where USA works; each has a picture, for every model of the page. The
 points are the same in all.
@@ -18,19 +18,19 @@ from torch import Tensor
 from stores import Store
 from stores.columns import Column
 from train.report.page.charts import Chart, scatter
+from train.report.page.page_models import PageModel
 from train.report.page.sample import SEED, ImageCaptionPairs, draw_pairs
-from train.report.page.shown import Shown
 
 POINTS: Final = 300
 DRAWN: Final = 10_000
 """Images of the split that are looked at for them."""
 FEWEST: Final = 8
-"""Fewer points than these show nothing."""
+"""Fewer points show nothing."""
 CLASSES: Final = 5
-"""So many of the commonest classes have a colour of their own; the others share one."""
+"""The most common classes that have a colour of their own; the others share one."""
 
 
-def projections(store: Store, split: str, models: Sequence[Shown]) -> list[Chart]:
+def projections(store: Store, split: str, models: Sequence[PageModel]) -> list[Chart]:
     """Return a chart for every modality and model; none where the split is too small."""
     pairs, groups, names = _points(store, split)
     if len(pairs.images) < FEWEST:
@@ -39,14 +39,14 @@ def projections(store: Store, split: str, models: Sequence[Shown]) -> list[Chart
     for modality in ("images", "texts"):
         for model in models:
             rows = model.tested.images[pairs.images] if modality == "images" else model.tested.texts[pairs.captions]
-            told = (
-                f"{len(rows)} points in the plane, one for each of the {modality}, near where the model finds it like."
+            alt = (
+                f"{len(rows)} points in the plane, one for each of the {modality}; near points are alike to the model."
             )
-            charts.append(scatter(f"{modality.capitalize()}, {_named(model)}", _project(rows), groups, names, told))
+            charts.append(scatter(f"{modality.capitalize()}, {_named(model)}", _project(rows), groups, names, alt))
     return charts
 
 
-def _named(model: Shown) -> str:
+def _named(model: PageModel) -> str:
     if model.loss is None:
         return model.name
     return f"{model.name} ({'with' if model.loss.beta else 'without'} USA)"
@@ -55,7 +55,7 @@ def _named(model: Shown) -> str:
 def _points(store: Store, split: str) -> tuple[ImageCaptionPairs, NDArray[np.int64], dict[int, str]]:
     """Return the pairs to show, each one's colour (n,), and what the colours mean; the last is of all other classes.
 
-    Images of the commonest classes come first, for of many classes a plain draw has too few of each.
+    Images of the most common classes come first: with many classes, a plain draw has too few of each.
     """
     first = store.rows(split, "sample")[0]
     pairs = draw_pairs(store, split, DRAWN)
@@ -73,8 +73,8 @@ def _project(rows: Tensor) -> NDArray[np.float64]:
     unit = rows.double().numpy()
     unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
     perplexity = min(30.0, (len(unit) - 1) / 3)
-    # Of unit vectors the squared Euclidean distance is the cosine's, but for a factor.
-    # Where all rows are one, there is no principal axis to begin from.
+    # For unit vectors the squared Euclidean distance is proportional to the cosine distance.
+    # Where all rows are equal, there is no principal axis to start from.
     start = "pca" if np.ptp(unit, axis=0).max() > 1e-6 else "random"
     found = TSNE(2, perplexity=perplexity, init=start, learning_rate="auto", random_state=SEED).fit_transform(unit)
     points: NDArray[np.float64] = np.asarray(found, dtype=np.float64)

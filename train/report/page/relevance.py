@@ -1,4 +1,4 @@
-"""What a store knows of a few queries: which answers the data set pairs with them, and which are true beside those."""
+"""What a store knows about a few queries: their own answers in the data set, and which others are true."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PairRelevance:
                 self._true[one].add(other)
 
     def kind(self, caption: int, sample: int) -> str:
-        """Return "own" for a pair of the data set, "true" for one that it misses, else "other"."""
+        """Return "own" for a pair of the data set, "true" for a match that it lacks, else "other"."""
         if int(self._owners.numbers(np.array([caption]))[0]) == sample:
             return "own"
         return "true" if sample in self._true.get(caption, ()) else "other"

@@ -14,16 +14,18 @@ from train.evaluation.measured_split import MeasuredSplit, measured_split
 from train.evaluation.models import StudentModel, load_model
 from train.fit.processes import make_accelerator
 from train.losses.objective import described
+from train.report.page.beside_paper import beside_the_paper
 from train.report.page.cases import cases
-from train.report.page.curves import curves
+from train.report.page.page_models import PageModel, dashed, learned_charts
 from train.report.page.projection import projections
-from train.report.page.run_files import Run, Trained, read_run
-from train.report.page.shown import Shown, dashed
+from train.report.page.run_files import FinishedRun, FinishedTraining, read_run
 from train.report.page.soft_labels import soft_labels
 from train.report.page.suspects import suspects
-from train.report.page.tables import beside_the_paper, own_table
+from train.report.results import run_table
 
 PAGE_NAME: Final = "report.html"
+NO_QUALITY: Final = ("best epoch", "validation RSUM")
+"""What tells of the choice of weights, and nothing of the test split."""
 
 
 def write_report(folder: Path, store: Store, given: Mapping[str, MeasuredSplit] | None = None) -> Path:
@@ -48,9 +50,9 @@ def write_report(folder: Path, store: Store, given: Mapping[str, MeasuredSplit] 
         store=store,
         split=split,
         loss=described(run.trainings[-1].loss),
-        figures=own_table(run.trainings),
+        figures=run_table("This run", {one.spoken: one.figures for one in run.trainings}, NO_QUALITY),
         paper=beside_the_paper(run),
-        curves=curves(models),
+        curves=learned_charts(models),
         dashed=dashed(models),
         projections=projections(store, split, models),
         soft=soft_labels(store, split, run.parameters, models),
@@ -60,12 +62,12 @@ def write_report(folder: Path, store: Store, given: Mapping[str, MeasuredSplit] 
     return folder / PAGE_NAME
 
 
-def _shown(trained: Trained, run: Run, store: Store, given: Mapping[str, MeasuredSplit]) -> Shown:
+def _shown(trained: FinishedTraining, run: FinishedRun, store: Store, given: Mapping[str, MeasuredSplit]) -> PageModel:
     embedded = given.get(trained.title) or _embedded(trained, run, store)
-    return Shown(name=trained.spoken, tested=embedded, loss=trained.loss, epochs=trained.epochs)
+    return PageModel(name=trained.spoken, tested=embedded, loss=trained.loss, epochs=trained.epochs)
 
 
-def _embedded(trained: Trained, run: Run, store: Store) -> MeasuredSplit:
+def _embedded(trained: FinishedTraining, run: FinishedRun, store: Store) -> MeasuredSplit:
     settings = run.parameters.train
     model = load_model(str(trained.folder), device=settings.device, precision=settings.precision)
     if not isinstance(model, StudentModel):

@@ -1,8 +1,7 @@
-"""What a run's folder says of its trainings: parameters, figures on the test split, and every epoch's figures."""
+"""What a run's folder records of its trainings: parameters, figures on the test split, and every epoch's figures."""
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from stores.errors import DamagedRunError
 from stores.layout import SAFE_NAME
 from stores.parameter_loading import recorded_parameters
 from stores.parameters import Loss
+from train.fit.epoch import read_epochs
 from train.fit.run_folder import SOFT
 from train.report.results import read_metrics
 
@@ -21,7 +21,7 @@ SPOKEN: Final = {"infonce": "InfoNCE", SOFT: "soft labels"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class FinishedTraining:
     """One finished training of a run."""
 
     title: str
@@ -40,15 +40,15 @@ class Trained:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class FinishedRun:
     """A finished run: one training, or the original loss alone and then soft labels."""
 
     folder: Path
     parameters: TrainParameters
-    trainings: tuple[Trained, ...]
+    trainings: tuple[FinishedTraining, ...]
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> FinishedRun:
     """Read a finished run.
 
     Raises:
@@ -68,30 +68,14 @@ def read_run(folder: Path) -> Run:
         _trained(place, title, figures, parameters.loss)
         for place, (title, figures) in zip(places, metrics.items(), strict=True)
     ]
-    return Run(folder=folder, parameters=parameters, trainings=tuple(trainings))
+    return FinishedRun(folder=folder, parameters=parameters, trainings=tuple(trainings))
 
 
-def _trained(place: Path, title: str, figures: dict[str, Any], loss: Loss) -> Trained:
+def _trained(place: Path, title: str, figures: dict[str, Any], loss: Loss) -> FinishedTraining:
     loss = loss if title == SOFT else replace(loss, alpha=0.0, beta=0.0)
     epochs = read_epochs(place / "epochs.csv")
     best = figures.get("best_epoch")
     if not isinstance(best, int) or not 1 <= best <= len(epochs):
         expected = f"epoch {best!r}, the best in metrics.json"
         raise DamagedRunError("epochs", path=place / "epochs.csv", found=len(epochs), expected=expected)
-    return Trained(title=title, folder=place, loss=loss, figures=figures, epochs=epochs)
-
-
-def read_epochs(path: Path) -> list[dict[str, float]]:
-    """Read an epochs.csv: every epoch's figures by name; what the file leaves empty is absent.
-
-    Raises:
-        DamagedRunError: it is none.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
-        if any("epoch" not in row for row in rows):
-            raise ValueError(path)
-    except (OSError, ValueError, TypeError, csv.Error):
-        raise DamagedRunError(path=path, expected="one row of numbers per epoch") from None
-    return rows
+    return FinishedTraining(title=title, folder=place, loss=loss, figures=figures, epochs=epochs)

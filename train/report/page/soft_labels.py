@@ -15,9 +15,10 @@ from stores import Store
 from stores.layout import teacher_slug
 from stores.parameters import Loss, Teachers, TrainParameters
 from train.losses.functional import cosine_similarity, mixed_targets, soft_alignment
-from train.report.page.charts import Chart, Series, histogram
+from train.report.page.charts import Chart, histogram
+from train.report.page.page_models import PageModel, dashed
 from train.report.page.sample import ImageCaptionPairs, draw_pairs
-from train.report.page.shown import Shown, dashed
+from train.report.training_curves import Series
 
 BINS: Final = 48
 LARGEST: Final = 1024
@@ -31,7 +32,7 @@ PANELS: Final = {
 }
 """By panel, the temperature of Q."""
 AT_START: Final = 0.45
-"""That of a model which has not learned one: where it would have begun."""
+"""The temperature of a model that has not learned one: where it would have started."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +43,15 @@ class SoftLabels:
     parameters: TrainParameters
     """Whose soft labels P are."""
     charts: list[Chart]
-    models: list[Shown]
-    others: list[Shown]
-    """Models that were trained with other soft labels than P, which would not do them justice."""
+    models: list[PageModel]
+    others: list[PageModel]
+    """Models that were trained with soft labels other than P; the comparison would be unfair to them."""
     divergences: list[tuple[str, list[str]]]
     """By panel: KL(P ‖ Q) of every model, mean over the batch."""
 
     @property
     def at_start(self) -> list[tuple[str, str]]:
-        """The models that have not learned all temperatures, and of which parts of the loss."""
+        """The models that have not learned all temperatures, and the parts of the loss that lack one."""
         weights = [
             (model.name, {"CSA": model.loss.alpha, "USA": model.loss.beta}) for model in self.models if model.loss
         ]
@@ -58,7 +59,9 @@ class SoftLabels:
         return [(name, parts) for name, parts in idle if parts]
 
 
-def soft_labels(store: Store, split: str, parameters: TrainParameters, models: Sequence[Shown]) -> SoftLabels | None:
+def soft_labels(
+    store: Store, split: str, parameters: TrainParameters, models: Sequence[PageModel]
+) -> SoftLabels | None:
     """Return the distributions over a batch of the `split`.
 
     Args:
@@ -93,7 +96,7 @@ def soft_labels(store: Store, split: str, parameters: TrainParameters, models: S
     )
 
 
-def _taught_by(model: Shown, loss: Loss) -> bool:
+def _taught_by(model: PageModel, loss: Loss) -> bool:
     """Return whether a model learned from the soft labels of `loss`, or from none."""
     settings = ("teacher_temperature", "mix", "soft_top_k")
     return model.plain or all(getattr(model.loss, name, None) == getattr(loss, name) for name in settings)
@@ -111,7 +114,7 @@ def _features(
     return kept, *(torch.from_numpy(rows[good]).float() for rows in (images, texts))  # type: ignore[return-value]
 
 
-def _scaled(model: Shown, pairs: ImageCaptionPairs) -> dict[str, Tensor]:
+def _scaled(model: PageModel, pairs: ImageCaptionPairs) -> dict[str, Tensor]:
     """Return a model's similarities by panel, (n, n), over its temperatures."""
     temperatures = model.tested.temperatures or {}
     cross = model.tested.similarities.block(pairs.images, pairs.captions)
@@ -123,7 +126,7 @@ def _scaled(model: Shown, pairs: ImageCaptionPairs) -> dict[str, Tensor]:
     }
 
 
-def _chart(panel: str, target: Tensor, models: Sequence[Shown], scores: Sequence[Tensor]) -> Chart:
+def _chart(panel: str, target: Tensor, models: Sequence[PageModel], scores: Sequence[Tensor]) -> Chart:
     values = {"P, the teachers’": _others(target)}
     for model, its_scores in zip(models, scores, strict=True):
         values[f"Q, {model.name}"] = _others(torch.softmax(its_scores, dim=1))
@@ -141,10 +144,10 @@ def _chart(panel: str, target: Tensor, models: Sequence[Shown], scores: Sequence
 
 
 def _others(probabilities: Tensor) -> NDArray[Any]:
-    """Return how many times 1/n each entry beside the diagonal is, as a power of ten: (n · (n - 1),)."""
+    """Return the off-diagonal entries in multiples of 1/n, as powers of ten: (n · (n - 1),)."""
     n = len(probabilities)
     beside = ~torch.eye(n, dtype=torch.bool)
     times = probabilities.double()[beside] * n
-    # Labels of zero, beyond the nearest k, would have no place; they stand at the left end.
+    # Labels of zero, beyond the nearest k, have no logarithm; they are shown at the left end.
     logs: NDArray[Any] = times.clamp(min=1e-4).log10().numpy()
     return logs

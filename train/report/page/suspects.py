@@ -1,7 +1,7 @@
-"""The strongest suspected false negatives of the training set: what soft labels are there to forgive.
+"""The strongest suspected false negatives of the training set: what soft labels are meant to tolerate.
 
-The rule is that of `cusa-store missing`, which lists them all; of a large training set a run of samples is searched
-here, against all.
+The rule is that of `cusa-store missing`, which lists them all; here only a stretch of consecutive samples of a large
+training set is searched, against all.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Suspect:
 
     caption: str
     nearest: str
-    """The other sample's caption that says most nearly the same."""
+    """The other sample's caption that is closest to it."""
     own: str
     """The picture of the caption's own sample, a data URI; empty where it cannot be decoded."""
     other: str
@@ -67,7 +67,7 @@ def suspects(store: Store, teachers: Teachers) -> Suspects:
         run = samples[start : start + size]
         listed = missing_matches(store, evidence, "train", run, count=SHOWN, width=NEIGHBOURS).to_pylist()
     except CusaError as error:
-        # A training is worth its page though an index is gone.
+        # A missing index should not cost a training its page.
         return Suspects(searched=size, total=len(samples), pairs=[], known=False, message=error.message)
     truth = PairRelevance(store, (row["caption_row"] for row in listed), ())
     pairs = [_suspect(store, row, truth) for row in listed]

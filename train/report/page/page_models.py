@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from stores.parameters import Loss
 from train.evaluation.measured_split import MeasuredSplit
+from train.report.page.charts import Chart, line_chart
+from train.report.training_curves import LEARNED, TrainingCurves, curve_plots
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class PageModel:
     """A model on a page."""
 
     name: str
@@ -27,9 +29,18 @@ class Shown:
         return self.loss is not None and not (self.loss.alpha or self.loss.beta)
 
 
-def dashed(models: Sequence[Shown]) -> Shown | None:
+def dashed(models: Sequence[PageModel]) -> PageModel | None:
     """Return which of two models has dashed lines: the one without soft labels, or else the first."""
     if len(models) != 2:
         return None
     plain = [model for model in models if model.plain]
     return plain[0] if len(plain) == 1 else models[0]
+
+
+def learned_charts(models: Sequence[PageModel]) -> list[Chart]:
+    """Return the charts of what the models learned, of those that have epochs."""
+    trained = [model for model in models if model.epochs]
+    broken = dashed(trained)
+    curves = [TrainingCurves(one.name, one.epochs, "dashed" if one is broken else "line") for one in trained]
+    charts = map(line_chart, curve_plots(curves, LEARNED))
+    return [chart for chart in charts if chart is not None]

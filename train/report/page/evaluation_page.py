@@ -16,20 +16,19 @@ from stores.layout import teacher_slug
 from stores.pages import write_html
 from stores.parameters import Teachers
 from train.evaluation.embed import SplitEncoded
+from train.evaluation.figure_tables import task_tables
 from train.evaluation.folder import REPORT
 from train.evaluation.measured_split import MeasuredSplit, measured_split
 from train.evaluation.models import StudentModel
 from train.evaluation.names import short_names
 from train.evaluation.result import Evaluation
 from train.evaluation.similarities import Similarities
+from train.fit.epoch import read_epochs
 from train.report.page.cases import cases
-from train.report.page.curves import curves
+from train.report.page.page_models import PageModel, dashed, learned_charts
 from train.report.page.projection import projections
-from train.report.page.run_files import read_epochs
-from train.report.page.shown import Shown, dashed
 from train.report.page.soft_labels import soft_labels
 from train.report.page.suspects import suspects
-from train.report.page.tables import task_tables
 
 PICTURED: Final = 4
 """Models that have pictures, at most; the tables have all."""
@@ -60,7 +59,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation, store: Store | None, 
         store: the store on which models were measured; None where there is none.
         embedded: the students that have embedded the split of the store; without any, the page has no pictures.
 
-    What is not known, such as an open_clip model's teachers, leaves its section out; what is broken is said besides.
+    A section whose data are unknown, such as an open_clip model's teachers, is left out; faults become messages.
     """
     messages = list(dict.fromkeys(message for result in evaluation.results for message in result.messages))
     names = short_names(evaluation.models)
@@ -85,9 +84,9 @@ def write_evaluation(folder: Path, evaluation: Evaluation, store: Store | None, 
 def _pictures(
     store: Store, split: str, embedded: Embedded, names: dict[str, str], messages: list[str]
 ) -> dict[str, Any]:
-    """Return the page's pictures by name, None where there are none; what goes wrong is added to the `messages`."""
+    """Return the page's pictures by name, None where there are none; faults are added to the `messages`."""
 
-    def made(make: Callable[[], T]) -> T | None:
+    def attempted(make: Callable[[], T]) -> T | None:
         try:
             return make()
         except CusaError as error:
@@ -95,11 +94,11 @@ def _pictures(
             return None
 
     models = [
-        Shown(
+        PageModel(
             name=names[model.name],
             tested=given,
             loss=None if model.parameters is None else model.parameters.loss,
-            epochs=made(partial(_epochs, Path(model.name))) or [],
+            epochs=attempted(partial(_epochs, Path(model.name))) or [],
         )
         for model, given in embedded.pictured
     ]
@@ -107,12 +106,12 @@ def _pictures(
     labels, teachers = _soft_parameters(store, trained), _teachers(store, trained)
     with_epochs = [model for model in models if model.epochs]
     return {
-        "curves": curves(with_epochs),
+        "curves": learned_charts(models),
         "dashed": dashed(with_epochs),
-        "projections": made(lambda: projections(store, split, models)),
-        "soft": labels and made(lambda: soft_labels(store, split, labels, models)),
-        "cases": made(lambda: cases(store, split, models)),
-        "suspects": teachers and "train" in store.manifest.splits and made(lambda: suspects(store, teachers)),
+        "projections": attempted(lambda: projections(store, split, models)),
+        "soft": labels and attempted(lambda: soft_labels(store, split, labels, models)),
+        "cases": attempted(lambda: cases(store, split, models)),
+        "suspects": teachers and "train" in store.manifest.splits and attempted(lambda: suspects(store, teachers)),
     }
 
 
