@@ -50,7 +50,7 @@ def train_all(trials: Mapping[str, TrainParameters], store: Path, work: Path) ->
                 )
         except BrokenProcessPool:
             raise TrainingError(
-                "A training was killed, perhaps because memory ran out. What is finished is kept; run the command again."
+                "A training was killed, perhaps for lack of memory. What is finished is kept; run the command again."
             ) from None
         except BaseException:
             # Trainings resume from their last checkpoints, so they can be killed at once.
