@@ -1,8 +1,8 @@
-"""What each part of soft-label alignment brings: the counterpart of the CUSA paper's ablation (Table 5).
+"""What each part of soft-label alignment contributes: the counterpart of the CUSA paper's ablation (Table 5).
 
 `make ablation` extracts the data set of params.yaml, trains its student with InfoNCE, + CSA, + USA and + CUSA by the
 paper's settings and by those of params.yaml, three seeds each, and writes figures (CSV), tables (Markdown) and a plot.
-On scenes it takes about twenty minutes on 2 cores; a stopped run goes on where it was. Other data sets by their
+On scenes it takes about twenty minutes on 2 cores; a stopped run goes on where it was. Other data sets: pass their
 parameters, such as experiments/coco-mini.yaml.
 """
 
@@ -36,7 +36,7 @@ PAPER: Final = Loss(alpha=0.1, beta=0.5, teacher_temperature=1.0)
 @click.option("--store", type=click.Path(path_type=Path), default=Path("artifacts/store"), help="Made where missing.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("artifacts/ablation"), help="What is written.")
 def main(params: Path | None, store: Path, out: Path) -> None:
-    """Train with and without each part of the soft labels, and tell what each brings."""
+    """Train with and without each part of the soft labels, and report what each contributes."""
     parameters = load_parameters(TrainParameters, params)
     began = time.monotonic()
     with resumable():

@@ -1,4 +1,4 @@
-"""Figures of several settings and seeds, told as means, spreads and paired differences: CSV, Markdown and a plot."""
+"""Figures of several settings and seeds, as means, spreads and paired differences: CSV, Markdown and a plot."""
 
 from __future__ import annotations
 
@@ -70,16 +70,16 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def differences(outcomes: Sequence[Outcome], setting: tuple[str, str], figure: str) -> list[float]:
-    """Return by seed what `setting` has over InfoNCE alone with the same seed."""
+    """Return by how much `setting` exceeds InfoNCE alone with the same seed, for each seed."""
     alone = {one.seed: one.figures[figure] for one in outcomes if one.setting[1] == INFONCE}
     return [one.figures[figure] - alone[one.seed] for one in outcomes if one.setting == setting]
 
 
 def check_folder(folder: Path) -> None:
-    """See, before the trainings, that the comparison can be written to `folder`.
+    """Check, before the trainings, that the comparison can be written to `folder`.
 
     Raises:
-        TrainingError: something that is not as `write_comparison` wrote it lies in its place.
+        TrainingError: there are files in its place that `write_comparison` did not write, or that were changed since.
     """
     if others := in_the_way(folder, _KINDS):
         raise TrainingError(

@@ -33,7 +33,7 @@ TOP_KS: Final = (None, 32, 8)
 
 
 def main() -> None:
-    """Train every combination, and write what each reaches."""
+    """Train every combination, and write down what each reaches."""
     store = WORK / "store"
     extract(ExtractParameters(), store)
     trials = dict(_trials())

@@ -1,4 +1,4 @@
-"""Trainings to compare, side by side: on a CPU one beside the other on shares of the cores, on a GPU in turn."""
+"""Trainings to compare, side by side: in parallel on shares of a CPU's cores, one after another on a GPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from train.run import run
 def train_all(trials: Mapping[str, TrainParameters], store: Path, work: Path) -> dict[str, dict[str, Any]]:
     """Run every trial in `work`/<its name>, going on where an earlier call was stopped.
 
-    Like a stage of DVC it makes again what other parameters, data or code had made.
+    Like a stage of DVC, it repeats what other parameters, data or code had produced.
 
     Returns:
         By name, what metrics.json says of the trial's one training.
@@ -50,10 +50,10 @@ def train_all(trials: Mapping[str, TrainParameters], store: Path, work: Path) ->
                 )
         except BrokenProcessPool:
             raise TrainingError(
-                "A training was killed, perhaps for want of memory. What is finished is kept; run the command again."
+                "A training was killed, perhaps for lack of memory. What is finished is kept; run the command again."
             ) from None
         except BaseException:
-            # A training goes on from its last checkpoint; none need end before this does.
+            # Trainings resume from their last checkpoints, so they can be killed at once.
             for process in active_children():
                 process.kill()
             raise
@@ -61,7 +61,7 @@ def train_all(trials: Mapping[str, TrainParameters], store: Path, work: Path) ->
 
 
 def _begin(threads: int) -> None:
-    """Prepare a process of the pool: its share of the cores, no words of its own, and an end with its parent."""
+    """Prepare a process of the pool: its share of the cores, no output of its own, and an end when its parent ends."""
     console.quiet = True
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()

@@ -229,6 +229,10 @@ def test_curves_of_more_than_two_have_a_chart_each() -> None:
     assert [chart.title for chart in charts[:3]] == ["Validation RSUM", "Parts of the loss, soft", "Temperatures, soft"]
     assert len(charts) == 7
     assert [mark.colour for mark in charts[0].marks] == [0, 1, 2]
+    hinge = model("hinge", Loss(original="hinge"), [{"epoch": 1.0, "loss/Hinge": 0.4, "loss/ITM": 0.7}])
+    (losses,) = learned_charts([hinge])
+    assert [mark.name for mark in losses.marks] == ["Hinge", "ITM"], "names come from the run"
+    assert "Hinge from 0.4 after epoch 1 to 0.4 after epoch 1; ITM from 0.7" in losses.alt
 
 
 def test_models_of_other_soft_labels_are_not_measured_by_these(scenes_store: Store) -> None:

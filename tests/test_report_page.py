@@ -18,6 +18,7 @@ from stores.errors import DamagedRunError
 from stores.parameters import Train
 from train.evaluation.figure_tables import difference
 from train.report.page import write_report
+from train.report.results import run_table
 from train.run import run
 
 HOSTILE = '"><script>alert(1)</script><img src=https://example.org/x>'
@@ -99,6 +100,19 @@ def test_a_change_says_whether_it_is_for_the_better() -> None:
     assert difference(5.0, 4.0) == ("−1.0", "worse")
     assert difference(5.0, 4.0, lower_is_better=True) == ("−1.0", "better")
     assert difference(5.0, 5.04) == ("±0.0", "same")
+
+
+def test_a_run_s_table_compares_what_both_trainings_measured() -> None:
+    measured = {"median_rank": {"image_to_text": 3.0}, "RSUM": 300.0, "best_epoch": 7}
+    table = run_table("run", {"alone": measured, "soft": {**measured, "RSUM": 310.5, "caption_spearman": 70.0}})
+    assert [(row.name, row.texts, row.change) for row in table.rows] == [
+        ("median rank · image→text", ["3.0", "3.0"], ("±0.0", "same")),
+        ("RSUM", ["300.0", "310.5"], ("+10.5", "better")),
+        ("best epoch", ["7", "7"], None),
+        ("caption spearman", ["–", "70.0"], None),
+    ]
+    assert [str(column.header) for column in table.terminal().columns[1:]] == ["alone", "soft", "difference"]
+    assert [row.name for row in run_table("run", {"alone": measured}, ("best epoch",)).rows][1:] == ["RSUM"]
 
 
 @needs_browser

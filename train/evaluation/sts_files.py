@@ -10,7 +10,6 @@ rated: it is left out, and counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -26,6 +25,10 @@ SUBSETS: Final = {
     "STS16": ("answer-answer", "headlines", "plagiarism", "postediting", "question-question"),
 }
 """What each year's figure is over, all subsets concatenated. STS13's SMT is not free, and is in nobody's figure."""
+PUBLISHED: Final = {name: f"STS/{name}-en-test" for name in SUBSETS} | {
+    "STS-B": "STS/STSBenchmark/sts-test.csv", "SICK-R": "SICK/SICK_test_annotated.txt"
+}  # fmt: skip
+"""Where each set lies in SentEval's data folder."""
 PAIRS: Final = {
     "STS12": 3108, "STS13": 1500, "STS14": 3750, "STS15": 3000, "STS16": 1186, "STS-B": 1379, "SICK-R": 4927
 }  # fmt: skip
@@ -82,15 +85,24 @@ def read_pairs(name: str, folder: Path) -> SentencePairs:
 
 
 def _add_set(name: str, folder: Path, pairs: SentencePairs) -> None:
-    if place := next((place for place in _year_folders(name, folder) if place.is_dir()), None):
+    by_subset = [folder / f"{name}.{subset}.tsv" for subset in SUBSETS.get(name, ())]
+    place, whole = _published(name, folder), folder / f"{name}.tsv"
+    if place and name in SUBSETS:
         _add_year(name, place, pairs)
-    elif path := next((path for path in _single_files(name, folder) if path.is_file()), None):
-        _add_file(path, pairs)
-    elif any(path.is_file() for path in _plain_files(name, folder)):
-        for path in _whole(name, folder, _plain_files(name, folder)):
+    elif place or whole.is_file():
+        _add_file(place or whole, pairs)
+    elif any(path.is_file() for path in by_subset):
+        for path in _complete(name, folder, by_subset):
             _add_file(path, pairs)
     else:
         raise DataSetError("not there", path=folder, where=name, expected=_layout(name), advice=f"Get it from {WHERE}.")
+
+
+def _published(name: str, folder: Path) -> Path | None:
+    """Return where a set lies as SentEval has it: a year's folder or a file, with or without the folders above it."""
+    parts = PUBLISHED[name].split("/")
+    places = (folder.joinpath(base, *parts[start:]) for base in BASES for start in range(len(parts)))
+    return next((place for place in places if (place.is_dir() if name in SUBSETS else place.is_file())), None)
 
 
 def _add_year(name: str, place: Path, pairs: SentencePairs) -> None:
@@ -99,7 +111,7 @@ def _add_year(name: str, place: Path, pairs: SentencePairs) -> None:
     before = f"STS20{name[3:]}" if any(place.glob(f"STS20{name[3:]}.input.*.txt")) else "STS"
     inputs = [place / f"{before}.input.{subset}.txt" for subset in SUBSETS[name]]
     scores = [place / f"{before}.gs.{subset}.txt" for subset in SUBSETS[name]]
-    _whole(name, place, [*inputs, *scores])
+    _complete(name, place, [*inputs, *scores])
     for path, gold in zip(inputs, scores, strict=True):
         sentences, ratings = read_rows(path), read_lines(gold)
         # A blank line means an unrated pair, so only blank lines beyond the last pair may differ.
@@ -139,41 +151,19 @@ def _add_file(path: Path, pairs: SentencePairs) -> None:
             pairs.unrated += 1
 
 
-def _year_folders(name: str, folder: Path) -> Iterator[Path]:
-    """Yield where a year's subsets may lie in two files each."""
-    if name in SUBSETS:
-        for base in BASES:
-            yield from (folder / base / inner / f"{name}-en-test" for inner in ("STS", ""))
-
-
-def _single_files(name: str, folder: Path) -> Iterator[Path]:
-    """Yield where a set may lie in one file."""
-    for base in BASES:
-        if name == "STS-B":
-            yield from (folder / base / inner / "sts-test.csv" for inner in ("STS/STSBenchmark", "STSBenchmark", ""))
-        if name == "SICK-R":
-            yield from (folder / base / inner / "SICK_test_annotated.txt" for inner in ("SICK", ""))
-    yield folder / f"{name}.tsv"
-
-
-def _plain_files(name: str, folder: Path) -> list[Path]:
-    return [folder / f"{name}.{subset}.tsv" for subset in SUBSETS.get(name, ())]
-
-
-def _whole(name: str, place: Path, files: list[Path]) -> list[Path]:
+def _complete(name: str, place: Path, files: list[Path]) -> list[Path]:
     if missing := [path.name for path in files if not path.is_file()]:
         raise DataSetError(f"no {', '.join(missing)}", path=place, where=name, expected="all subsets")
     return files
 
 
 def _layout(name: str) -> str:
-    if name in SUBSETS:
-        return (
-            f"SentEval's STS/{name}-en-test/STS.input.<subset>.txt and STS.gs.<subset>.txt, or {name}.<subset>.tsv "
-            f"({PLAIN}), for the subsets {', '.join(SUBSETS[name])}"
-        )
-    published = "STS/STSBenchmark/sts-test.csv" if name == "STS-B" else "SICK/SICK_test_annotated.txt"
-    return f"SentEval's {published}, that file itself, or {name}.tsv ({PLAIN})"
+    if name not in SUBSETS:
+        return f"SentEval's {PUBLISHED[name]}, that file itself, or {name}.tsv ({PLAIN})"
+    return (
+        f"SentEval's {PUBLISHED[name]}/STS.input.<subset>.txt and STS.gs.<subset>.txt, or {name}.<subset>.tsv "
+        f"({PLAIN}), for the subsets {', '.join(SUBSETS[name])}"
+    )
 
 
 def is_unrated(score: str) -> bool:
