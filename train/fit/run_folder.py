@@ -32,7 +32,7 @@ FILES: Final = {
     "student.safetensors": "the best model's student alone, without cusa's heads (see below)",
     "metrics.json": "the figures on the test split, by training",
     "epochs.csv": "every epoch's figures, one row per epoch; epochs count from 1",
-    "run.json": "all parameters, the fingerprints of the data and the versions of the code; a run resumes only if all agree",
+    "run.json": "all parameters, fingerprints of the data, versions of the code; a run resumes only where all agree",
     "environment.json": "what each start ran on: versions, hardware, commit, command",
     "plots/curves.png": "the curves, drawn",
     "dvclive/": "the curves by epoch, for DVC",
