@@ -161,7 +161,7 @@ def compared(project: Project, figures: dict[str, Any]) -> None:
 
 def failed(project: Project) -> None:
     """Nothing old stands for an experiment that came to nothing."""
-    assert "loss.mix is 'none'" in project.dvc("exp", "run", "-n", "failed", "-S", "loss.mix=none", fails=True)
+    assert "loss.mix: found 'none'" in project.dvc("exp", "run", "-n", "failed", "-S", "loss.mix=none", fails=True)
     figures = project.figures()
     assert figures["workspace"] == {}
     assert "failed" not in figures

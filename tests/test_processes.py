@@ -192,4 +192,4 @@ def test_the_main_process_s_error_ends_all_and_is_said_once(scenes_store: Store,
     running = start(2, scenes_store, tmp_path / "run")
     _, errors = running.communicate(timeout=300)
     assert running.returncode != 0
-    assert errors.count("holds no run of ours") == 1
+    assert errors.count("is not empty and holds no run of") == 1

@@ -131,7 +131,7 @@ def test_the_live_view_stands_upright_in_a_narrow_terminal(monkeypatch: pytest.M
     monkeypatch.setattr(live, "console", Console(file=stream, width=40))
     view = live.LiveView("soft_labels", epochs=2, steps=10, batch_size=8)
     figures = {"loss": {"InfoNCE": 2.5, "CSA": 1.2}, "temperatures": {"contrast": 0.07}}
-    view.look(live.StepMetrics(step=3, learning_rate=1e-3, samples_per_second=10.0, wait=0.0, **figures))
+    view.step(live.StepMetrics(step=3, learning_rate=1e-3, samples_per_second=10.0, wait=0.0, **figures))
     live.console.print(view._view())
     assert "learning rate" in stream.getvalue()
     assert "contrast" in stream.getvalue()
