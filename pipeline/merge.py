@@ -26,7 +26,7 @@ from rich.progress import Progress
 
 from pipeline.first_seen import FirstSeen, system_errors, temporary_database
 from pipeline.sources import BadRecord, KnowsTruth, Record, Rejected, Source
-from pipeline.sources.source import Caption, EncodedImage
+from pipeline.sources.records import Caption, EncodedImage
 
 Merge = Literal["path", "bytes", "none"]
 _AT_ONCE: Final = 128

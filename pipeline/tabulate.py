@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.shards import StoredSample, read_shard
 from pipeline.sources import Source
-from pipeline.sources.source import KnowsTruth
+from pipeline.sources.records import KnowsTruth
 from stores import Shard, tables
 from stores.layout import Layout
 

@@ -12,8 +12,8 @@ from pipeline.sources.jsonl import JsonTable
 from pipeline.sources.parquet import ParquetTable
 from pipeline.sources.places import Files, by_split, files_below, find
 from pipeline.sources.recognise import ENDINGS, file_format, folder_format
+from pipeline.sources.records import BadRecord, KnowsTruth, Record, Rejected, Source, Truth
 from pipeline.sources.scenes.source import ScenesSource
-from pipeline.sources.source import BadRecord, KnowsTruth, Record, Rejected, Source, Truth
 from pipeline.sources.streamed import StreamedSource
 from pipeline.sources.table_source import Table, TableReader, column_splits
 from pipeline.sources.tars import tar_records

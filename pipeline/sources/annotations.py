@@ -15,7 +15,7 @@ from pipeline.sources.image_places import ImagePlaces
 from pipeline.sources.json_documents import decode_json
 from pipeline.sources.karpathy import karpathy_records
 from pipeline.sources.places import Files
-from pipeline.sources.source import BadRecord, Record
+from pipeline.sources.records import BadRecord, Record
 from stores.errors import SourceError
 
 

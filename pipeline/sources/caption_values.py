@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-from pipeline.sources.source import Caption, Rejected
+from pipeline.sources.records import Caption, Rejected
 
 TEXT_KEYS: Final = ("raw", "caption", "text", "sentence")
 """Under which name an object holds a caption, as Karpathy's `sentences` do; the first that it has is taken."""

@@ -16,7 +16,7 @@ from pipeline.sources.entries import Id, bad, captions_of, fault_of, id_in, malf
 from pipeline.sources.files import stem_and_ending
 from pipeline.sources.image_files import ImageFile
 from pipeline.sources.image_places import ImagePlaces
-from pipeline.sources.source import BadRecord, Caption, Record
+from pipeline.sources.records import BadRecord, Caption, Record
 
 _NUMBER: Final = re.compile(r"(\d{1,18})(?:\.0+)?", re.ASCII)
 _NAMED: Final = 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from pipeline.sources.caption_values import captions_in, kind_of
-from pipeline.sources.source import BadRecord, Caption, Rejected
+from pipeline.sources.records import BadRecord, Caption, Rejected
 
 Id = int | str
 _EXACT: Final = 2**53

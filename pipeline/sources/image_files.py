@@ -10,7 +10,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.sources.files import Folder, SourceFile, asked, version
 from pipeline.sources.nearby import advice
-from pipeline.sources.source import Rejected
+from pipeline.sources.records import Rejected
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pipeline.sources.files import Folder, asked, decoded, entries, in_usual_ord
 from pipeline.sources.image_endings import is_image
 from pipeline.sources.image_files import ImageFile
 from pipeline.sources.places import common_split
+from pipeline.sources.records import BadRecord, Caption, Record, Rejected
 from pipeline.sources.sidecars import (
     EXPECTED,
     IN_DIFFERENT_FOLDERS,
@@ -19,7 +20,6 @@ from pipeline.sources.sidecars import (
     OTHER_TEXTS,
     captions_beside,
 )
-from pipeline.sources.source import BadRecord, Caption, Record, Rejected
 
 _TEXTS_AT_ONCE: Final = 64
 _MOST_LOOKS: Final = 3

@@ -9,7 +9,7 @@ from pipeline.sources.entries import bad, fault_of, id_in, malformed
 from pipeline.sources.files import SourceFile, in_usual_order
 from pipeline.sources.image_files import ImageFile
 from pipeline.sources.image_places import ImagePlaces
-from pipeline.sources.source import BadRecord, Record
+from pipeline.sources.records import BadRecord, Record
 from stores.errors import SourceError
 
 _SPLITS: Final = {"restval": "train"}

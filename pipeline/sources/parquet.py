@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.sources.files import BLOCK, Folder, SourceFile, readable
 from pipeline.sources.image_files import ImageFile, check_version
-from pipeline.sources.source import Rejected
+from pipeline.sources.records import Rejected
 from pipeline.sources.table_source import Row
 
 _ROWS_AT_ONCE: Final = 256

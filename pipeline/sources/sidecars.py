@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from pipeline.sources.caption_values import captions_in, captions_of_lines
 from pipeline.sources.json_documents import decode_json
-from pipeline.sources.source import Caption, Rejected
+from pipeline.sources.records import Caption, Rejected
 
 OTHER_TEXTS: Final = ("caption", "caption.txt", "text")
 """Looked at where neither `.txt` nor `.json` holds a caption; one caption per line."""

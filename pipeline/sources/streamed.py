@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from pipeline.sources.files import SourceFile, readable, stem_and_ending
 from pipeline.sources.places import Files
-from pipeline.sources.source import BadRecord, Record
+from pipeline.sources.records import BadRecord, Record
 from stores.digests import value_digest
 from stores.errors import SourceError
 

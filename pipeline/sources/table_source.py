@@ -18,7 +18,7 @@ from pipeline.sources.files import Folder, SourceFile, readable
 from pipeline.sources.image_files import ImageFile
 from pipeline.sources.image_places import ImagePlaces
 from pipeline.sources.places import common_split
-from pipeline.sources.source import BadRecord, Caption, EncodedImage, Record, Rejected
+from pipeline.sources.records import BadRecord, Caption, EncodedImage, Record, Rejected
 from stores.errors import SourceError
 from stores.parameters import Columns
 

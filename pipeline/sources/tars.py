@@ -17,8 +17,8 @@ from pipeline.sources.caption_values import captions_of_lines, kind_of
 from pipeline.sources.files import BLOCK, SourceFile, decoded
 from pipeline.sources.image_endings import IMAGE_ENDINGS
 from pipeline.sources.image_files import StoredImage
+from pipeline.sources.records import BadRecord, Record, Rejected
 from pipeline.sources.sidecars import EXPECTED, LARGEST_TEXT, OTHER_TEXTS, captions_beside
-from pipeline.sources.source import BadRecord, Record, Rejected
 from pipeline.sources.tarlayout import TEXT_KINDS, TarFinding, tar_layout
 from pipeline.sources.tarmembers import Damaged, Member, tar_members
 

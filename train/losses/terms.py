@@ -5,6 +5,7 @@ A user's own derives from `Term` and is named `package.module:factory` (docs/tra
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -16,7 +17,7 @@ from train.losses.functional import Negatives, Reduction, csa_loss, hinge_loss, 
 from train.losses.temperature import Temperature
 
 
-class Term(nn.Module):
+class Term(nn.Module, ABC):
     """A loss with its weight. Its parameters and buffers are trained, saved and resumed with the model.
 
     `forward` is given a `Comparison` and returns a scalar: the mean over the rows, or what follows from it, so that the
@@ -34,8 +35,9 @@ class Term(nn.Module):
         self.name, self.weight = name, weight
         self.temperatures = nn.ModuleDict(temperatures)
 
+    @abstractmethod
     def forward(self, compared: Comparison) -> Tensor:
-        raise NotImplementedError
+        """Return the loss, a scalar."""
 
     def before_epoch(self, epoch: int) -> None:
         """Learn that epoch `epoch` (from 0) begins, or is gone on with."""

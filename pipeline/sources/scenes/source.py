@@ -8,11 +8,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from pipeline.sources.records import BadRecord, Record, Truth
 from pipeline.sources.scenes.drawing import draw, png
 from pipeline.sources.scenes.language import say
 from pipeline.sources.scenes.truth import relevance, similarity_pairs
 from pipeline.sources.scenes.world import Scene, draw_scene, object_table
-from pipeline.sources.source import BadRecord, Record, Truth
 from stores.parameters import Scenes
 
 GENERATOR_VERSION: Final = 1
