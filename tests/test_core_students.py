@@ -22,6 +22,7 @@ from models.encoded import Encoded, concatenated
 from models.scoring import Pairwise
 from pipeline.extract import extract
 from stores import Store, TrainParameters
+from stores.errors import RunFolderError
 from stores.images import decode_rgb
 from stores.parameters import FeatureFile, Loss, Student, Train
 from train.run import run
@@ -117,6 +118,18 @@ def test_a_broken_scorer_costs_no_other_figure(
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["soft_labels"] == measured
     said = " ".join(capsys.readouterr().err.split())
     assert "retrieval is not measured on test: The student's scores are not finite" in said
+
+
+def test_other_stored_features_make_another_run(store: Store, tmp_path: Path) -> None:
+    small = replace(QUICK, student=Student(model=STUDENTS[1]), train=replace(QUICK.train, epochs=1))
+    run(small, store, tmp_path / "run")
+    manifest = store.manifest
+    changed = replace(manifest.features["regions"], fingerprint="0" * 64)
+    assert "regions" in json.loads((tmp_path / "run" / "run.json").read_text())["data"]
+    other = Store(store.root, replace(manifest, features={**manifest.features, "regions": changed}))
+    with pytest.raises(RunFolderError) as caught:
+        run(small, other, tmp_path / "run")
+    assert "data.regions" in str(caught.value.where)
 
 
 def test_padding_changes_no_score() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache, partial
@@ -14,6 +14,7 @@ from accelerate.utils.memory import clear_device_cache
 
 from models.checkpoint import load_checkpoint
 from models.export import export_student
+from models.student import as_student, load_student
 from stores import Store, TrainingError, TrainParameters
 from stores.atomic import write_json
 from stores.console import console
@@ -67,13 +68,14 @@ def run(
         stop = stack.enter_context(stopping(processes))
         processes.alone(lambda: stack.enter_context(_locked(folder)))
         trainings = _trainings(parameters, folder)
-        if processes.once(lambda: replaces_another(folder, _identity(parameters, store), overwrite)):
+        identity = processes.once(lambda: _identity(parameters, store))
+        if processes.once(lambda: replaces_another(folder, identity, overwrite)):
             # Built before anything is removed: a typo costs nobody the run that it would have replaced.
             title, place, loss = trainings[-1]
             Training(place, store, replace(parameters, loss=loss), title, accelerator, stop).data.close()
             accelerator.free_memory()
             processes.alone(lambda: make_room(folder))
-        processes.alone(lambda: _claim(folder, parameters, store, accelerator))
+        processes.alone(lambda: _claim(folder, identity, accelerator))
         if processes.any(not (folder / "run.json").exists()):
             raise TrainingError(f"Not every process sees {folder}. Choose a folder that all machines share with --run.")
         finished = {}
@@ -139,29 +141,38 @@ def _trainings(parameters: TrainParameters, folder: Path) -> list[tuple[str, Pat
     return trainings
 
 
-def _claim(folder: Path, parameters: TrainParameters, store: Store, accelerator: Accelerator) -> None:
+def _claim(folder: Path, identity: dict[str, Any], accelerator: Accelerator) -> None:
     """Take the folder for this run, and write down which it is and on what it started."""
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder, run_kinds())
-    write_json(folder / "run.json", _identity(parameters, store))
+    write_json(folder / "run.json", identity)
     record_start(folder, str(accelerator.device), precision_of(accelerator), accelerator.num_processes)
 
 
 def _identity(parameters: TrainParameters, store: Store) -> dict[str, Any]:
     """Return what tells a run from others: whatever its results follow from."""
-    mixed = [(path, _fingerprints(Store.open(Path(path)), parameters)) for path in parameters.train.mix_in]
+    names = [*_slugs(parameters), *_read_by_the_student(parameters)]
+    mixed = [(path, _fingerprints(Store.open(Path(path)), names)) for path in parameters.train.mix_in]
     return {
         "parameters": as_dict(parameters),
-        "data": _fingerprints(store, parameters),
+        "data": _fingerprints(store, names),
         # In their order, which gives each its part of every batch.
         "mixed_in": [list(pair) for pair in mixed],
         "versions": VERSIONS,
     }
 
 
-def _fingerprints(store: Store, parameters: TrainParameters) -> dict[str, str]:
-    """Return what tells a store's data and features from others."""
-    features = {slug: store.features(slug).fingerprint for slug in _slugs(parameters)}
+def _read_by_the_student(parameters: TrainParameters) -> list[str]:
+    """Return the names of the stored features that the student reads, beside the teachers'."""
+    if parameters.student.model.startswith("open-clip:"):
+        return []
+    inputs = as_student(load_student(parameters.student)).inputs
+    return [name for given in inputs.values() for name in given.reads]
+
+
+def _fingerprints(store: Store, names: Sequence[str]) -> dict[str, str]:
+    """Return what tells a store's data and its features of these names from others."""
+    features = {name: store.features(name).fingerprint for name in names}
     return {"shards": store.manifest.source_fingerprint, **features}
 
 
