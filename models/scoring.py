@@ -6,7 +6,7 @@ Shapes: n items of the first modality, m of the second, D embedding, L and K par
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ PAIRS_AT_ONCE: Final = 2**28
 """Bytes that the pairs of one call of a network may take."""
 
 
-@runtime_checkable
 class Scorer(Protocol):
     """Compares items of the student's first modality with items of a later one; may be a torch module."""
 
