@@ -120,6 +120,10 @@ class Manifest:
         """The splits in the order of their rows."""
         return tuple(dict.fromkeys(shard.split for shard in self.shards))
 
+    def shard_of(self, level: Level, row: int) -> Shard:
+        """Return the shard that holds the global `row` of a level, which the store must have."""
+        return next(s for s in self.shards if s.first_row(level) <= row < s.first_row(level) + s.rows(level))
+
     def rows(self, split: str, level: Level) -> int:
         """Return how many rows of a level a split has."""
         return sum(shard.rows(level) for shard in self.shards if shard.split == split)

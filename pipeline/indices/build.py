@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import faiss
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipeline.indices.kinds import EXACT, new_index
@@ -124,6 +123,8 @@ def _to_gpu(index: Any, rows: int, device: str) -> Any:
     """
     if device.startswith("cpu") or not hasattr(faiss, "get_num_gpus") or not faiss.get_num_gpus():
         return index
+    import torch  # here, since nothing else of indices needs it
+
     number = int(device.split(",")[0].partition(":")[2] or 0)
     free, _ = torch.cuda.mem_get_info(number)
     try:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from pipeline.inspection.output import cell
-from pipeline.inspection.rows import shard_of
 from pipeline.inspection.teachers import default_slug
 from stores import CusaError, Store, StoreError
 from stores.columns import Column
@@ -126,7 +125,7 @@ def _split(store: Store, level: Level, row: int | None) -> str:
     """Return the split of `row`, or the first split."""
     if row is None:
         return store.manifest.splits[0]
-    return shard_of(store, level, row).split
+    return store.manifest.shard_of(level, row).split
 
 
 def _described(

@@ -21,7 +21,7 @@ def default_slug(store: Store, modality: str) -> str:
 
 def is_default(manifest: Manifest, slug: str) -> bool:
     """Tell whether the store was last made with this teacher."""
-    teacher = manifest.teachers[slug]
+    teacher = manifest.features[slug]
     return recorded(manifest, teacher.modality) == teacher.spec
 
 
