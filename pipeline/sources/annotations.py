@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from pipeline.sources.annotation_records import coco_records, karpathy_records
 from pipeline.sources.caption_values import kind_of
-from pipeline.sources.coco import coco_records
 from pipeline.sources.files import Folder, SourceFile, decoded, in_usual_order, readable
-from pipeline.sources.image_places import ImagePlaces
+from pipeline.sources.image_files import ImagePlaces
 from pipeline.sources.json_documents import decode_json
-from pipeline.sources.karpathy import karpathy_records
 from pipeline.sources.places import Files
 from pipeline.sources.records import BadRecord, Record
 from stores.errors import SourceError

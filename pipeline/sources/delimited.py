@@ -15,8 +15,8 @@ from itertools import islice
 from typing import Final
 
 from pipeline.sources.column_roles import are_usual, check_names, role_of
+from pipeline.sources.file_names import is_image
 from pipeline.sources.files import SourceFile, lines
-from pipeline.sources.image_endings import is_image
 from pipeline.sources.table_source import Row
 from stores.errors import SourceError
 from stores.parameters import Columns, Data

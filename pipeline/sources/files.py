@@ -26,7 +26,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import infer_compression
 
-from pipeline.sources.systemfiles import is_system_file
+from pipeline.sources.file_names import is_system_file, stem_and_ending
 from stores.errors import SourceError
 
 BLOCK: Final = 1 << 20
@@ -231,12 +231,6 @@ def entries(folder: Folder) -> tuple[list[str], list[tuple[str, str | None]]]:
     visible = [file for file in files if file[0] and not is_system_file(file[0])]
     visible.sort(key=lambda file: stem_and_ending(file[0]))
     return sorted(name for name in folders if name and not is_system_file(name)), visible
-
-
-def stem_and_ending(name: str) -> tuple[str, str]:
-    """Divide a file's name (or a path) before the last dot of its last part: `a.b` and `.jpg` of `a.b.jpg`."""
-    stem, dot, ending = name.rpartition(".")
-    return (stem, dot + ending) if stem and "/" not in ending else (name, "")
 
 
 def walk(folder: Folder, below: str = "", depth: int = 0) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:

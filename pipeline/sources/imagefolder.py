@@ -8,8 +8,8 @@ from itertools import groupby, islice
 from typing import Any, Final, NamedTuple
 
 from pipeline.sources.caption_values import captions_of_lines
-from pipeline.sources.files import Folder, asked, decoded, entries, in_usual_order, readable, stem_and_ending, walk
-from pipeline.sources.image_endings import is_image
+from pipeline.sources.file_names import is_image, stem_and_ending
+from pipeline.sources.files import Folder, asked, decoded, entries, in_usual_order, readable, walk
 from pipeline.sources.image_files import ImageFile
 from pipeline.sources.places import common_split
 from pipeline.sources.records import BadRecord, Caption, Record, Rejected

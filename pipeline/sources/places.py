@@ -11,8 +11,8 @@ from typing import Final
 
 from braceexpand import braceexpand
 from fsspec import AbstractFileSystem
-from fsspec.utils import infer_compression
 
+from pipeline.sources.file_names import is_system_file, plain_suffix
 from pipeline.sources.files import (
     Folder,
     SourceFile,
@@ -21,10 +21,8 @@ from pipeline.sources.files import (
     locate,
     readable,
     source_file,
-    stem_and_ending,
     walk,
 )
-from pipeline.sources.systemfiles import is_system_file
 from stores.errors import SourceError
 
 Files = tuple[SourceFile, ...]
@@ -116,13 +114,6 @@ def files_below(folder: Folder, endings: tuple[str, ...]) -> Iterator[SourceFile
                 if plain_suffix(name) in endings:
                     path = folder.path(below + name)
                     yield source_file(folder.system, path, below + name, asked(folder.system.info, path))
-
-
-def plain_suffix(name: str) -> str:
-    """Return the ending of a file's name in lower case, without a compression's: `.csv` of `a.csv.gz`."""
-    if infer_compression(name):
-        name = stem_and_ending(name)[0]
-    return stem_and_ending(name)[1].lower()
 
 
 def common_split(name: str) -> str:

@@ -8,10 +8,9 @@ from itertools import islice
 from typing import Final
 
 from pipeline.sources.delimited import file_dialect
+from pipeline.sources.file_names import is_image, plain_suffix
 from pipeline.sources.files import Folder, SourceFile, asked, decoded, readable, walk
-from pipeline.sources.image_endings import is_image
-from pipeline.sources.json_forms import LINES_ENDINGS, json_form
-from pipeline.sources.places import plain_suffix
+from pipeline.sources.jsonl import LINES_ENDINGS, json_form
 from stores.errors import SourceError
 from stores.parameters import Data
 

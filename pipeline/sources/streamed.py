@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from pipeline.sources.files import SourceFile, readable, stem_and_ending
+from pipeline.sources.file_names import stem_and_ending
+from pipeline.sources.files import SourceFile, readable
 from pipeline.sources.places import Files
 from pipeline.sources.records import BadRecord, Record
 from stores.digests import value_digest

@@ -15,8 +15,7 @@ from uuid import UUID
 from pipeline.sources.caption_values import captions_in, kind_of
 from pipeline.sources.column_roles import Roles, find_roles
 from pipeline.sources.files import Folder, SourceFile, readable
-from pipeline.sources.image_files import ImageFile
-from pipeline.sources.image_places import ImagePlaces
+from pipeline.sources.image_files import ImageFile, ImagePlaces
 from pipeline.sources.places import common_split
 from pipeline.sources.records import BadRecord, Caption, EncodedImage, Record, Rejected
 from stores.errors import SourceError

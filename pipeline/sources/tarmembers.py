@@ -11,8 +11,8 @@ import tarfile
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from pipeline.sources.file_names import is_system_file
 from pipeline.sources.files import SourceFile
-from pipeline.sources.systemfiles import is_system_file
 from stores.errors import SourceError
 
 _KEY: Final = re.compile(r"((?:.*/)?[^./]+)[.]([^/]*)", re.DOTALL)
