@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -25,12 +26,12 @@ def main() -> None:
 def info(store: Path, as_json: bool) -> None:
     """Say what is in STORE."""
     # Imported late, as in every command here: the libraries behind them take seconds, a wrong flag should not.
-    from pipeline.inspection.info import describe, render, to_json
+    from pipeline.inspection.info import describe, render
 
     with resumable():
         found = describe(store)
         if as_json:
-            click.echo(to_json(found))
+            click.echo(json.dumps(found, indent=2, ensure_ascii=False))
         else:
             output().print(*render(found), sep="\n")
 
