@@ -13,7 +13,7 @@ import re
 from functools import cached_property
 from typing import Any, Final
 
-from pipeline.sources.caption_values import captions_in, kind_of
+from pipeline.sources.caption_values import captions_at, captions_in, kind_of
 from pipeline.sources.file_names import stem_and_ending
 from pipeline.sources.files import SourceFile, in_usual_order
 from pipeline.sources.image_files import ImageFile, ImagePlaces
@@ -75,9 +75,7 @@ def _karpathy_record(places: ImagePlaces, place: str, source_id: str, entry: dic
         return malformed(source_id, f"{place} {fault_of(entry, 'filepath', 'a folder')}", len(captions))
     if not captions:
         return bad(source_id, "no-captions", f"{place} has no sentences")
-    # People point at the folder above Karpathy's `filepath` or at the images themselves.
-    inner = f"{folder}/{name}" if folder and places.has_folder(folder) else name
-    return Record(source_id=source_id, captions=captions, image=ImageFile(places.root, inner))
+    return Record(source_id=source_id, captions=captions, image=ImageFile(places.root, places.within(folder, name)))
 
 
 def coco_records(content: dict[str, Any], places: ImagePlaces) -> list[Record | BadRecord]:
@@ -203,9 +201,8 @@ def captions_of(entry: dict[str, Any], place: str) -> tuple[Caption, ...]:
     """Return the captions under an entry's `caption`, at least one; those that are none name its place."""
     if "caption" not in entry:
         return (Rejected("malformed-caption", f"{place} {fault_of(entry, 'caption', 'text')}"),)
-    found = captions_in(entry["caption"]) or (Rejected("empty-caption", "its caption is null or empty"),)
-    return tuple(
-        Rejected(text.reason, f"{place}: {text.detail}") if isinstance(text, Rejected) else text for text in found
+    return captions_at(f"{place}:", entry["caption"]) or (
+        Rejected("empty-caption", f"{place}: its caption is null or empty"),
     )
 
 

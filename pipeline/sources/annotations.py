@@ -6,7 +6,7 @@ Both are one JSON document each, so they are held in memory, unlike the formats 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.sources.annotation_records import coco_records, karpathy_records
 from pipeline.sources.caption_values import kind_of
@@ -14,21 +14,17 @@ from pipeline.sources.files import Folder, SourceFile, decoded, in_usual_order, 
 from pipeline.sources.image_files import ImagePlaces
 from pipeline.sources.json_documents import decode_json
 from pipeline.sources.places import Files
-from pipeline.sources.records import BadRecord, Record
+from pipeline.sources.records import BadRecord, Record, Source
 from stores.errors import SourceError
 
 
-class AnnotationSource:
+class AnnotationSource(Source):
     """Records read from caption files; bad entries are kept as such, to be quarantined with their reason."""
 
     def __init__(
-        self,
-        kind: Literal["karpathy", "coco"],
-        files: dict[str, SourceFile],
-        records: Mapping[str, list[Record | BadRecord]],
+        self, kind: str, files: dict[str, SourceFile], records: Mapping[str, list[Record | BadRecord]]
     ) -> None:
-        self._kind = kind
-        self._files = files
+        self._kind, self._files = kind, files
         self._records = {split: records[split] for split in in_usual_order(records)}
 
     @property
@@ -77,30 +73,34 @@ def open_annotations(
     single = {split: found[0] for split, found in files.items()}
     contents = {split: _document(file, encoding) for split, file in single.items()}
     if wanted != "karpathy" and all(_has_lists(content, "images", "annotations") for content in contents.values()):
-        if not named:
-            given = single["train"]
-            raise SourceError(
-                f"{given} is a COCO captions file, which names no split. "
-                f"Say which split each file is: --source train={given}, or data.source: {{train: {given}}}."
-            )
+        _check_splits(single, named=named, coco=True)
         records = {split: coco_records(contents[split], _coco_places(single[split], images)) for split in single}
         return AnnotationSource("coco", single, records)
     if wanted != "coco" and all(_has_lists(content, "images") for content in contents.values()):
-        if named:
-            raise SourceError(
-                f"{', '.join(map(str, single.values()))}: without annotations this is Karpathy's split file, which "
-                f"says itself what split each image is of. Name that one file, without a split: --source FILE."
-            )
+        _check_splits(single, named=named, coco=False)
         file = single["train"]
         records = karpathy_records(file, contents["train"], ImagePlaces(images or file.folder))
         return AnnotationSource("karpathy", {"all": file}, records)
-    found_keys = "; ".join(
-        f"{single[split]} has the keys {', '.join(list(content)[:8])}" for split, content in contents.items()
-    )
+    keys = "; ".join(f"{single[split]} has the keys {', '.join(list(found)[:8])}" for split, found in contents.items())
     raise SourceError(
-        f"No known format: {found_keys}. Expected Karpathy's split file (images[].split), one COCO captions file "
+        f"No known format: {keys}. Expected Karpathy's split file (images[].split), one COCO captions file "
         f"per split (images, annotations), or a list of records with an image and a caption each."
     )
+
+
+def _check_splits(files: Mapping[str, SourceFile], *, named: bool, coco: bool) -> None:
+    """See that the splits of COCO's files are named, and those of Karpathy's are not."""
+    shown = ", ".join(map(str, files.values()))
+    if coco and not named:
+        raise SourceError(
+            f"{shown} is a COCO captions file, which names no split. "
+            f"Say which split each file is: --source train={shown}, or data.source: {{train: {shown}}}."
+        )
+    if named and not coco:
+        raise SourceError(
+            f"{shown}: without annotations this is Karpathy's split file, which "
+            f"says itself what split each image is of. Name that one file, without a split: --source FILE."
+        )
 
 
 def _has_lists(content: dict[str, Any], *keys: str) -> bool:

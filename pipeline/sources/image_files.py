@@ -42,7 +42,6 @@ class ImageFile:
         return path if ".." in path.split("/") else posixpath.normpath(path)
 
     def read(self) -> bytes:
-        """Return the file's bytes."""
         path = self._path()
         try:
             data: bytes = asked(self.folder.system.cat_file, path)
@@ -85,7 +84,6 @@ class StoredImage:
         """Return nothing: equal pictures may lie in a file several times."""
 
     def read(self) -> bytes:
-        """Return the bytes."""
         check_version(self.file)
         try:
             data = self.file.read(self.offset, self.offset + self.size)
@@ -125,6 +123,13 @@ class ImagePlaces:
         self.root = root
         self.has_folder = cache(self._has_folder)
         self._names = cache(self._list)
+
+    def within(self, folder: object, name: str) -> str:
+        """Return where an image lies that the data set names together with its folder.
+
+        People point at the folder above the named one, or at the images themselves.
+        """
+        return f"{folder}/{name}" if isinstance(folder, str) and folder and self.has_folder(folder) else name
 
     def locate(self, name: str) -> str:
         """Return where a COCO image lies: there, or in the folder that its name (COCO_val2014_…) speaks of."""

@@ -12,7 +12,7 @@ from pipeline.sources.file_names import is_image, stem_and_ending
 from pipeline.sources.files import Folder, asked, decoded, entries, in_usual_order, readable, walk
 from pipeline.sources.image_files import ImageFile
 from pipeline.sources.places import common_split
-from pipeline.sources.records import BadRecord, Caption, Record, Rejected
+from pipeline.sources.records import BadRecord, Caption, Record, Rejected, Source
 from pipeline.sources.sidecars import (
     EXPECTED,
     IN_DIFFERENT_FOLDERS,
@@ -38,32 +38,15 @@ class _Sample(NamedTuple):
     other: str | None = None
 
 
-class FolderSource:
+class FolderSource(Source):
     """Images and texts in a folder's own order; one sub-folder at a time is listed."""
 
     def __init__(self, folders: dict[str, Folder], named: bool, encoding: str | None) -> None:
         """Take folders by split; one that is not `named` is divided by its sub-folders train, val and test."""
-        self._named, self._encoding = named, encoding
-        self._folders = folders
-        self._parts: dict[str, list[tuple[Folder, str, bool]]] = {}
-        for split, folder in folders.items():
-            if named:
-                self._parts[split] = [(folder, "", True)]
-            else:
-                self._divide(folder)
-
-    def _divide(self, folder: Folder) -> None:
-        with readable(folder):
-            names, files = entries(folder)
-        usual = [name for name in names if common_split(name) in ("train", "val", "test")]
-        parts: dict[str, list[tuple[Folder, str, bool]]] = {}
-        if any(is_image(name) for name, _ in files) or not usual:
-            parts["train"] = [(folder, "", not usual)]
-        for name in names:
-            split = common_split(name) if name in usual else "train"
-            if usual:
-                parts.setdefault(split, []).append((folder, f"{name}/", True))
-        self._parts = {split: parts[split] for split in in_usual_order(parts)}
+        self._named, self._encoding, self._folders = named, encoding, folders
+        self._parts = (
+            {split: [(folder, "", True)] for split, folder in folders.items()} if named else _parts(*folders.values())
+        )
 
     @property
     def description(self) -> dict[str, Any]:
@@ -77,9 +60,6 @@ class FolderSource:
         # Ids are paths within the folder.
         return split if self._named else ""
 
-    def count(self, split: str) -> int | None:
-        return None
-
     def records(self, split: str) -> Iterator[Record | BadRecord]:
         for folder, below, deep in self._parts[split]:
             reader = _SampleReader(folder, self._encoding)
@@ -88,6 +68,19 @@ class FolderSource:
                     yield from reader.records(inner, files)
                     if not deep:
                         break
+
+
+def _parts(folder: Folder) -> dict[str, list[tuple[Folder, str, bool]]]:
+    """Divide a folder into splits: their sub-folders, and whether these are searched to the bottom."""
+    with readable(folder):
+        names, files = entries(folder)
+    usual = [name for name in names if common_split(name) in ("train", "val", "test")]
+    parts: dict[str, list[tuple[Folder, str, bool]]] = {}
+    if any(is_image(name) for name, _ in files) or not usual:
+        parts["train"] = [(folder, "", not usual)]
+    for name in names if usual else ():
+        parts.setdefault(common_split(name) if name in usual else "train", []).append((folder, f"{name}/", True))
+    return {split: parts[split] for split in in_usual_order(parts)}
 
 
 class _SampleReader:

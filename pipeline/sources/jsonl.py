@@ -170,9 +170,8 @@ class JsonTable:
         for _, value in islice(self._values(), _ASKED_FOR_COLUMNS):
             found |= columns_of(value) if isinstance(value, dict) else {}
         if not found:
-            form = (
-                "lines; expected one object a line" if self._form.kind == "lines" else "items; expected a list of them"
-            )
+            lines_alone = self._form.kind == "lines"
+            form = "lines; expected one object a line" if lines_alone else "items; expected a list of them"
             raise SourceError(f"{self.file}: no JSON object in its first {form}, each with an image and a caption.")
         return list(found)
 
@@ -191,7 +190,9 @@ class JsonTable:
         """Yield each record with its place; one whose `image_id` names its image has it as `image`."""
         for place, value in self._lines() if self._form.kind == "lines" else self._items():
             name = named_by_id(value) if isinstance(value, dict) else None
-            yield place, value if name is None else {**value, "image": self._path(name, value)}
+            if name is not None:  # in the folder of its subreddit, where there is one
+                value["image"] = self._places.within(value.get("subreddit"), name)
+            yield place, value
 
     def _lines(self) -> Iterator[tuple[str, Any]]:
         for number, line in enumerate(lines(self.file, "\n", self._encoding), start=1):
@@ -204,9 +205,3 @@ class JsonTable:
         for key, number, value in pieces(self.file, self._encoding):
             if key == self._form.key and number is not None:
                 yield f"record {number}", value
-
-    def _path(self, name: str, record: dict[str, Any]) -> str:
-        """Return where an image named by its id lies: in the folder of its subreddit, where there is one."""
-        subreddit = record.get("subreddit")
-        is_sorted = isinstance(subreddit, str) and self._places.has_folder(subreddit)
-        return f"{subreddit}/{name}" if is_sorted else name

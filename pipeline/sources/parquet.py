@@ -74,7 +74,6 @@ class CellImage:
         """Return nothing: equal pictures may lie in a file several times."""
 
     def read(self) -> bytes:
-        """Return the bytes."""
         check_version(self.file)
         try:
             data, path = _cells(self.file, self.column).get(self.row)

@@ -83,9 +83,11 @@ class Source(Protocol):
 
     def id_scope(self, split: str) -> str:
         """Name the scope within which the split's source ids are unique; splits of one scope share it."""
+        return split
 
     def count(self, split: str) -> int | None:
         """Return how many records a split has, where that is known without reading them all."""
+        return None
 
     def records(self, split: str) -> Iterator[Record | BadRecord]:
         """Yield the records of a split, in the source's order; each call begins anew and yields the same."""
