@@ -49,7 +49,9 @@ def ensure_index(
     """
     path, card_path = layout.index(features.slug, split), layout.index_card(features.slug, split)
     rows = _valid_rows(features, shards)
-    origin = _origin([parts[shard.name] for shard in shards], choose_kind(settings, len(rows)), settings)
+    kind = choose_kind(settings, len(rows))
+    least = None if kind == EXACT else settings.min_recall
+    origin = IndexOrigin(features=value_digest([parts[shard.name] for shard in shards]), kind=kind, min_recall=least)
     why, digest = index_fault(path, card_path, origin)
     if why is None:
         return digest, None
@@ -58,11 +60,6 @@ def ensure_index(
     digest = file_digest(path)
     write_card(card_path, origin, digest, {**measured, "bytes": path.stat().st_size})
     return digest, why
-
-
-def _origin(parts: list[str], kind: str, settings: Extract) -> IndexOrigin:
-    least = None if kind == EXACT else settings.min_recall
-    return IndexOrigin(features=value_digest(parts), kind=kind, min_recall=least)
 
 
 def _build(

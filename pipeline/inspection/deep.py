@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from models.teachers import Teacher
 from models.teachers.teacher import MIN_COSINE
 from pipeline.inspection.checks import Check, Fault
-from pipeline.inspection.loaded import encode, load_stored
-from pipeline.inspection.teachers import is_default
+from pipeline.inspection.teachers import encode, is_default, load_stored
 from stores import Shard, Store, StoreError, TeacherError
 from stores.columns import Column
 from stores.images import decode_rgb

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from pipeline.inspection.output import cell
-from pipeline.inspection.teachers import default_slug
+from pipeline.inspection.teachers import default_slug, encode, load_stored
 from stores import CusaError, Store, StoreError
 from stores.columns import Column
 from stores.console import Listing
@@ -99,8 +99,6 @@ def _vector(store: Store, slug: str, query: Query) -> NDArray[np.float32]:
         if not vector.any():
             raise StoreError(f"{slug} could not encode row {query.row}, so nothing is near it. Ask for another row.")
         return vector
-    from pipeline.inspection.loaded import encode, load_stored  # here, since a row's neighbours need no teacher
-
     item = _text(query.text) if query.text is not None else _picture(cast(Path, query.image))
     encoded: NDArray[np.float32] = encode(load_stored(store, slug, query.weights), [item])[0]
     if not encoded.any():

@@ -10,11 +10,12 @@ from typing import Any
 
 from pipeline.sources.annotation_records import coco_records, karpathy_records
 from pipeline.sources.caption_values import kind_of
-from pipeline.sources.files import Folder, SourceFile, decoded, in_usual_order, readable
+from pipeline.sources.files import Folder, SourceFile, in_usual_order, readable
 from pipeline.sources.image_files import ImagePlaces
 from pipeline.sources.json_documents import decode_json
 from pipeline.sources.places import Files
 from pipeline.sources.records import BadRecord, Record, Source
+from pipeline.sources.texts import decoded
 from stores.errors import SourceError
 
 

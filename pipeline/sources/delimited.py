@@ -16,8 +16,9 @@ from typing import Final
 
 from pipeline.sources.column_roles import are_usual, check_names, role_of
 from pipeline.sources.file_names import is_image
-from pipeline.sources.files import SourceFile, lines
+from pipeline.sources.files import SourceFile
 from pipeline.sources.table_source import Row
+from pipeline.sources.texts import lines
 from stores.errors import SourceError
 from stores.parameters import Columns, Data
 

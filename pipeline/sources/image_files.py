@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.sources.file_names import IMAGE_ENDINGS
 from pipeline.sources.files import Folder, SourceFile, asked, entries, version
-from pipeline.sources.records import Rejected
+from pipeline.sources.records import EncodedImage, Rejected
 
 _MOST_FOLDERS: Final = 16
 
@@ -69,7 +69,7 @@ class ImageFile:
 
 
 @dataclass(frozen=True)
-class StoredImage:
+class StoredImage(EncodedImage):
     """An image within a file: `size` bytes from `offset`. It is read by its range alone."""
 
     file: SourceFile
@@ -79,9 +79,6 @@ class StoredImage:
     def identity(self) -> str:
         """Name the place in that version of the file."""
         return f"{self.file.label}:{self.file.version}:{self.offset}+{self.size}"
-
-    def place(self) -> None:
-        """Return nothing: equal pictures may lie in a file several times."""
 
     def read(self) -> bytes:
         check_version(self.file)

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from pipeline.sources.caption_values import captions_of_lines
 from pipeline.sources.file_names import is_image, stem_and_ending
-from pipeline.sources.files import Folder, asked, decoded, entries, in_usual_order, readable, walk
+from pipeline.sources.files import Folder, asked, entries, in_usual_order, readable, walk
 from pipeline.sources.image_files import ImageFile
 from pipeline.sources.places import common_split
 from pipeline.sources.records import BadRecord, Caption, Record, Rejected, Source
@@ -20,6 +20,7 @@ from pipeline.sources.sidecars import (
     OTHER_TEXTS,
     captions_beside,
 )
+from pipeline.sources.texts import decoded
 
 _TEXTS_AT_ONCE: Final = 64
 _MOST_LOOKS: Final = 3

@@ -13,10 +13,11 @@ from typing import Any, Final, Literal, NamedTuple
 
 from pipeline.sources.column_roles import role_of
 from pipeline.sources.file_names import is_image, plain_suffix
-from pipeline.sources.files import Folder, SourceFile, lines, open_text
+from pipeline.sources.files import Folder, SourceFile
 from pipeline.sources.image_files import ImagePlaces
 from pipeline.sources.json_documents import MoreFollowsError, parsed, pieces
 from pipeline.sources.table_source import Row
+from pipeline.sources.texts import lines, open_text
 from stores.errors import SourceError
 
 LINES_ENDINGS: Final = (".jsonl", ".ndjson")

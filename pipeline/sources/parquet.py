@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.sources.files import BLOCK, Folder, SourceFile, readable
 from pipeline.sources.image_files import ImageFile, check_version
-from pipeline.sources.records import Rejected
+from pipeline.sources.records import EncodedImage, Rejected
 from pipeline.sources.table_source import Row
 
 _ROWS_AT_ONCE: Final = 256
@@ -58,7 +58,7 @@ class ParquetTable:
 
 
 @dataclass(frozen=True)
-class CellImage:
+class CellImage(EncodedImage):
     """An image embedded in a Parquet file, in the given row of a column."""
 
     file: SourceFile
@@ -69,9 +69,6 @@ class CellImage:
     def identity(self) -> str:
         """Name the row in that version of the file."""
         return f"{self.file.label}:{self.file.version}:{self.row}"
-
-    def place(self) -> None:
-        """Return nothing: equal pictures may lie in a file several times."""
 
     def read(self) -> bytes:
         check_version(self.file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from math import prod
 from typing import Final
@@ -79,7 +80,7 @@ def _expand(url: str) -> Files | Folder:
             raise SourceError(f"The source {one} is a folder; in a pattern, name the files.")
         label = one.removeprefix(fixed).lstrip("/")
         alone = len(place) == 1 and place[0].name == label.rpartition("/")[2]
-        files.extend(_labelled(file, label) if alone else file for file in place)
+        files.extend(replace(file, label=label) if alone else file for file in place)
     return tuple(files)
 
 
@@ -100,10 +101,6 @@ def _literal(system: AbstractFileSystem, path: str) -> Files | Folder:
     if info["type"] == "directory":
         return Folder(system, path)
     return (source_file(system, path, path.rpartition("/")[2], info),)
-
-
-def _labelled(file: SourceFile, label: str) -> SourceFile:
-    return SourceFile(file.system, file.path, label, file.size, file.version)
 
 
 def files_below(folder: Folder, endings: tuple[str, ...]) -> Iterator[SourceFile]:

@@ -35,6 +35,7 @@ class EncodedImage(Protocol):
 
     def place(self) -> str | None:
         """Return what tells this picture from every other of the data set; None where only its bytes can."""
+        return None
 
     def read(self) -> bytes:
         """Return the bytes; raises `Rejected` where they cannot be had."""

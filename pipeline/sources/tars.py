@@ -15,11 +15,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.sources.caption_values import captions_of_lines, kind_of
 from pipeline.sources.file_names import IMAGE_ENDINGS
-from pipeline.sources.files import BLOCK, SourceFile, decoded
+from pipeline.sources.files import BLOCK, SourceFile
 from pipeline.sources.image_files import StoredImage
 from pipeline.sources.records import BadRecord, Record, Rejected
 from pipeline.sources.sidecars import EXPECTED, IN_DIFFERENT_FOLDERS, LARGEST_TEXT, OTHER_TEXTS, captions_beside
 from pipeline.sources.tarmembers import Damaged, Member, tar_members
+from pipeline.sources.texts import decoded
 
 _TEXT_KINDS: Final = ("txt", "json", "caption", "text")
 _MOST_NAMESAKES: Final = 100
