@@ -102,12 +102,8 @@ def merged(
 ) -> Iterator[Source]:
     """Yield the source with the records of each picture as one, while a file in `folder` says which these are.
 
-    Args:
-        source: the data set; one that knows its own truth knows its pictures too, and stays as it is.
-        merge: path: by the picture's path, or its bytes where it has none; bytes: by its bytes; none: not at all.
-        folder: where the file lies.
-        readers: threads that read pictures.
-        progress: where a bar is shown.
+    `merge` is path (by the picture's path, or its bytes where it has none), bytes, or none (not at all). A source that
+    knows its own truth knows its pictures too, and stays as it is.
     """
     if merge == "none" or isinstance(source, KnowsTruth):
         yield source

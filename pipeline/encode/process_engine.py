@@ -66,7 +66,6 @@ class ProcessEngine:
         self.description = ", ".join(worker.device for worker in workers)
 
     def encode(self, windows: Iterator[Window], job: Job, advance: Callable[[int], None]) -> Iterator[WindowFeatures]:
-        """Yield what each window asks for, in order."""
         for worker in self._workers:
             worker.tasks.put((self._number, job))
         faults: list[BaseException] = []

@@ -78,7 +78,6 @@ class RayEngine:
         self.description = f"Ray, {len(actors)} actor{'s' * (len(actors) > 1)}"
 
     def encode(self, windows: Iterator[Window], job: Job, advance: Callable[[int], None]) -> Iterator[WindowFeatures]:
-        """Yield what each window asks for, in order."""
         shared = ray.put(replace(job, layout=Layout(job.layout.root.resolve())))
         free = deque([actor for _ in range(_AT_ONCE) for actor in self._actors])
         running: dict[Any, Any] = {}

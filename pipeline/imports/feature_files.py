@@ -40,7 +40,6 @@ class Spool:
         self._open.close()
 
     def open(self) -> IO[bytes]:
-        """Return a new file."""
         return self._open.enter_context(tempfile.TemporaryFile(dir=self._folder))
 
 
@@ -58,13 +57,9 @@ class FeatureRows:
 
 
 def open_rows(path: Path, array: str | None, key: str | None, spool: Spool) -> FeatureRows:
-    """Open a file of features.
+    """Open a file of features: its `array` (dataset, column), or the only one; rows are named by that called `key`.
 
-    Args:
-        path: the file.
-        array: the name of the array, dataset or column; None: the only one.
-        key: the name of that which names the rows; None: none.
-        spool: where what must be copied to be read is kept, as long as it is open.
+    What must be copied to be read lies in `spool`, as long as it is open.
 
     Raises:
         SourceError: there is no such file or array, it is of another kind, or not of numbers.

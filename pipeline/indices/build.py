@@ -57,13 +57,8 @@ def build_index(
 ) -> Index:
     """Return an index of `kind` over the features of the global `rows` (n,), which are its ids.
 
-    Args:
-        kind: a factory string that `new_index` accepts.
-        features: where the rows are gathered from.
-        rows: what is indexed.
-        sample: what it is trained on.
-        device: "cpu" keeps faiss off the GPUs.
-        seen: called with each block (b, dim) and its rows (b,) when it has been added.
+    `seen` is called with each block (b, dim) and its rows (b,) when it has been added; the device "cpu" keeps faiss off
+    the GPUs.
 
     Raises:
         RuntimeError: faiss cannot train or add.

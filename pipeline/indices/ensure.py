@@ -31,14 +31,8 @@ def ensure_index(
 ) -> tuple[str, str | None]:
     """Build the index of one split unless a whole one is there; an index that cannot be built leaves the old one.
 
-    Args:
-        features: the teacher's, over the whole store.
-        split: whose rows are indexed, but for those that the teacher could not encode.
-        shards: those of the split, in the order of their rows.
-        parts: the checksum of each shard's feature part.
-        layout: of the store.
-        settings: kind, threshold, least recall, device.
-        progress: shows a bar for an index that is not exact.
+    Rows that the teacher could not encode are left out. `shards` are those of the split, `parts` the checksums of their
+    feature parts.
 
     Returns:
         The index file's checksum, and why the index was built now; None where the one there is whole.

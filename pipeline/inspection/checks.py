@@ -39,7 +39,6 @@ class Check:
     note: str = ""
 
     def run(self, progress: Progress) -> None:
-        """Look at all the things."""
         if damaged := [fault.file for check in self.needs for fault in check.faults]:
             self.note = f"left out: {', '.join(damaged)} is damaged"
             return

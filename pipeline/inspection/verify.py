@@ -31,17 +31,13 @@ class Report:
 
     @property
     def whole(self) -> bool:
-        """Whether everything holds."""
         return not any(check.faults for check in self.checks)
 
 
 def verify(path: Path, sample: int | None = None, weights: Mapping[str, str | None] | None = None) -> Report:
-    """Check the store at `path`.
+    """Check the store at `path`; deeply if `sample` says how many rows of each teacher are encoded again.
 
-    Args:
-        path: where it lies.
-        sample: how many rows of each teacher are encoded again; None leaves out the deep checks.
-        weights: checkpoints of the "image" and the "text" teacher, where they are not at the recorded place.
+    `weights` are checkpoints of the "image" and the "text" teacher, where they are not at the recorded place.
 
     Raises:
         StoreError: there is no finished store.

@@ -54,14 +54,9 @@ class AnnotationSource(Source):
 def open_annotations(
     files: dict[str, Files], wanted: str, named: bool, images: Folder | None, encoding: str | None = None
 ) -> AnnotationSource:
-    """Open one Karpathy file, or one COCO captions file per split.
+    """Open one Karpathy file, or one COCO captions file per split; `wanted` is what data.format asks for.
 
-    Args:
-        files: the files of each split; all together as "train" if the splits are not `named`.
-        wanted: the format that data.format asks for, or `auto`.
-        named: whether the splits were given by name.
-        images: the folder of the images, if it was given.
-        encoding: what data.encoding says.
+    Where the splits were not given by name (`named`), all `files` are those of "train".
 
     Raises:
         SourceError: the files are neither.

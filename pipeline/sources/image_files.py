@@ -77,7 +77,6 @@ class StoredImage(EncodedImage):
     size: int
 
     def identity(self) -> str:
-        """Name the place in that version of the file."""
         return f"{self.file.label}:{self.file.version}:{self.offset}+{self.size}"
 
     def read(self) -> bytes:

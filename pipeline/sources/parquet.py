@@ -67,7 +67,6 @@ class CellImage(EncodedImage):
     row: int
 
     def identity(self) -> str:
-        """Name the row in that version of the file."""
         return f"{self.file.label}:{self.file.version}:{self.row}"
 
     def read(self) -> bytes:

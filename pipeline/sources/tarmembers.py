@@ -48,7 +48,6 @@ class Member(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its name in the tar."""
         return f"{self.key}.{self.ending}" if self.key else self.ending
 
     @property

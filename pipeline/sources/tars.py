@@ -44,10 +44,7 @@ class _Incomplete(Exception):
 def tar_records(file: SourceFile, prefix: str, encoding: str | None) -> Iterator[Record | BadRecord]:
     """Yield the samples of a tar, in its order.
 
-    Args:
-        file: the tar.
-        prefix: the tar's name and a slash, which goes before its keys unless they begin with it, as img2dataset's do.
-        encoding: of its texts, as data.encoding says; None: as the content shows.
+    `prefix`, the tar's name and a slash, goes before its keys unless they begin with it, as img2dataset's do.
 
     Raises:
         SourceError: the file is no tar at all.

@@ -18,11 +18,9 @@ _MARKS: Final = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, code
 
 
 def decoded(data: bytes, encoding: str | None) -> str:
-    """Return the text in `data`; bytes that are none become lone surrogates.
+    """Return the text in `data`, whole or cut off; bytes that are none become lone surrogates.
 
-    Args:
-        data: a whole text, or the beginning of one.
-        encoding: what data.encoding says; None: UTF-8, or UTF-16 where the content shows it.
+    The encoding is what data.encoding says, else UTF-8, or UTF-16 where the content shows it.
     """
     if encoding is None or data.startswith(_MARKS):
         encoding = text_encoding(data)
@@ -48,12 +46,7 @@ def text_encoding(head: bytes) -> str:
 
 
 def lines(file: SourceFile, newline: str, encoding: str | None = None) -> Iterator[str]:
-    """Yield the lines of a text file, with their ends, decompressed; bytes that are no text become lone surrogates.
-
-    Args:
-        file: the file.
-        newline: where a line ends, as `open` takes it.
-        encoding: what data.encoding says; None: UTF-8, or UTF-16 where the content shows it.
+    """Yield the lines of a text file, with their ends, decompressed; `newline` is that of `open`.
 
     Raises:
         SourceError: a line is so long that the file cannot be of lines.
@@ -69,7 +62,7 @@ def lines(file: SourceFile, newline: str, encoding: str | None = None) -> Iterat
 
 
 def open_text(file: SourceFile, newline: str, encoding: str | None = None) -> io.TextIOWrapper:
-    """Open a text file, decompressed; the arguments are those of `lines`."""
+    """Open a text file, decompressed; bytes that are no text become lone surrogates, as in `decoded`."""
     with file.open_plain(_LOOKED_AT) as stream:
         head = stream.read(_LOOKED_AT)
     if encoding is None or head.startswith(_MARKS):
