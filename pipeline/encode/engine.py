@@ -19,17 +19,13 @@ from stores.parameters import Extract
 class Engine(Protocol):
     """Encodes windows with one teacher."""
 
-    @property
-    def card(self) -> TeacherCard:
-        """What is known of the teacher."""
+    card: TeacherCard
+    description: str
+    """Where it runs, in a word or two."""
 
     @property
     def batch_size(self) -> int:
         """What the settings ask for, or what fits where it runs."""
-
-    @property
-    def description(self) -> str:
-        """Where it runs, in a word or two."""
 
     def encode(self, windows: Iterator[Window], job: Job, advance: Callable[[int], None]) -> Iterator[WindowFeatures]:
         """Yield what each window asks for, in order, calling `advance` with the rows done since."""

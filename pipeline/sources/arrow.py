@@ -117,7 +117,7 @@ class ArrowTable:
             paths = column.field("path").to_pylist() if kind.get_field_index("path") >= 0 else [None] * len(column)
             # An image that was not taken into the file is named by its path.
             return [path if image is None else image for image, path in zip(stored, paths, strict=True)]
-        if _is_binary(kind):
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
             return self._stored(column, shift)
         values: list[Any] = column.to_pylist()
         return values
@@ -137,7 +137,3 @@ class ArrowTable:
             StoredImage(self.file, start, end - start) if good else None
             for start, end, good in zip(places, places[1:], valid, strict=False)
         ]
-
-
-def _is_binary(kind: Any) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

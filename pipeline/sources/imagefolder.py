@@ -23,6 +23,7 @@ from pipeline.sources.sidecars import (
 from pipeline.sources.texts import decoded
 
 _TEXTS_AT_ONCE: Final = 64
+_TEXTS: Final = (".txt", ".json")
 _MOST_LOOKS: Final = 3
 """How often the folder is looked through for what a sample lacks, until it shows something."""
 _Files = Sequence[tuple[str, str | None]]
@@ -136,9 +137,8 @@ class _SampleReader:
             self._looks -= 1
             stem = stem_and_ending(name)[0]
             for inner, files in walk(self._folder):
-                kinds = {
-                    is_image(other): other for other, _ in _of_stem(files, stem) if is_image(other) or _is_text(other)
-                }
+                same = [(stem_and_ending(other)[1].lower(), other) for other, _ in _of_stem(files, stem)]
+                kinds = {is_image(other): other for ending, other in same if is_image(other) or ending in _TEXTS}
                 if inner != below and list(kinds) == [not is_image(name)]:
                     (found,) = kinds.values()
                     self._elsewhere = f"; {below}{name} and {inner}{found} {IN_DIFFERENT_FOLDERS}"
@@ -158,14 +158,11 @@ def _further(sample: _Sample, texts: dict[str, str | Rejected]) -> Iterator[str 
 
 def _captions(sample: _Sample, texts: dict[str, str | Rejected]) -> tuple[Caption, ...]:
     """Return a sample's captions; raises the `Rejected` of a text that cannot be read."""
-    text, document, other = (_whole(texts.get(name or "")) for name in sample[2:])
+    found = [texts.get(name or "") for name in sample[2:]]
+    if fault := next((text for text in found if isinstance(text, Rejected)), None):
+        raise fault
+    text, document, other = (text if isinstance(text, str) else None for text in found)
     return captions_beside(text, document)[0] or captions_of_lines(other or "")
-
-
-def _whole(text: str | Rejected | None) -> str | None:
-    if isinstance(text, Rejected):
-        raise text
-    return text
 
 
 def _samples(files: _Files) -> Iterator[_Sample]:
@@ -181,10 +178,6 @@ def _samples(files: _Files) -> Iterator[_Sample]:
             yield from (_Sample(name, listed, text, document, other) for name, listed in images)
         elif text is not None and not _is_sidecar(files, stem):
             yield _Sample("", None, text)
-
-
-def _is_text(name: str) -> bool:
-    return stem_and_ending(name)[1].lower() in (".txt", ".json")
 
 
 def _is_sidecar(files: _Files, stem: str) -> bool:

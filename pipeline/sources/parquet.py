@@ -72,7 +72,7 @@ class CellImage(EncodedImage):
     def read(self) -> bytes:
         check_version(self.file)
         try:
-            data, path = _cells(self.file, self.column).get(self.row)
+            data, path = _Cells(self.file, self.column).get(self.row)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise Rejected("unreadable-file", f"{self.file}, row {self.row}: {error}") from None
         if data is not None:
@@ -85,6 +85,7 @@ class CellImage(EncodedImage):
 Cell = tuple[bytes | None, str | None]
 
 
+@lru_cache(maxsize=4)
 class _Cells:
     """Reads a column of images forward, from wherever it is asked for, and keeps the last rows."""
 
@@ -134,11 +135,6 @@ def _cells_of(values: Any) -> list[Cell]:
     if pa.types.is_struct(values.type):
         return [(cell.get("bytes"), cell.get("path")) if cell else (None, None) for cell in values.to_pylist()]
     return [(cell, None) for cell in values.to_pylist()]
-
-
-@lru_cache(maxsize=4)
-def _cells(file: SourceFile, column: str) -> _Cells:
-    return _Cells(file, column)
 
 
 def _open(file: SourceFile) -> Any:
