@@ -91,6 +91,11 @@ def test_rows_are_found_by_their_keys_in_any_order(bare: Store, tmp_path: Path, 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.h5")}
     assert extract(parameters(regions=setting), tmp_path / "store").made == {}
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.h5")} == before
+    part = next((tmp_path / "store" / "features" / "regions").iterdir())
+    part.write_bytes(part.read_bytes()[:-1])
+    (fault,) = (fault for check in verify(tmp_path / "store").checks for fault in check.faults)
+    assert (fault.file, fault.found) == (f"features/regions/{part.name}", "damaged: checksum")
+    assert f"--features regions={file}" in fault.remedy
 
 
 def test_rows_in_order_have_a_file_per_split(bare: Store, tmp_path: Path) -> None:

@@ -62,8 +62,8 @@ def _split(manifest: Manifest, split: str) -> dict[str, Any]:
     shards = [shard for shard in manifest.shards if shard.split == split]
     return {
         "split": split,
-        "samples": sum(shard.samples for shard in shards),
-        "captions": sum(shard.captions for shard in shards),
+        "samples": manifest.rows(split, "sample"),
+        "captions": manifest.rows(split, "caption"),
         "shards": len(shards),
         "bytes": sum(shard.bytes for shard in shards),
     }

@@ -33,12 +33,12 @@ _DOTTED: Final = "(is there a dot in its key? it ends at the first)"
 _LOCAL_BLOCK: Final = 16 << 10
 
 
-class _Incomplete(Exception):
+class _Incomplete(Rejected):
     """A sample lacks its image or its captions: a member of one of the `wanted` kinds would hold it."""
 
-    def __init__(self, rejected: Rejected, wanted: Sequence[str], captions: int = 0) -> None:
-        super().__init__(str(rejected))
-        self.rejected, self.wanted, self.captions = rejected, wanted, captions
+    def __init__(self, reason: str, detail: str, wanted: Sequence[str], captions: int = 0) -> None:
+        super().__init__(reason, detail)
+        self.wanted, self.captions = wanted, captions
 
 
 def tar_records(file: SourceFile, prefix: str, encoding: str | None) -> Iterator[Record | BadRecord]:
@@ -65,7 +65,7 @@ def tar_records(file: SourceFile, prefix: str, encoding: str | None) -> Iterator
                 if len(held) < _MOST_MEMBERS:
                     held.append(member)
         except Damaged as damage:
-            with suppress(Rejected, _Incomplete):
+            with suppress(Rejected):
                 yield reader.sample(held)
             yield BadRecord(source_id=file.label, rejected=Rejected("truncated-file", f"{file}: {damage}"))
         else:
@@ -100,7 +100,6 @@ class _SampleReader:
         return BadRecord(source_id=self._unique(key), rejected=Rejected(fault.reason, detail), captions=lost)
 
     def sample(self, members: Sequence[Member]) -> Record:
-        """Return the members' record; raises `Rejected` or `_Incomplete`."""
         if len(members) == _MOST_MEMBERS:
             raise Rejected("malformed-record", f"has {_MOST_MEMBERS:,} members or more {_DOTTED}")
         sound = [member for member in members if not member.flaw]
@@ -113,12 +112,10 @@ class _SampleReader:
             captions = captions_of_lines(self._text(next(others, None)) or "")
         listed = ", ".join(f".{member.ending}" for member in members[:20])
         if image is None:
-            raise _Incomplete(
-                Rejected("malformed-record", f"has no image among {listed}"), IMAGE_ENDINGS, len(captions)
-            )
+            raise _Incomplete("malformed-record", f"has no image among {listed}", IMAGE_ENDINGS, len(captions))
         if not captions:
             has = listed if document is None else f"{listed} (its .json is {kind_of(facts)})"
-            raise _Incomplete(Rejected("no-captions", f"has no caption among {has}"), _TEXT_KINDS)
+            raise _Incomplete("no-captions", f"has no caption among {has}", _TEXT_KINDS)
         key = facts["key"] if isinstance(facts, dict) and isinstance(facts.get("key"), str) else members[0].key
         stored = StoredImage(self._file, image.offset, image.size)
         return Record(source_id=self._unique(key), captions=captions, image=stored)
@@ -135,7 +132,7 @@ class _SampleReader:
         if reason:
             return Rejected(reason, words)
         advice = f"; {EXPECTED}" if lack.wanted is _TEXT_KINDS else ""
-        return Rejected(lack.rejected.reason, f"{lack.rejected.detail}{words}{advice}")
+        return Rejected(lack.reason, f"{lack.detail}{words}{advice}")
 
     def _text(self, member: Member | None) -> str | None:
         if member is None:
