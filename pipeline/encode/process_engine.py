@@ -48,10 +48,8 @@ class _Worker:
             except Empty:
                 if self.process.is_alive():
                     continue
-                raise TeacherError(
-                    f"The process that encodes on {self.device} was lost (exit code {self.process.exitcode}). "
-                    f"Run the same command again: finished parts are kept."
-                ) from None
+                problem = f"The process that encodes on {self.device} was lost (exit code {self.process.exitcode})"
+                raise TeacherError(problem, advice="Run the same command again: finished parts are kept.") from None
             if isinstance(result, BaseException):
                 raise result
             return result

@@ -167,10 +167,8 @@ def _taken(task: Any, rows: int, advance: Callable[[int], None]) -> WindowFeatur
     try:
         encoded = ray.get(task)
     except ray.exceptions.RayActorError as error:
-        raise TeacherError(
-            f"An encoding actor was lost {_RESTARTS} times over ({_first_line(error)}). Run the same command again: "
-            f"finished parts are kept."
-        ) from None
+        problem = f"An encoding actor was lost {_RESTARTS} times over ({_first_line(error)})"
+        raise TeacherError(problem, advice="Run the same command again: finished parts are kept.") from None
     except ray.exceptions.RayError as error:
         raise TeacherError(
             f"An encoding actor failed: {_first_line(getattr(error, 'cause', None) or error)}. All machines must see "

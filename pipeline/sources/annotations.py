@@ -62,10 +62,9 @@ def open_annotations(
         SourceError: the files are neither.
     """
     if any(len(found) != 1 for found in files.values()):
-        raise SourceError(
-            f"{next(iter(files.values()))[0]} and others are captions files in JSON. Name one file a split: "
-            f"--source train=FILE --source val=FILE."
-        )
+        several = ", ".join(str(file) for found in files.values() for file in found[:3])
+        advice = "Name one file a split: --source train=FILE --source val=FILE."
+        raise SourceError("captions files in JSON", path=several, expected="one", advice=advice)
     single = {split: found[0] for split, found in files.items()}
     contents = {split: _document(file, encoding) for split, file in single.items()}
     if wanted != "karpathy" and all(_has_lists(content, "images", "annotations") for content in contents.values()):
@@ -88,15 +87,11 @@ def _check_splits(files: Mapping[str, SourceFile], *, named: bool, coco: bool) -
     """See that the splits of COCO's files are named, and those of Karpathy's are not."""
     shown = ", ".join(map(str, files.values()))
     if coco and not named:
-        raise SourceError(
-            f"{shown} is a COCO captions file, which names no split. "
-            f"Say which split each file is: --source train={shown}, or data.source: {{train: {shown}}}."
-        )
+        advice = f"Say which split each file is: --source train={shown}, or data.source: {{train: {shown}}}."
+        raise SourceError("a COCO captions file, which names no split", path=shown, advice=advice)
     if named and not coco:
-        raise SourceError(
-            f"{shown}: without annotations this is Karpathy's split file, which "
-            f"says itself what split each image is of. Name that one file, without a split: --source FILE."
-        )
+        problem = "without annotations this is Karpathy's split file, which says itself what split each image is of"
+        raise SourceError(problem, path=shown, advice="Name that one file, without a split: --source FILE.")
 
 
 def _has_lists(content: dict[str, Any], *keys: str) -> bool:

@@ -51,10 +51,8 @@ def _data_files(folder: Folder, state: dict[str, Any]) -> Files:
     listed = state.get("_data_files")
     names = [entry.get("filename") if isinstance(entry, dict) else None for entry in listed or ()]
     if not names or not all(_is_plain(name) for name in names):
-        raise SourceError(
-            f"{folder.path('state.json')}: _data_files is {str(listed)[:200]}; "
-            f"expected a list of plain file names in the same folder."
-        )
+        expected = "a list of plain file names in the same folder"
+        raise SourceError(path=folder.path("state.json"), where="_data_files", found=listed, expected=expected)
     with readable(folder):
         paths = [folder.path(str(name)) for name in names]
         return tuple(

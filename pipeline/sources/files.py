@@ -105,14 +105,11 @@ class SourceFile:
         try:
             now = self.current_version()
         except OSError as error:
-            raise SourceError(
-                f"{self} changed while it was read: {reason(error)}. Put it back and run again."
-            ) from None
+            now = reason(error)
         if now != self.version:
-            raise SourceError(
-                f"{self} changed while it was read (size and version {self.version}, now {now}): "
-                f"what was read is a mixture. Let it rest, and run again."
-            )
+            problem, expected = "changed while it was read", f"the size and version {self.version}"
+            advice = "What was read is a mixture: put it back or let it rest, and run again."
+            raise SourceError(problem, path=str(self), found=now, expected=expected, advice=advice)
 
     def digest(self, whole: bool = True) -> str:
         """Return the SHA-256 of a file of up to 64 MiB, or of any size with `whole`; else the file's version."""

@@ -100,10 +100,10 @@ def column_splits(reader: TableReader, files: Iterable[SourceFile]) -> set[str]:
                 elif not found:
                     kinds.add(kind_of(value))
             if kinds and not found:
-                raise SourceError(
-                    f"{file}: its column {roles.split!r} tells no splits: it holds {', '.join(sorted(kinds))}, "
-                    f"expected names such as train. Write names there, or name each split's file: --source train=FILE."
-                )
+                where, found_here = f"column {roles.split!r}", ", ".join(sorted(kinds))
+                advice = "Write names there, or name each split's file: --source train=FILE."
+                expected = "names of splits, such as train"
+                raise SourceError(path=str(file), where=where, found=found_here, expected=expected, advice=advice)
     return found
 
 

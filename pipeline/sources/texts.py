@@ -54,10 +54,8 @@ def lines(file: SourceFile, newline: str, encoding: str | None = None) -> Iterat
     with open_text(file, newline, encoding) as text:
         for number, line in enumerate(iter(functools.partial(text.readline, LONGEST_LINE), ""), start=1):
             if len(line) == LONGEST_LINE:
-                raise SourceError(
-                    f"{file}: line {number:,} has more than {LONGEST_LINE:,} characters. "
-                    f"Is the file of lines? Set data.format if it was taken for another format."
-                )
+                advice = "Is the file of lines? Set data.format if it was taken for another format."
+                raise SourceError(f"more than {LONGEST_LINE:,} characters", path=str(file), where=number, advice=advice)
             yield line
 
 
