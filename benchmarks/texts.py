@@ -17,7 +17,7 @@ from benchmarks.measure import Result, in_turn, seconds
 from models.teachers import TeacherSpec
 from models.teachers.sentences import minilm_folder
 from pipeline.encode import extract_features
-from pipeline.encode.local import InProcess
+from pipeline.encode.engine import InProcess
 from pipeline.ingest import ingest
 from pipeline.sources import open_source
 from stores import Shard

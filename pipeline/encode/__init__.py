@@ -1,7 +1,7 @@
 """Feature extraction: a teacher over the rows of a store.
 
 1. `windows` cuts the rows into windows of whole shards and finds rows of equal content, which are encoded once;
-2. an engine (`local`, or `ray_engine`) hands windows to encoders, one a device;
+2. an `engine` (of this process, of several, or `ray_engine`) hands windows to encoders, one a device;
 3. `encoder` decodes or tokenises beside the model, in batches of little padding;
 4. `extraction` puts the features back in the order of rows and writes each shard's part.
 
