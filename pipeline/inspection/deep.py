@@ -98,7 +98,9 @@ def _compare(store: Store, slug: str, teacher: Teacher, check: Check, rows: NDAr
         cosine = float(old @ new / max(float(np.linalg.norm(old) * np.linalg.norm(new)), 1e-12))
         check.note = f"smallest cosine {min(cosine, float(check.note.rpartition(' ')[2] or 1)):.6f}"
         if cosine < MIN_COSINE:
-            yield _strayed(store, slug, row, cosine)
+            file = f"features/{slug}/{store.manifest.shard_of(teacher.level, row).name}.h5"
+            what = f"row {row} encoded again has cosine {cosine:.5f} to the stored one, expected at least {MIN_COSINE}"
+            yield Fault(file, what, f"Delete {file} and run cusa-extract again: it encodes that shard anew.")
 
 
 def _encoded(store: Store, teacher: Teacher, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -115,10 +117,3 @@ def _encoded(store: Store, teacher: Teacher, rows: NDArray[np.int64]) -> NDArray
     if pictures:
         fresh[list(pictures)] = encode(teacher, list(pictures.values()))
     return fresh
-
-
-def _strayed(store: Store, slug: str, row: int, cosine: float) -> Fault:
-    level = store.manifest.teachers[slug].level
-    file = f"features/{slug}/{store.manifest.shard_of(level, row).name}.h5"
-    what = f"row {row} encoded again has cosine {cosine:.5f} to the stored feature, expected at least {MIN_COSINE}"
-    return Fault(file, what, f"Delete {file} and run cusa-extract again: it encodes that shard anew.")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.sources.files import Folder, SourceFile, asked, in_usual_order, readable, source_file
+from pipeline.sources.files import Folder, SourceFile, asked, in_usual_order, readable
 from pipeline.sources.image_files import StoredImage
 from pipeline.sources.places import Files, common_split
 from pipeline.sources.table_source import Row
@@ -54,11 +54,7 @@ def _data_files(folder: Folder, state: dict[str, Any]) -> Files:
         expected = "a list of plain file names in the same folder"
         raise SourceError(path=folder.path("state.json"), where="_data_files", found=listed, expected=expected)
     with readable(folder):
-        paths = [folder.path(str(name)) for name in names]
-        return tuple(
-            source_file(folder.system, path, str(name), asked(folder.system.info, path))
-            for name, path in zip(names, paths, strict=True)
-        )
+        return tuple(folder.file(str(name)) for name in names)
 
 
 def _is_plain(name: object) -> bool:

@@ -49,6 +49,11 @@ class Folder:
     def path(self, name: str) -> str:
         return f"{self.root.rstrip('/')}/{name}"
 
+    def file(self, name: str) -> SourceFile:
+        """Return the file `name` in the folder; raises `OSError`."""
+        path = self.path(name)
+        return source_file(self.system, path, name, asked(self.system.info, path))
+
     @cached_property
     def is_local(self) -> bool:
         return isinstance(self.system, LocalFileSystem)

@@ -109,8 +109,7 @@ def files_below(folder: Folder, endings: tuple[str, ...]) -> Iterator[SourceFile
         for below, files in walk(folder):
             for name, _ in files:
                 if plain_suffix(name) in endings:
-                    path = folder.path(below + name)
-                    yield source_file(folder.system, path, below + name, asked(folder.system.info, path))
+                    yield folder.file(below + name)
 
 
 def common_split(name: str) -> str:
