@@ -16,7 +16,7 @@ from stores.errors import CusaError, ParameterError
 from stores.parameters import Precision
 from stores.streams import Command
 from train.evaluation.folder import FIGURES, claim_folder, write_figures
-from train.evaluation.result import TASKS, Evaluation, Result
+from train.evaluation.result import TASKS, Evaluation, Result, short_names
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -151,7 +151,6 @@ def _figures_kept(out: Path, results: list[Result]) -> Iterator[None]:
 
 def _show(results: Sequence[Result]) -> None:
     from train.evaluation.figure_tables import printable, task_tables
-    from train.evaluation.names import short_names
 
     for message in dict.fromkeys(message for result in results for message in result.messages):
         console.print(printable(message), style="yellow", soft_wrap=True)

@@ -30,7 +30,7 @@ from train.fit.curves import event_writer
 from train.fit.environment import record_start
 from train.fit.epoch import Epoch
 from train.fit.processes import Processes, make_accelerator, precision_of
-from train.fit.run_folder import Facts, describe, title_of
+from train.fit.run_folder import SOFT, Facts, alone, describe, title_of
 from train.fit.stops import Stop, stopping
 from train.fit.trainer import Training
 from train.report.plots import draw_curves
@@ -133,11 +133,10 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _trainings(parameters: TrainParameters, folder: Path) -> list[tuple[str, Path, Loss]]:
     """Return title, folder and loss of each training of the run; the original loss alone is first, where asked for."""
-    loss = parameters.loss
+    loss, original = parameters.loss, alone(parameters.loss)
     trainings = [(title_of(loss), folder, loss)]
-    if parameters.train.compare and (loss.alpha or loss.beta):
-        alone = replace(loss, alpha=0.0, beta=0.0)
-        trainings.insert(0, (title_of(alone), folder / title_of(alone), alone))
+    if parameters.train.compare and title_of(loss) == SOFT:
+        trainings.insert(0, (title_of(original), folder / title_of(original), original))
     return trainings
 
 

@@ -9,7 +9,7 @@ import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,6 +50,11 @@ def title_of(loss: Loss) -> str:
     if loss.alpha or loss.beta:
         return SOFT
     return loss.original if loss.original in ORIGINALS else ORIGINALS[-1]
+
+
+def alone(loss: Loss) -> Loss:
+    """Return a loss without its soft labels: the student's original one, and what else was added to it."""
+    return replace(loss, alpha=0.0, beta=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
