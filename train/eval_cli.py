@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from train.evaluation.data import DataSets
-    from train.evaluation.models import StudentModel, TeacherModel
+    from train.evaluation.models import MeasuredModel
 
 FILE: Final = click.Path(path_type=Path)
 WIDTH: Final = 1000
@@ -93,9 +93,7 @@ def main(
         _measure_and_show(evaluation, loaded, tasks, data, accelerator, batch_size, workers, out)
 
 
-def _load(
-    models: Sequence[str], weights: Sequence[str], device: str, precision: Precision
-) -> list[StudentModel | TeacherModel]:
+def _load(models: Sequence[str], weights: Sequence[str], device: str, precision: Precision) -> list[MeasuredModel]:
     """Load all models before any is measured: a mistake in the last should not cost the hours of the first."""
     from train.evaluation.models import load_model
 
@@ -113,7 +111,7 @@ def _load(
 
 def _measure_and_show(
     evaluation: Evaluation,
-    models: Sequence[StudentModel | TeacherModel],
+    models: Sequence[MeasuredModel],
     tasks: Sequence[str],
     data: DataSets,
     accelerator: Accelerator,

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from stores.console import progress_bar
 from stores.images import decode_rgb
-from train.evaluation.image_folders import BENCHMARKS, Benchmark, open_benchmark
-from train.evaluation.labelled_images import LabelledImages
+from train.evaluation.image_folders import BENCHMARKS, Benchmark, LabelledImages, open_benchmark
 from train.evaluation.metrics import class_recall
 from train.evaluation.models import MeasuredModel, check_embeddings, require
 from train.evaluation.rankings import CosineRows, nearest, nearest_other

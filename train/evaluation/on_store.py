@@ -6,6 +6,7 @@ are those of its metrics.json. A teacher's features are taken from the store whe
 
 from __future__ import annotations
 
+import threading
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.status import Status
 
+from stores import Store
 from stores.console import console, progress_bar
 from stores.errors import CusaError
 from stores.layout import teacher_slug
@@ -32,8 +34,8 @@ from train.evaluation.evaluate import (
     ownership,
     true_relevance,
 )
+from train.evaluation.image_folders import LabelledImages
 from train.evaluation.image_retrieval import measure_images, recall_at_1
-from train.evaluation.labelled_images import split_images
 from train.evaluation.models import StudentModel, TeacherModel
 from train.evaluation.paper import COCO, ECCV
 from train.evaluation.result import DataSetError, Result
@@ -211,3 +213,31 @@ def graded_pairs(data: DataSets) -> tuple[NDArray[np.int64], NDArray[np.int64], 
     if pairs is None:
         raise DataSetError(f"{data.title}: the store has no graded caption pairs there, so sts is not measured on it.")
     return pairs
+
+
+def split_images(store: Store, split: str) -> LabelledImages:
+    """Return the images of a store's split, with the labels that the store carries.
+
+    Raises:
+        DataSetError: some have no label.
+    """
+    rows = store.rows(split, "sample")
+    samples = store.samples.slice(rows[0], len(rows))
+    labels = samples["label"]
+    if labels.null_count:
+        raise DataSetError(
+            f"{store.root}: {labels.null_count:,} of the {len(rows):,} images of the split {split!r} have no label, "
+            f"so it is not measured for image retrieval. Labels come from the source (data.columns.label)."
+        )
+    lock = threading.Lock()
+
+    def read(place: int) -> bytes:
+        with lock:  # a store closes the tar that it mapped longest ago, which another thread may be reading
+            return store.images[int(rows[place])]
+
+    return LabelledImages(
+        title=f"{store.root.name}, {split}",
+        names=samples["key"].to_pylist(),
+        labels=np.array([str(label) for label in labels.to_pylist()], np.str_),
+        read=read,
+    )
