@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image, ImageOps
 
 from stores import tables
 from stores.errors import DamagedStoreError
@@ -39,17 +39,6 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 
-_TURNS: Final[dict[object, Image.Transpose]] = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What undoes each value of the EXIF orientation."""
-
 
 def decode_rgb(data: bytes) -> Image.Image:
     """Decode an image file's bytes as RGB, as a viewer shows it on a white page.
@@ -62,8 +51,8 @@ def decode_rgb(data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             image.load()
-            turn = _TURNS.get(_orientation(image))
-            return _as_rgb(image if turn is None else image.transpose(turn))
+            _turn_upright(image)
+            return _as_rgb(image)
     except MemoryError:
         raise  # the machine's fault, not the image's
     except Exception as error:
@@ -71,13 +60,13 @@ def decode_rgb(data: bytes) -> Image.Image:
         raise OSError(f"{type(error).__name__}: {error}") from None
 
 
-def _orientation(image: Image.Image) -> object:
+def _turn_upright(image: Image.Image) -> None:
     try:
-        return image.getexif().get(ExifTags.Base.Orientation)
+        ImageOps.exif_transpose(image, in_place=True)
     except MemoryError:
         raise
-    except Exception:  # damaged EXIF is passed over, as viewers do; what it raises has no common base either
-        return None
+    except Exception:  # noqa: S110 - damaged EXIF is passed over, as viewers do; what it raises has no common base either
+        pass
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
