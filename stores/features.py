@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stores.atomic import atomic_path
-from stores.errors import StoreError
+from stores.errors import DamagedStoreError, StoreError
 from stores.layout import Layout
 from stores.manifest import FeatureSet, Shard
 from stores.ownership import is_plain
@@ -260,11 +260,8 @@ def _open_part(path: Path, shape: tuple[int, ...], fingerprint: str) -> h5py.Fil
             and (features.id.get_offset() or int(shape[0] > 0)) % features.dtype.itemsize == 0
         )
     except (OSError, KeyError, RuntimeError) as error:
-        raise StoreError(f"{path} cannot be read ({error}). Run cusa-extract again: it repairs the store.") from None
+        raise DamagedStoreError(f"cannot be read ({error})", path=path) from None
     if not whole:
         file.close()
-        raise StoreError(
-            f"{path} is not the contiguous float16 part of the shape {shape} that the manifest names. "
-            f"Run cusa-extract again: it repairs the store."
-        )
+        raise DamagedStoreError(path=path, expected=f"contiguous float16 rows of the shape {shape}, as in the manifest")
     return file
