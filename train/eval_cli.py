@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, get_args
 
@@ -77,7 +75,7 @@ def main(
     code is 0 where anything was measured, else 2.
     """
     results: list[Result] = []
-    with resumable(), _figures_kept(out, results):
+    with resumable(lambda: _kept(out, results)):
         # Imported late: the libraries behind it take seconds, a wrong flag should not.
         from stores.parameters import Train, TrainParameters
         from train.evaluation.data import DataSets, parse_images
@@ -135,16 +133,9 @@ def _measure_and_show(
     click.echo(f"Figures: {out / FIGURES}")
 
 
-@contextmanager
-def _figures_kept(out: Path, results: list[Result]) -> Iterator[None]:
-    """Say on Ctrl-C (exit code 130, as shells expect) what is kept."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        kept = any(result.figures for result in results)
-        what = f"What was measured is in {out / FIGURES}." if kept else "Nothing was measured yet."
-        click.echo(f"Stopped. {what}", err=True)
-        sys.exit(130)
+def _kept(out: Path, results: Sequence[Result]) -> str:
+    kept = any(result.figures for result in results)
+    return f"What was measured is in {out / FIGURES}." if kept else "Nothing was measured yet."
 
 
 def _show(results: Sequence[Result]) -> None:

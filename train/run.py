@@ -33,7 +33,7 @@ from train.fit.processes import Processes, make_accelerator, precision_of
 from train.fit.run_folder import SOFT, Facts, alone, describe, title_of
 from train.fit.stops import Stop, stopping
 from train.fit.trainer import Training
-from train.report.plots import draw_curves
+from train.report.training_curves import draw_curves
 from train.version import VERSIONS
 
 

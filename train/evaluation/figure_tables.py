@@ -45,7 +45,7 @@ class FigureRow(NamedTuple):
     @property
     def texts(self) -> list[str]:
         """The values as they are written."""
-        return [_written(value) for value in self.values]
+        return [f"{one:.1f}" if isinstance(one, float) else "–" if one is None else str(one) for one in self.values]
 
     @property
     def change(self) -> Change | None:
@@ -131,12 +131,6 @@ def markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]], texts: i
 
     rule = ["---"] * texts + ["---:"] * (len(names) - texts)
     return "\n".join([line(names), line(rule), *map(line, rows)])
-
-
-def _written(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 def flattened(figures: dict[str, Any], above: FigurePath = ()) -> Iterator[tuple[FigurePath, float]]:
