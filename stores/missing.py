@@ -65,15 +65,10 @@ class Calibration(NamedTuple):
 def missing_matches(
     store: Store, evidence: Evidence, split: str, searched: Rows | None = None, *, count: int, width: int
 ) -> pa.Table:
-    """Return the `count` pairs with the highest scores, best first; the schema is `LISTED`.
+    """Return the `count` pairs of a split with the highest scores, best first; the schema is `LISTED`.
 
-    Args:
-        store: the store, whose indices of both teachers are searched.
-        evidence: what its teachers say.
-        split: where to search; it has two samples or more.
-        searched: consecutive rows of samples, of which every pair has one at least; without them, the whole split.
-        count: how many pairs are listed.
-        width: how many neighbours of each row are candidates.
+    The split has two samples or more. Every pair has one at least of the consecutive rows `searched`, without which the
+    whole split is searched; of each row, the `width` nearest neighbours are candidates.
 
     Raises:
         StoreError: an index is absent or damaged, or a teacher failed on all rows that were looked at.

@@ -23,8 +23,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from stores import Store
-from stores.errors import CusaError
+from stores import CusaError, Store
 from train.evaluation.evaluate import DIRECTIONS
 from train.evaluation.rankings import top
 from train.evaluation.similarities import Similarities
@@ -38,10 +37,7 @@ Ids = NDArray[np.int64]
 def eccv_caption(found: Similarities, image_ids: Ids, caption_ids: Ids) -> dict[str, Any]:
     """Return in percent, both ways: mAP@R, R-Precision and R@1 of ECCV Caption; R@1, R@5, R@10 of CxC and COCO 5K.
 
-    Args:
-        found: of S images with T texts.
-        image_ids: (S,) COCO's ids of the images.
-        caption_ids: (T,) COCO's ids of the captions.
+    COCO's ids of the S images that were compared with T captions are (S,) and (T,).
 
     Raises:
         CusaError: the package is not installed, or the test split is not there whole.
@@ -71,10 +67,8 @@ def eccv_caption(found: Similarities, image_ids: Ids, caption_ids: Ids) -> dict[
 def coco_ids(store: Store, split: str, annotations: Path) -> tuple[Ids, Ids]:
     """Return COCO's ids of a split's images and captions: (S,) and (T,).
 
-    Args:
-        store: made from COCO, so that its source ids are COCO's image ids.
-        split: the split.
-        annotations: COCO's captions file (captions_val2014.json) or Karpathy's dataset_coco.json.
+    The store was made from COCO, so that its source ids are COCO's image ids; `annotations` is COCO's captions file
+    (captions_val2014.json) or Karpathy's dataset_coco.json.
 
     Raises:
         CusaError: the file cannot be read, or an image or caption is not COCO's.

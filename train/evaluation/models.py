@@ -109,11 +109,7 @@ MeasuredModel = StudentModel | TeacherModel
 
 
 def load_model(
-    spec: str,
-    weights: str | None = None,
-    device: str = "auto",
-    precision: Precision = "auto",
-    modality: str | None = None,
+    spec: str, weights: str | None = None, device: str = "auto", precision: Precision = "auto"
 ) -> MeasuredModel:
     """Load the model to measure that `spec` names.
 
@@ -123,7 +119,6 @@ def load_model(
         weights: a teacher's weights file, where its name does not say.
         device: "auto", or as torch names it.
         precision: "auto" is bf16 where the hardware has it.
-        modality: of a teacher, where a task needs one.
 
     Raises:
         CusaError: there is no such model, or it cannot be loaded; or weights are given that it does not take.
@@ -145,7 +140,7 @@ def load_model(
             f"model is the folder of a run (cusa-train --run), a checkpoint in it, open-clip:<model>/<pretrained tag "
             f"or file>, or a teacher (family:name)."
         )
-    return TeacherModel(spec, load_teacher(spec, weights, device, precision, modality))
+    return TeacherModel(spec, load_teacher(spec, weights, device, precision))
 
 
 def require(model: MeasuredModel, modality: str, task: str) -> None:

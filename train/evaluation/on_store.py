@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.status import Status
 
-from stores import Store
+from stores import CusaError, Store
 from stores.console import console, progress_bar
-from stores.errors import CusaError
 from stores.layout import teacher_slug
 from train.evaluation.data import COCO_TEST, FOLDS, DataSets
 from train.evaluation.eccv import coco_ids, eccv_caption

@@ -70,11 +70,7 @@ class CosineRows:
 
 
 def first_ranks(rows: Rows, relevant: sparse.csr_array) -> Ranks:
-    """Return the best rank (from 0) among each query's relevant candidates: (Q,).
-
-    Args:
-        rows: the similarities.
-        relevant: (Q, C) sparse.
+    """Return the best rank (from 0) among each query's relevant candidates, (Q, C) sparse: (Q,).
 
     Raises:
         CusaError: an embedding is not finite, the shapes disagree, or a query has no relevant candidate.

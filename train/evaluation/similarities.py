@@ -138,15 +138,10 @@ def similarities(
     folder: Path,
     pause: Callable[[], None] = lambda: None,
 ) -> Similarities:
-    """Compare n items of one modality with m of another.
+    """Compare n items of one modality with m of another, both on the CPU; scores are computed on the `device`.
 
-    Args:
-        scorer: how.
-        first: n items, on the CPU.
-        second: m items, on the CPU.
-        device: where scores are computed.
-        folder: where scores are kept while they are computed: an interrupted scoring goes on there.
-        pause: called now and then; it may raise.
+    In the `folder` they are kept meanwhile: an interrupted scoring goes on there. `pause` is called now and then, and
+    may raise.
 
     Raises:
         CusaError: there are no items, or the scores are not finite or of another shape.

@@ -39,12 +39,7 @@ class Curves(ExitStack):
     """The curves of one training in its folder; a context manager, for the main process alone."""
 
     def __init__(
-        self,
-        folder: Path,
-        history: Sequence[Epoch],
-        steps_per_epoch: int,
-        tensorboard: bool,
-        first_step: int = 0,
+        self, folder: Path, history: Sequence[Epoch], steps_per_epoch: int, tensorboard: bool, first_step: int = 0
     ) -> None:
         """Open the curves, and bring them to where the `history` ends.
 

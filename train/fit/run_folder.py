@@ -76,13 +76,9 @@ class Facts:
 
 
 def describe(folder: Path, facts: Facts, history: Sequence[Epoch], measured: Mapping[str, Any] | None = None) -> None:
-    """Write `folder`/epochs.csv and, after it, the page `folder`/README.md.
+    """Write `folder`/epochs.csv of the finished epochs and, after it, the page `folder`/README.md.
 
-    Args:
-        folder: the training's.
-        facts: what it is.
-        history: the epochs that are finished; may be empty.
-        measured: the figures on the test split, as metrics.json has them for this training, once there are any.
+    `measured` are the figures on the test split, as metrics.json has them for this training, once there are any.
     """
     write_epochs(folder / "epochs.csv", history)
     sections = [

@@ -10,8 +10,7 @@ from typing import Any, Final, TypeVar
 import torch
 
 from models.encoded import tensors_of
-from stores import Store, TrainParameters
-from stores.errors import CusaError
+from stores import CusaError, Store, TrainParameters
 from stores.layout import teacher_slug
 from stores.pages import write_html
 from stores.parameters import Teachers
@@ -53,13 +52,8 @@ class Embedded:
 def write_evaluation(folder: Path, evaluation: Evaluation, store: Store | None, embedded: Embedded) -> Path:
     """Write `folder`/report.html and return its path.
 
-    Args:
-        folder: where the figures are.
-        evaluation: what they are.
-        store: the store on which models were measured; None where there is none.
-        embedded: the students that have embedded the split of the store; without any, the page has no pictures.
-
-    A section whose data are unknown, such as an open_clip model's teachers, is left out; faults become messages.
+    Without a `store`, or a student that has `embedded` its split, the page has no pictures. A section whose data are
+    unknown, such as an open_clip model's teachers, is left out; faults become messages.
     """
     messages = list(dict.fromkeys(message for result in evaluation.results for message in result.messages))
     names = short_names(evaluation.models)

@@ -51,13 +51,10 @@ class FinishedTraining(NamedTuple):
 
 
 def write_report(folder: Path, store: Store, given: Mapping[str, MeasuredSplit] | None = None) -> Path:
-    """Write `folder`/report.html and return its path.
+    """Write the report.html of a finished run in `folder`, trained from `store`, and return its path.
 
-    Args:
-        folder: a finished run's.
-        store: what it was trained from.
-        given: by training, as metrics.json names them, the embeddings of the test split at its best epoch. One that
-            is not given is embedded again from its best.safetensors, which a single process alone can do.
+    `given` are, by training as metrics.json names them, the embeddings of the test split at its best epoch. One that is
+    not given is embedded again from its best.safetensors, which a single process alone can do.
 
     Raises:
         CusaError: the run has not finished, its files are damaged, or the store lacks what it was trained from.

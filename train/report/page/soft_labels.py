@@ -58,16 +58,10 @@ class SoftLabels(NamedTuple):
 def soft_labels(
     store: Store, split: str, parameters: TrainParameters, models: Sequence[PageModel]
 ) -> SoftLabels | None:
-    """Return the distributions over a batch of the `split`.
+    """Return the distributions over a batch of the `split`; None where fewer than two pairs can be had.
 
-    Args:
-        store: has the features of both teachers.
-        split: where the batch is drawn.
-        parameters: whose soft labels are P.
-        models: whose are Q, those of which the temperatures are known, and no other soft labels than P.
-
-    Returns:
-        None where fewer than two pairs can be had.
+    P are the soft labels of the `parameters`, Q of those `models` whose temperatures are known, and that were trained
+    with no other soft labels.
     """
     pairs = draw_pairs(store, split, min(parameters.train.batch_size, LARGEST))
     pairs, images, texts = _features(store, split, parameters.teachers, pairs)

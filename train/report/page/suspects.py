@@ -11,9 +11,8 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from stores import Store
+from stores import CusaError, Store
 from stores.candidates import Evidence
-from stores.errors import CusaError
 from stores.layout import teacher_slug
 from stores.missing import missing_matches
 from stores.parameters import Teachers
