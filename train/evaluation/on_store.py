@@ -225,7 +225,7 @@ def split_images(store: Store, split: str) -> LabelledImages:
     lock = threading.Lock()
 
     def read(place: int) -> bytes:
-        with lock:  # a store closes the tar that it mapped longest ago, which another thread may be reading
+        with lock:  # Arrow's readers are for one thread at a time
             return store.images[int(rows[place])]
 
     return LabelledImages(
