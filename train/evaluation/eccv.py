@@ -48,8 +48,8 @@ def eccv_caption(found: Similarities, image_ids: Ids, caption_ids: Ids) -> dict[
     ids = image_ids[image_rows], caption_ids[caption_rows]
     taken = found.part(image_rows, caption_rows)
     retrieved = {
-        "i2t": dict(_by_id(ids[0], ids[1], top(taken.rows(), DEPTH))),
-        "t2i": dict(_by_id(ids[1], ids[0], top(taken.columns(), DEPTH))),
+        "i2t": _by_id(ids[0], ids[1], top(taken.rows(), DEPTH)),
+        "t2i": _by_id(ids[1], ids[0], top(taken.columns(), DEPTH)),
     }
     # The package shows progress on stderr whether or not that is asked for.
     with redirect_stderr(io.StringIO()):
@@ -137,10 +137,9 @@ def _places(ids: Ids, wanted: Iterable[int], what: str) -> Ids:
     return rows
 
 
-def _by_id(queries: Ids, candidates: Ids, ranked: Iterator[Ids]) -> Iterator[tuple[int, list[int]]]:
-    """Yield (query id, candidate ids, best first), as Python's own integers: the package looks them up in sets."""
-    for query, row in zip(queries.tolist(), (row for block in ranked for row in block), strict=True):
-        yield query, candidates[row].tolist()
+def _by_id(queries: Ids, candidates: Ids, ranked: Iterator[Ids]) -> dict[int, list[int]]:
+    """Return candidate ids, best first, by query id, as Python's own integers: the package looks them up in sets."""
+    return dict(zip(queries.tolist(), (candidates[row].tolist() for block in ranked for row in block), strict=True))
 
 
 def _percent(figures: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:

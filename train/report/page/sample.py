@@ -5,7 +5,8 @@ They are drawn with a fixed seed, so that the same models have one page.
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -40,18 +41,17 @@ def draw_pairs(store: Store, split: str, count: int) -> ImageCaptionPairs:
 class PairRelevance:
     """Own and true pairs of a caption and a sample, both as global rows, for some rows of either."""
 
-    def __init__(self, store: Store, captions: Any, samples: Any) -> None:
+    def __init__(self, store: Store, captions: Sequence[int], samples: Sequence[int]) -> None:
         self._owners = Column(store.captions["sample"])
         self._true: set[tuple[int, int]] = set()
         table = store.relevance
         self.known = table is not None
         """Whether the source tells what is true beside its own pairs."""
         if table is not None:
-            wanted = (
-                pc.is_in(table[name], pa.array(rows)) for name, rows in (("caption", captions), ("sample", samples))
-            )
-            found = table.filter(pc.or_(*wanted))
-            self._true.update(zip(*(found[name].to_pylist() for name in ("caption", "sample")), strict=True))
+            asked = {"caption": captions, "sample": samples}
+            wanted = (pc.is_in(table[name], pa.array(rows, pa.int64())) for name, rows in asked.items())
+            found = table.filter(pc.or_(*wanted)).to_pydict()
+            self._true.update(zip(found["caption"], found["sample"], strict=True))
 
     def kind(self, caption: int, sample: int) -> str:
         """Return "own" for a pair of the data set, "true" for a match that it lacks, else "other"."""
