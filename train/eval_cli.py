@@ -36,22 +36,16 @@ WIDTH: Final = 1000
     help="A run's folder, a checkpoint, open-clip:<model>/<pretrained tag or file>, or a teacher (family:name). "
     "Several are set side by side.",
 )
-@click.option(
-    "--task", "tasks", multiple=True, type=click.Choice(TASKS), help="Without it, all that there is data for."
-)
+@click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="Without it, all there is data for.")
 @click.option("--store", type=FILE, default=Path("artifacts/store"), help="A store, for all tasks.")
 @click.option("--split", default="test", help="The split of the store.")
-@click.option(
-    "--images", multiple=True, metavar="[NAME=]FOLDER", help="cub, sop, in-shop or inaturalist; or all in one."
-)
+@click.option("--images", multiple=True, metavar="[NAME=]FOLDER", help="cub, sop, in-shop, inaturalist; or all in one.")
 @click.option("--sts", type=FILE, metavar="FOLDER", help="STS12 to 16, STS-B and SICK-R, from SentEval or as tables.")
 @click.option("--coco-annotations", type=FILE, help="dataset_coco.json or captions_val2014.json, for eccv.")
 @click.option("--weights", "weights", multiple=True, metavar="MODEL=FILE", help="A teacher's weights.")
 @click.option("--out", type=FILE, default=Path("artifacts/eval"), help="The folder for figures.json and report.html.")
 @click.option("--device", default="auto", help="auto, cpu, cuda, …")
-@click.option(
-    "--precision", type=click.Choice(get_args(Precision)), default="auto", help="auto: bf16 on hardware for it."
-)
+@click.option("--precision", type=click.Choice(get_args(Precision)), default="auto", help="auto: bf16 where supported.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=256, help="Images and captions of a store at once.")
 @click.option("--workers", type=click.IntRange(min=0), default=2, help="Processes or threads that decode images.")
 def main(
