@@ -213,6 +213,4 @@ def _on(device: torch.device, items: Encoded) -> Encoded:
 
 
 def _taken(vectors: Tensor, places: Places | None) -> Tensor:
-    return (
-        vectors if places is None else vectors[torch.from_numpy(np.asarray(places, dtype=np.int64)).to(vectors.device)]
-    )
+    return vectors if places is None else vectors[torch.as_tensor(places, dtype=torch.int64, device=vectors.device)]

@@ -81,8 +81,7 @@ class Processes:
 
     def once(self, work: Callable[[], T]) -> T:
         """Let the main process alone do `work`, and give every process its (picklable) result."""
-        outcome = broadcast_object_list([self.alone(work)])
-        result: T = outcome[0]  # every process has the main one's by now
+        result: T = broadcast_object_list([self.alone(work)])[0]  # every process has the main one's by now
         return result
 
     def share_buffers(self, model: nn.Module) -> None:
