@@ -32,7 +32,7 @@ from stores import ExtractParameters, TrainParameters
 from stores.atomic import write_json, write_text
 from stores.commands import resumable
 from stores.console import output
-from stores.parameters import Data, Extract, Loss, Student, Teachers, Train
+from stores.parameters import Data, Loss, Student, Teachers, Train
 from stores.streams import Command
 
 PHOTOS: Final = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco-mini"
@@ -108,7 +108,7 @@ def _division(
     source = place / "dataset.json"
     write_json(source, _divided(json.loads((photos / "dataset_karpathy.json").read_text()), pictures, division))
     data = Data(source=str(source), format="karpathy", images=str(photos / "images"))
-    extract(ExtractParameters(data=data, teachers=TEACHERS, extract=Extract(precision="fp32")), place / "store")
+    extract(ExtractParameters(data=data, teachers=TEACHERS), place / "store")
     losses = settings(Loss())
     if not parts:
         losses = {setting: loss for setting, loss in losses.items() if setting in (("", INFONCE), ("ours", "+ CUSA"))}
