@@ -26,6 +26,7 @@ from scipy import stats
 
 from experiments.ablation import settings
 from experiments.comparison import INFONCE
+from experiments.known_features import known_teachers
 from experiments.trainings import train_all
 from pipeline.extract import extract
 from stores import ExtractParameters, TrainParameters
@@ -39,6 +40,7 @@ PHOTOS: Final = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco-
 MEASURED: Final = 201
 """Photographs of a division that choose the best epoch, and as many that it is measured on."""
 TEACHERS: Final = Teachers(image="efficientnet-lite2", text="mpnet")
+SETTINGS: Final = (("", INFONCE), ("ours", "+ CSA"), ("ours", "+ USA"), ("ours", "+ CUSA"), ("paper", "+ CUSA"))
 ENCODERS: Final = "towers:efficientnet-lite0+minilm@256"
 STUDENTS: Final[dict[str, tuple[Student, Train]]] = {
     "frozen": (
@@ -89,6 +91,8 @@ def main(
         return
     began, trials = time.monotonic(), []
     with resumable():
+        everything = Data(source=str(photos / "dataset_karpathy.json"), images=str(photos / "images"))
+        extract(ExtractParameters(data=everything, teachers=TEACHERS), out / "store")
         for count in pictures:
             for division in range(divisions):
                 trials += _division(photos, out, student, count, division, seeds, parts)
@@ -108,16 +112,17 @@ def _division(
     source = place / "dataset.json"
     write_json(source, _divided(json.loads((photos / "dataset_karpathy.json").read_text()), pictures, division))
     data = Data(source=str(source), format="karpathy", images=str(photos / "images"))
-    extract(ExtractParameters(data=data, teachers=TEACHERS), place / "store")
-    losses = settings(Loss())
-    if not parts:
-        losses = {setting: loss for setting, loss in losses.items() if setting in (("", INFONCE), ("ours", "+ CUSA"))}
+    extract(ExtractParameters(data=data, teachers=known_teachers(out / "store")), place / "store")
+    known = settings(Loss())
+    losses = {setting: known[setting] for setting in (SETTINGS if parts else (SETTINGS[0], SETTINGS[3]))}
     model, train = STUDENTS[student]
     wanted = {}
     for seed in range(division * seeds, (division + 1) * seeds):
         for setting, loss in losses.items():
             settled = replace(train, seed=seed)
-            wanted[setting, seed] = TrainParameters(teachers=TEACHERS, student=model, loss=loss, train=settled)
+            wanted[setting, seed] = TrainParameters(
+                teachers=known_teachers(out / "store"), student=model, loss=loss, train=settled
+            )
     names = {key: f"{student.replace(' ', '-')}/{'-'.join(key[0]).replace('+ ', '')}-{key[1]}" for key in wanted}
     found = train_all({names[key]: one for key, one in wanted.items()}, place / "store", place / "runs")
     return [
