@@ -24,7 +24,7 @@ from transformers import MPNetConfig, MPNetModel, PreTrainedTokenizerFast, Rober
 from models.packaged_weights import packaged_file
 from models.teachers import TeacherCard, load_teacher
 from models.teachers.teacher import Teacher
-from models.teachers.unicom import MODELS, UnicomViT
+from models.teachers.unicom import MODELS, UnicomTeacher, UnicomViT
 from pipeline.batch_size import batch_size, encode_backing_off, largest_batch, precision_cosine
 from pipeline.extract import extract
 from stores import ExtractParameters, TeacherError
@@ -112,6 +112,20 @@ def test_unicom_b32_computes_what_its_description_says() -> None:
         x = functional.batch_norm(x, mean, variance, state[f"{norm}.weight"], state[f"{norm}.bias"], eps=2e-5)
     with torch.inference_mode():
         torch.testing.assert_close(network(images), x, rtol=1e-3, atol=1e-4)
+
+
+def test_unicom_s_patch_tokens_are_a_choice(tmp_path: Path) -> None:
+    path = tmp_path / "unicom.pt"
+    torch.save(unicom_checkpoint("ViT-B/32"), path)
+    teacher = load_teacher("unicom:ViT-B/32@tokens", str(path), device="cpu", precision="fp32")
+    assert (teacher.dim, TeacherCard.of(teacher).slug) == (37_632, "unicom-ViT-B-32-tokens")
+    batch = teacher.collate([teacher.preprocess(picture())])
+    tokens = teacher.encode(batch)
+    head = load_teacher("unicom:ViT-B/32", str(path), device="cpu", precision="fp32")
+    assert isinstance(head, UnicomTeacher)
+    with torch.inference_mode():
+        torch.testing.assert_close(head.network.feature(tokens), head.encode(batch), rtol=1e-4, atol=1e-5)
+    assert tokens.view(49, 768).mean(dim=1).abs().max() < 0.2, "each token is normalised"
 
 
 def test_unicom_refuses_other_checkpoints(tmp_path: Path) -> None:
