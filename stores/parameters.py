@@ -170,10 +170,24 @@ class Hinge:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Coordination:
+    """Every modality against every other, where `loss.original` is pcmc or pcmr (arXiv 2401.16347)."""
+
+    # of PCMC: one for all pairs of modalities, or each its own
+    temperatures: Literal["one", "each"] = "one"
+    # of PCMR: γ, the weight of what matches; the rest is that of what does not
+    gamma: Fraction = 0.5
+    # of PCMR, what does not match: zero: should have a cosine of 0; below: of 0 or less
+    far: Literal["zero", "below"] = "zero"
+    # of pairs of modalities, such as {image–text: 2.0}; the others weigh 1
+    weights: dict[Annotated[str, Field(pattern=r"^[^–]+–[^–]+$")], NonNegativeFloat] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Loss:
     """The student's original loss + alpha · CSA + beta · USA (CUSA, arXiv 2403.05261, eq. 9)."""
 
-    # infonce, hinge, or package.module:factory of a term of your own
+    # infonce, hinge, pcmc, pcmr, or package.module:factory of a term of your own
     original: str = "infonce"
     alpha: NonNegativeFloat = 1.0
     beta: NonNegativeFloat = 1.5
@@ -186,6 +200,10 @@ class Loss:
     # mean: the paper's InfoNCE; reference: divided by the batch size once more, as the authors' code does
     reduction: Literal["mean", "reference"] = "mean"
     hinge: Hinge = Field(default_factory=Hinge)
+    coordination: Coordination = Field(default_factory=Coordination)
+    # where items of two modalities match: those of one caption (of modalities that both have one), of one sample, or
+    # of one class. With a class's own modality it is always the class
+    match: Level = "caption"
     # further terms of your own: {package.module:factory: weight}
     extra: dict[str, NonNegativeFloat] = Field(default_factory=dict)
 
