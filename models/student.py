@@ -86,6 +86,7 @@ class StudentOfTwoTowers:
 
 
 MEMBERS: Final = (*Student.__annotations__, "encode")
+HEADS: Final = "heads"
 TWO_TOWERS: Final = (*TwoTowers.__annotations__, "encode_image", "encode_text")
 
 
@@ -101,13 +102,14 @@ def load_student(settings: parameters.Student) -> Any:
     are, whoever calls `train()`.
 
     Args:
-        settings: `model` is `open-clip:<model>[/<pretrained tag or file>]`, or `package.module:factory`: a factory is
-            called without arguments and returns a torch module that is a `Student` or a `TwoTowers`.
+        settings: `model` is `open-clip:<model>[/<pretrained tag or file>]`, `heads` (models/heads.py), or
+            `package.module:factory`: a factory is called without arguments and returns a torch module that is a
+            `Student` or a `TwoTowers`.
 
     Raises:
         StudentError: there is no such student, or it cannot be loaded, or lacks what the settings ask for.
     """
-    student = _load(settings.model)
+    student = _heads(settings) if settings.model == HEADS else _load(settings.model)
     for tower in settings.freeze:
         for part in _parts(student, tower, settings.model):
             part.requires_grad_(False)
@@ -124,6 +126,12 @@ def load_student(settings: parameters.Student) -> Any:
     return student
 
 
+def _heads(settings: parameters.Student) -> Any:
+    from models.heads import StudentOfHeads  # here, since it takes this module's students for towers
+
+    return StudentOfHeads(settings, _load)
+
+
 def _load(spec: str) -> Any:
     family, _, name = spec.partition(":")
     if family == "open-clip":
@@ -134,7 +142,7 @@ def _load(spec: str) -> Any:
         return OpenClipStudent(model, pretrained or None)
     if not re.fullmatch(r"[\w.]+:\w+", spec):
         raise StudentError(
-            f"No student is called {spec!r}. Expected open-clip:<model>[/<pretrained tag or file>] "
+            f"No student is called {spec!r}. Expected open-clip:<model>[/<pretrained tag or file>], {HEADS} "
             f"or package.module:factory."
         )
     student: Any = import_factory(spec, StudentError)()

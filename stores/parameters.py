@@ -145,13 +145,32 @@ class Extract:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Head:
+    """A modality of the student `heads`."""
+
+    # features that the store holds under this name; or else
+    features: str | None = None
+    # a student (named as `student.model` is) whose tower of this modality is trained along
+    tower: str | None = None
+    # a hidden layer: Linear, GELU, Linear
+    hidden: bool = False
+    # rows and width of the features; null: as the store has them
+    level: Level | None = None
+    width: PositiveInt | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Student:
     """The model to train."""
 
-    # open-clip:<model>[/<pretrained tag or file>], or package.module:factory
+    # open-clip:<model>[/<pretrained tag or file>], package.module:factory, or heads
     model: str = "open-clip:small-clip"
-    # towers that are not trained: image, text
-    freeze: list[Literal["image", "text"]] = Field(default_factory=list)
+    # of the student `heads`, by modality, those of samples first: {image: {features: hog-color}, …}
+    heads: dict[Annotated[str, Field(pattern=SAFE_NAME)], Head] = Field(default_factory=dict)
+    # of the student `heads`: numbers of an embedding
+    dim: PositiveInt = 512
+    # towers that are not trained, by modality: image, text
+    freeze: list[str] = Field(default_factory=list)
     # recompute activations in the backward pass: less memory, a third more time
     gradient_checkpointing: bool = False
 
@@ -179,8 +198,8 @@ class Coordination:
     gamma: Fraction = 0.5
     # of PCMR, what does not match: zero: should have a cosine of 0; below: of 0 or less
     far: Literal["zero", "below"] = "zero"
-    # of pairs of modalities, such as {image–text: 2.0}; the others weigh 1
-    weights: dict[Annotated[str, Field(pattern=r"^[^–]+–[^–]+$")], NonNegativeFloat] = Field(default_factory=dict)
+    # of pairs of modalities, such as {image/text: 2.0}; the others weigh 1
+    weights: dict[Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")], NonNegativeFloat] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -76,10 +76,13 @@ class PairBatches(Dataset[Batch]):
     in each loading process. With it, what a sample looks like follows from the seed, the epoch and its place there.
     """
 
-    def __init__(self, mixture: Mixture, inputs: Mapping[str, Input], settings: Train, gathers: bool) -> None:
-        """`gathers` says whether the teachers' features come along, from the host."""
+    def __init__(
+        self, mixture: Mixture, inputs: Mapping[str, Input], settings: Train, gathers: bool, classed: bool
+    ) -> None:
+        """`gathers` says whether the teachers' features come along, from the host, `classed` whether classes do."""
         self._mixture, self._inputs = mixture, inputs
         self._teachers = mixture.teachers if gathers else {}
+        self._classed = classed
         self._augments, self._seed = settings.augment, settings.seed
         room = int(settings.cache_gib * 2**30)
         self._items = {
@@ -89,6 +92,8 @@ class PairBatches(Dataset[Batch]):
 
     def __getitem__(self, draw: BatchRows) -> Batch:
         rows = {"sample": draw.samples, "caption": draw.captions}
+        if self._classed:
+            rows["class"] = self._mixture.classes.of(draw.samples)
         return Batch(
             {modality: self._batch(modality, draw, rows[given.level]) for modality, given in self._inputs.items()},
             {level: torch.from_numpy(numbers) for level, numbers in rows.items()},
@@ -132,10 +137,12 @@ class TrainingData:
         device: torch.device,
         rank: int = 0,
         processes: int = 1,
+        classed: bool = False,
     ) -> None:
         """Open the split "train" of the store and of those mixed in.
 
-        `slugs` are the teachers' folders by modality; `inputs` those of the student.
+        `slugs` are the teachers' folders by modality; `inputs` those of the student; `classed` says whether the
+        samples' classes come along.
 
         Raises:
             TrainingError: the batch cannot be made, or the stores do not go together.
@@ -155,7 +162,7 @@ class TrainingData:
         self._tables = {
             modality: _table(features, device) for modality, features in mixture.teachers.items() if self.on_device
         }
-        dataset = PairBatches(mixture, inputs, settings, gathers=not self.on_device)
+        dataset = PairBatches(mixture, inputs, settings, gathers=not self.on_device, classed=classed)
         self.loader = _loader(dataset, self.stream, settings, device)
 
     def teachers(self, batch: Batch) -> dict[str, Tensor]:

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from stores.ownership import write_signed
-from stores.parameters import Loss, TrainParameters
+from stores.parameters import Loss, Student, TrainParameters
 from train.evaluation.figure_tables import markdown_table
 from train.fit.environment import command_line
 from train.fit.epoch import Epoch, write_epochs
 from train.losses.objective import described
 
 SOFT: Final = "soft_labels"
-ORIGINALS: Final = ("infonce", "hinge", "original")
+ORIGINALS: Final = ("infonce", "hinge", "pcmc", "pcmr", "original")
 """What a training with the student's original loss alone may be called; beside the other it lies in a folder of this
 name."""
 FILES: Final = {
@@ -90,7 +90,7 @@ def describe(folder: Path, facts: Facts, history: Sequence[Epoch], measured: Map
         f"## Going on, and looking\n\n{_commands(folder, facts.processes)}",
     ]
     if (folder / "student.safetensors").exists():
-        sections.append(f"## Loading the student\n\n{_loading(folder, facts.parameters.student.model)}")
+        sections.append(f"## Loading the student\n\n{_loading(folder, facts.parameters.student)}")
     write_signed(folder / "README.md", "\n\n".join(sections) + "\n")
 
 
@@ -139,8 +139,9 @@ def _standing(facts: Facts, history: Sequence[Epoch]) -> str:
 def _tested(facts: Facts, measured: Mapping[str, Any]) -> str:
     if "RSUM" not in measured:
         return f"Retrieval could not be measured on `{facts.parameters.eval.test}`; the run said why."
-    directions = {"image → text": measured["image_to_text"], "text → image": measured["text_to_image"]}
-    names = list(measured["image_to_text"])
+    ways = [name for name in measured if "_to_" in name]
+    directions = {name.replace("_to_", " → "): measured[name] for name in ways}
+    names = list(measured[ways[0]])
     rows = [(name, *(f"{found[key]:.1f}" for key in names)) for name, found in directions.items()]
     return (
         f"Measured once, on `{facts.parameters.eval.test}`, with the best epoch: **RSUM {measured['RSUM']:.1f}**.\n\n"
@@ -168,16 +169,17 @@ def _commands(folder: Path, processes: int) -> str:
     return "```\n" + "\n".join(f"{command}  # {what}" for command, what in lines) + "\n```"
 
 
-def _loading(folder: Path, model: str) -> str:
+def _loading(folder: Path, settings: Student) -> str:
     weights = json.dumps(str(folder / "student.safetensors"), ensure_ascii=False)
-    family, _, name = model.partition(":")
+    family, _, name = settings.model.partition(":")
     if family != "open-clip":
+        shown = repr(settings) if settings.heads else f'Student(model="{settings.model}")'
         lines = [
             "from safetensors.torch import load_file",
-            "from stores.parameters import Student",
+            f"from stores.parameters import {'Head, ' * bool(settings.heads)}Student",
             "from models.student import load_student",
             "",
-            f'student = load_student(Student(model="{model}"))',
+            f"student = load_student({shown})",
             f"student.load_state_dict(load_file({weights}))",
         ]
     else:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from models.aligned import AlignedModel
 from models.checkpoint import load_checkpoint, read_record, save_checkpoint
 from models.encoded import Encoded
-from models.student import load_student
+from models.student import as_student, load_student
 from stores import Store, TrainingError, TrainParameters
 from stores.console import console
 from stores.layout import teacher_slug
@@ -45,7 +45,7 @@ from train.fit.optimisation import learning_rate, make_optimizer
 from train.fit.processes import Processes, precision_of
 from train.fit.run_folder import Facts, describe
 from train.fit.stops import Stop, Stopped
-from train.losses.comparison import Instances
+from train.losses.comparison import Instances, matched_by
 from train.losses.objective import compare, make_objective
 
 GRADIENT: Final = "gradient"
@@ -83,14 +83,18 @@ class Training:
         self._processes: Processes = stop.processes
         self._settings = parameters.train
         set_seed(derived_seed(self._settings.seed))
-        self.objective = make_objective(parameters.loss)
-        self.model = AlignedModel(load_student(parameters.student), uni_modal=self.objective.unimodal)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions run faster so
         teachers = parameters.teachers
         slugs = {"image": teacher_slug(teachers.image, "image"), "text": teacher_slug(teachers.text, "text")}
+        student = load_student(parameters.student)
+        inputs = as_student(student).inputs
+        taught = tuple(modality for modality in slugs if modality in inputs)
+        self.objective = make_objective(parameters.loss, taught, tuple(inputs))
+        self.model = AlignedModel(student, uni_modal=self.objective.unimodal)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions run faster so
+        self._matched_by = matched_by(inputs, parameters.loss.match)
         rank, processes = self._processes.rank, self._processes.count
-        inputs = self.model.interface.inputs
-        self.data = TrainingData(store, self._settings, slugs, inputs, accelerator.device, rank, processes)
+        classed = "class" in self._matched_by.values()
+        self.data = TrainingData(store, self._settings, slugs, inputs, accelerator.device, rank, processes, classed)
         self.model.train()  # pretrained towers may come in evaluation mode
         check_cacheable(self.model, self._settings.micro_batch, self._settings.batch_size // processes)
         self._steps = len(self.data.stream)
@@ -282,6 +286,7 @@ class Training:
             teachers=self.data.teachers(batch) if self.objective.soft else {},
             present=batch.present,
             numbers=batch.numbers,
+            matched_by=self._matched_by,
         )
         return compare(self.objective, rows, self._processes.columns(rows), self.model.scorer)
 

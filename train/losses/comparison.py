@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from models.encoded import Encoded, map_tensors
+from models.inputs import Input
 from models.scoring import unit
+from stores.modality import Level
 from train.losses.functional import Mix, mixed_targets, soft_targets
 from train.losses.presence import Cells, anchor_shares, candidates, count_cells, present_cells, shares
 
@@ -58,6 +60,22 @@ class Instances(NamedTuple):
         """Return the numbers by which items of two modalities match: (n,) int64."""
         by = self.matched_by.get((first, second), self.matched_by.get((second, first)))
         return self.groups if by is None else self.numbers[by]
+
+
+def matched_by(inputs: Mapping[str, Input], match: Level) -> dict[tuple[str, str], str]:
+    """Return `Instances.matched_by` of a student's modalities: the level at which items of each two match.
+
+    A class's own item matches all that is of the class: otherwise one vector would be its own negative. Of other
+    modalities `match` says it: caption, where both have one for each caption; sample, which is by group; or class.
+    """
+    found: dict[tuple[str, str], str] = {}
+    for first, second in combinations(inputs, 2):
+        levels = inputs[first].level, inputs[second].level
+        if "class" in levels or match == "class":
+            found[first, second] = "class"
+        elif levels == ("caption", "caption") and match == "caption":
+            found[first, second] = "caption"
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

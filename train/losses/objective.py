@@ -125,7 +125,7 @@ def described(loss: Loss) -> str:
 def _original(loss: Loss, modalities: tuple[str, ...]) -> Term:
     """Return the student's own loss, which soft-label alignment adds to."""
     hinge, settings = loss.hinge, loss.coordination
-    parted = {name.partition("–"): weight for name, weight in settings.weights.items()}
+    parted = {name.partition("/"): weight for name, weight in settings.weights.items()}
     weights = {(first, second): weight for (first, _, second), weight in parted.items()}
     if loss.original == "infonce":
         return InfoNCE(reduction=loss.reduction)
