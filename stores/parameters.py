@@ -45,6 +45,12 @@ class Scenes:
     val: NonNegativeInt = 300
     test: NonNegativeInt = 500
     pixels: Annotated[int, Field(ge=16, le=1024)] = 64
+    # further modalities: attributes (of each sample), speech (of each caption), class_embedding (of each class)
+    modalities: list[Literal["attributes", "speech", "class_embedding"]] = Field(default_factory=list)
+    # share of the training rows that lack attributes, and of those that lack speech
+    missing: Fraction = 0.0
+    # classes that the test split alone has, of 64
+    unseen: Annotated[int, Field(ge=0, le=48)] = 0
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

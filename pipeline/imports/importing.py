@@ -20,7 +20,7 @@ from stores import Shard, SourceError, tables
 from stores.digests import file_digest, value_digest
 from stores.features import PartOrigin, write_part
 from stores.layout import Layout
-from stores.manifest import FeatureSet
+from stores.modality import Level
 from stores.parameters import FeatureFile
 
 LARGEST: Final = 65504.0
@@ -38,6 +38,19 @@ class FeatureImport:
     settings: FeatureFile
     fingerprint: str
 
+    @property
+    def level(self) -> Level:
+        return self.settings.level
+
+    @property
+    def unit(self) -> bool:
+        return self.settings.unit
+
+    @property
+    def spec(self) -> str:
+        """The files."""
+        return ", ".join(map(str, _files(self.settings).values()))
+
     @classmethod
     def of(cls, name: str, settings: FeatureFile) -> FeatureImport:
         """Read the files' checksums.
@@ -54,32 +67,27 @@ class FeatureImport:
         identity = [settings.level, settings.array, settings.key, settings.unit, digests]
         return cls(name=name, settings=settings, fingerprint=value_digest(["imported", *identity]))
 
+    def write(
+        self, shards: Sequence[Shard], pending: Sequence[Shard], layout: Layout, advance: Callable[[int], None]
+    ) -> tuple[int, ...]:
+        """Write the parts of the `pending` ones among all `shards` from the files; return the shape of a row.
 
-def import_features(
-    wanted: FeatureImport,
-    shards: Sequence[Shard],
-    pending: Sequence[Shard],
-    layout: Layout,
-    advance: Callable[[int], None],
-) -> tuple[int, ...]:
-    """Write the parts of the `pending` ones among all `shards` from the user's files; return the shape of a row.
-
-    Raises:
-        SourceError: a file cannot be read, has another number of rows than the store, keys that the store does not
-            know, or a number that is not finite.
-    """
-    with Spool(layout.root) as spool:
-        files = _opened(wanted, spool)
-        places = _by_key if wanted.settings.key else _in_order
-        for shard, found, rows in places(wanted, files, shards, layout):
-            if shard in pending:
-                features = np.zeros((len(rows), *found.shape[1:]), np.float16)
-                valid = rows >= 0
-                features[valid] = _checked(found, rows[valid], wanted)
-                origin = PartOrigin(teacher_fingerprint=wanted.fingerprint, shard_sha256=shard.sha256)
-                write_part(layout.features(wanted.name, shard.name), features, valid, origin)
-                advance(len(rows))
-        return next(iter(files.values())).shape[1:]
+        Raises:
+            SourceError: a file cannot be read, has another number of rows than the store, keys that the store does not
+                know, or a number that is not finite.
+        """
+        with Spool(layout.root) as spool:
+            files = _opened(self, spool)
+            places = _by_key if self.settings.key else _in_order
+            for shard, found, rows in places(self, files, shards, layout):
+                if shard in pending:
+                    features = np.zeros((len(rows), *found.shape[1:]), np.float16)
+                    valid = rows >= 0
+                    features[valid] = _checked(found, rows[valid], self)
+                    origin = PartOrigin(teacher_fingerprint=self.fingerprint, shard_sha256=shard.sha256)
+                    write_part(layout.features(self.name, shard.name), features, valid, origin)
+                    advance(len(rows))
+            return next(iter(files.values())).shape[1:]
 
 
 def _opened(wanted: FeatureImport, spool: Spool) -> dict[str, FeatureRows]:
@@ -89,21 +97,6 @@ def _opened(wanted: FeatureImport, spool: Spool) -> dict[str, FeatureRows]:
         shapes = ", ".join(f"{found.path} {found.shape[1:]}" for found in files.values())
         raise SourceError(f"data.features.{wanted.name}: the rows are not of one shape: {shapes}.")
     return files
-
-
-def entry(wanted: FeatureImport, shape: tuple[int, ...], parts: Mapping[str, str], invalid: int) -> FeatureSet:
-    """Return what the manifest says of imported features."""
-    return FeatureSet(
-        spec=", ".join(map(str, _files(wanted.settings).values())),
-        modality=wanted.name,
-        level=wanted.settings.level,
-        shape=shape,
-        unit=wanted.settings.unit,
-        precision=None,
-        fingerprint=wanted.fingerprint,
-        parts=dict(parts),
-        invalid=invalid,
-    )
 
 
 def _files(settings: FeatureFile) -> dict[str, Path]:

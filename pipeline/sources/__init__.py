@@ -12,7 +12,7 @@ from pipeline.sources.jsonl import JsonTable
 from pipeline.sources.parquet import ParquetTable
 from pipeline.sources.places import Files, by_split, files_below, find
 from pipeline.sources.recognise import ENDINGS, file_format, folder_format
-from pipeline.sources.records import BadRecord, KnowsTruth, Record, Rejected, Source, Truth
+from pipeline.sources.records import BadRecord, GivenFeatures, HasFeatures, KnowsTruth, Record, Rejected, Source, Truth
 from pipeline.sources.scenes.source import ScenesSource
 from pipeline.sources.streamed import StreamedSource
 from pipeline.sources.table_source import Table, TableReader, column_splits
@@ -20,7 +20,17 @@ from pipeline.sources.tars import tar_records
 from stores.errors import SourceError
 from stores.parameters import Data
 
-__all__ = ["BadRecord", "KnowsTruth", "Record", "Rejected", "Source", "Truth", "open_source"]
+__all__ = [
+    "BadRecord",
+    "GivenFeatures",
+    "HasFeatures",
+    "KnowsTruth",
+    "Record",
+    "Rejected",
+    "Source",
+    "Truth",
+    "open_source",
+]
 
 _TABLES: dict[str, Callable[[SourceFile, Data, Folder | None], Table]] = {
     "csv": lambda file, data, _: DelimitedTable(file, data, "csv"),
