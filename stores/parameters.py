@@ -289,6 +289,13 @@ class Evaluation:
     # measured once, with the best checkpoint
     test: str = "test"
     batch_size: PositiveInt = 256
+    # of a student of more than two modalities, what is a hit: the same caption (of two modalities that both have one
+    # for each), the same sample, or the same class
+    hits: Level = "caption"
+    # modalities combined as one query or item, such as [image+text]: each against every one that is not in it
+    enriched: list[str] = Field(default_factory=list)
+    # unit: the sum of the parts' vectors, at length one; sum: as it is, so that similarities are sums of the parts'
+    enrichment: Literal["unit", "sum"] = "unit"
 
 
 SECTIONS: Final[dict[str, type[Any]]] = {

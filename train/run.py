@@ -24,7 +24,7 @@ from stores.lock import lock_held
 from stores.ownership import remove_leftovers
 from stores.parameters import Loss, as_dict
 from train.evaluation.embed import embed_split
-from train.evaluation.evaluate import compare_split, evaluate
+from train.evaluation.evaluate import compare_split, evaluate, shows_pairs
 from train.evaluation.measured_split import MeasuredSplit, measured_split
 from train.fit.claim import make_room, replaces_another, run_kinds
 from train.fit.curves import event_writer
@@ -112,6 +112,9 @@ def _write_figures(folder: Path, finished: dict[str, _Finished]) -> None:
 
 
 def _write_report(folder: Path, store: Store, finished: dict[str, _Finished]) -> None:
+    if any("RSUM" in one.measured and one.tested is None for one in finished.values()):
+        console.print("No report.html: it shows samples beside captions, and the student does not compare these.")
+        return
     # Imported late: the libraries behind it take seconds, which a run without a report need not wait for.
     from train.report.page import write_report
 
@@ -198,7 +201,7 @@ def _train_and_measure(
 
     def measure() -> dict[str, Any]:
         export_student(model.student, folder / "student.safetensors", temperatures.get("InfoNCE"))
-        figures, faults = evaluate(model, encoded, compared, store, split)
+        figures, faults = evaluate(model, encoded, compared, store, split, settings, folder)
         for name, fault in faults.items():
             console.print(f"{name} is not measured on {split}: {fault}", style="yellow")
         return figures
@@ -207,6 +210,6 @@ def _train_and_measure(
     measured = stop.processes.once(measure)
     measured |= {"best_epoch": record["epoch"] + 1, "validation_RSUM": record["validation_rsum"]}
     console.print(f"{title}: best epoch {record['epoch'] + 1}, checkpoint {training.best}")
-    is_shown = stop.processes.is_main and "RSUM" in measured
+    is_shown = stop.processes.is_main and "RSUM" in measured and shows_pairs(model)
     shown = measured_split(model, encoded, compared(), temperatures) if is_shown else None
     return _Finished(measured, history, training.facts(), folder, shown)

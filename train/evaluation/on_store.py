@@ -20,6 +20,7 @@ from rich.status import Status
 from stores.console import console, progress_bar
 from stores.errors import CusaError
 from stores.layout import teacher_slug
+from stores.parameters import Evaluation
 from train.evaluation.data import COCO_TEST, FOLDS, DataSets
 from train.evaluation.eccv import coco_ids, eccv_caption
 from train.evaluation.embed import SplitEncoded, embed_split
@@ -136,7 +137,9 @@ class StudentOnStore:
     def _evaluated(self) -> Evaluated:
         encoded = self._encoded
         with self._ranking():
-            return evaluate(self._model, encoded, lambda: self._similarities, self._data.opened, self._data.split)
+            settings = self.model.parameters.eval if self.model.parameters else Evaluation()
+            store, split = self._data.opened, self._data.split
+            return evaluate(self._model, encoded, lambda: self._similarities, store, split, settings, self._folder)
 
     def _figure(self, name: str) -> Any:
         figures, faults = self._evaluated

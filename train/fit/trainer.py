@@ -342,7 +342,7 @@ class Training:
 
             def rsum() -> float:
                 found = compare_split(self.model, encoded, self._run, self._stop.check_alone)
-                return float(retrieval(found, self._store, settings.validation)["RSUM"])
+                return float(retrieval(self.model, encoded, found, self._store, settings.validation)["RSUM"])
 
             return self._processes.once(rsum)
 
