@@ -22,6 +22,7 @@ from stores.errors import StoreError
 from stores.features import PartOrigin, read_part, write_part
 from stores.layout import Layout
 from stores.parameters import Coordination, Evaluation, Head, Loss, Student
+from train.data.partners import by_twos
 from train.evaluation.embed import embed_split
 from train.evaluation.every_pair import EveryPair
 from train.evaluation.modalities import SplitModalities, relevance
@@ -212,3 +213,16 @@ def test_run_json_says_how_wide_the_features_are(trained: Any) -> None:
     recorded = json.loads((trained[0] / "run.json").read_text())
     assert recorded["parameters"]["student"]["heads"]["class_embedding"]["level"] == "class"
     assert {"speech", "class_embedding"} <= recorded["data"].keys()
+
+
+def test_rare_modalities_meet_another_of_their_kind() -> None:
+    """Rows come once each; of a modality that is expected once a batch, nearly no batch has one alone."""
+    random, size = np.random.default_rng(0), 64
+    present = random.random((6400, 3)) < [0.9, 1 / size, 2 / size]
+    order = by_twos(present, size)
+    assert np.array_equal(np.sort(order), np.arange(len(order)))
+    for column in (1, 2):
+        before, after = (flags[:, column].reshape(-1, size).sum(axis=1) for flags in (present, present[order]))
+        assert (before == 1).sum() > 20
+        assert (after == 1).sum() < (before == 1).sum() / 4
+    assert np.array_equal(by_twos(present[:, :1], size), np.arange(6400)), "a common one leaves the order as it is"

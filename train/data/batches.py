@@ -19,15 +19,18 @@ from torch.utils.data import DataLoader, Dataset
 from models.encoded import map_tensors
 from models.inputs import Input, Tensors
 from stores import Store
+from stores.modality import Level
 from stores.parameters import Train
 from train.data.augment import generators_restored, seed_for
 from train.data.mixture import MixedFeatures, Mixture, opened
 from train.data.pairing import noisy_pairing
+from train.data.partners import by_twos
 from train.data.passes import Passes, Unusable
 from train.data.shares import MixtureShares
 from train.data.stream import BatchRows, PairStream
 from train.data.workers import leave_signals_to_the_parent
 
+Rows = NDArray[np.int64]
 _COPIED_ROWS: Final = 16_384
 """How many rows of a table go to the device at once: the host holds no more of it."""
 
@@ -91,14 +94,13 @@ class PairBatches(Dataset[Batch]):
         }
 
     def __getitem__(self, draw: BatchRows) -> Batch:
-        rows = {"sample": draw.samples, "caption": draw.captions}
-        if self._classed:
-            rows["class"] = self._mixture.classes.of(draw.samples)
+        rows = _rows(self._mixture, draw.samples, draw.captions, self._classed)
+        flags = _present(self._mixture, self._inputs, rows)
         return Batch(
             {modality: self._batch(modality, draw, rows[given.level]) for modality, given in self._inputs.items()},
             {level: torch.from_numpy(numbers) for level, numbers in rows.items()},
             torch.from_numpy(self._mixture.repeats.groups(draw.samples)),
-            self._present(rows),
+            {modality: torch.from_numpy(some) for modality, some in flags.items()},
             {
                 modality: torch.from_numpy(features.gather(rows[features.level]))
                 for modality, features in self._teachers.items()
@@ -115,10 +117,6 @@ class PairBatches(Dataset[Batch]):
                 seed_for(self._seed, draw.epoch, place)
                 made.append(given.item(self._mixture, int(row), augment=True))
         return given.collate(made)
-
-    def _present(self, rows: Mapping[str, NDArray[np.int64]]) -> dict[str, Tensor]:
-        flags = {modality: given.present(self._mixture, rows[given.level]) for modality, given in self._inputs.items()}
-        return {modality: torch.from_numpy(some) for modality, some in flags.items() if some is not None}
 
 
 class TrainingData:
@@ -151,7 +149,11 @@ class TrainingData:
         stores = opened(store, settings.mix_in, slugs)
         self._settings, self._processes = settings, processes
         mixture = Mixture(stores, "train", inputs, slugs)
-        self._passes = [_passes(store, number, mixture, settings, slugs) for number, store in enumerate(stores)]
+        self._mixture = mixture
+        arranged = partial(_with_partners, mixture, inputs, settings.batch_size)
+        self._passes = [
+            _passes(store, number, mixture, settings, slugs, arranged) for number, store in enumerate(stores)
+        ]
         self._shares = MixtureShares(tuple(settings.mix_in.values()))
         self.stream = PairStream(
             self._passes, self._shares, batch_size=settings.batch_size, rank=rank, processes=processes
@@ -184,11 +186,16 @@ class TrainingData:
         stream, batch_size = self.stream, self._settings.batch_size
         each = f" ({batch_size // self._processes} in each of {self._processes} processes)"
         left_out = f", {stream.left_out:,} left out for want of features" if stream.left_out else ""
+        where = "on the device" if self.on_device else "gathered on the host"
         return (
             f"{stream.pairs:,} pairs an epoch in {len(stream):,} steps of {batch_size}"
             f"{each if self._processes > 1 else ''}, {stream.dropped or 'none'} over an even number dropped{left_out}"
-            f"{self._mixed()}; teacher features {'on the device' if self.on_device else 'gathered on the host'}"
+            f"{self._gaps()}{self._mixed()}; teacher features {where}"
         )
+
+    def _gaps(self) -> str:
+        shares = {name: features.share for name, features in self._mixture.features.items()}
+        return "".join(f"; {share:.1%} of the {name} there" for name, share in shares.items() if share < 1)
 
     def _mixed(self) -> str:
         taken = self._shares.count(len(self.stream) * self._settings.batch_size)
@@ -200,7 +207,35 @@ class TrainingData:
         )
 
 
-def _passes(store: Store, number: int, mixture: Mixture, settings: Train, slugs: Mapping[str, str]) -> Passes:
+def _rows(mixture: Mixture, samples: Rows, captions: Rows, classed: bool) -> dict[Level, Rows]:
+    """Return the numbers of the rows of pairs (n,) by level; of classes where they are asked for."""
+    rows: dict[Level, Rows] = {"sample": samples, "caption": captions}
+    return {**rows, "class": mixture.classes.of(samples)} if classed else rows
+
+
+def _present(mixture: Mixture, inputs: Mapping[str, Input], rows: Mapping[Level, Rows]) -> dict[str, NDArray[np.bool_]]:
+    """Return which rows (n,) have an item, of the modalities that lack some."""
+    flags = {modality: given.present(mixture, rows[given.level]) for modality, given in inputs.items()}
+    return {modality: some for modality, some in flags.items() if some is not None}
+
+
+def _with_partners(mixture: Mixture, inputs: Mapping[str, Input], batch_size: int, pairs: Rows) -> Rows:
+    """Bring shuffled pairs (n, 2) into an order in which rare modalities meet another of their kind."""
+    if not any(given.reads for given in inputs.values()):
+        return pairs
+    classed = any(given.level == "class" for given in inputs.values())
+    flags = _present(mixture, inputs, _rows(mixture, pairs[:, 0], pairs[:, 1], classed))
+    return pairs[by_twos(np.stack(list(flags.values()), axis=1), batch_size)] if flags else pairs
+
+
+def _passes(
+    store: Store,
+    number: int,
+    mixture: Mixture,
+    settings: Train,
+    slugs: Mapping[str, str],
+    arranged: Callable[[Rows], Rows],
+) -> Passes:
     return Passes(
         store,
         "train",
@@ -210,6 +245,7 @@ def _passes(store: Store, number: int, mixture: Mixture, settings: Train, slugs:
         shuffle_shards=settings.shuffle_shards,
         seed=(settings.seed, number),
         offsets=(mixture.samples.offsets[number], mixture.captions.offsets[number]),
+        arranged=arranged,
     )
 
 

@@ -36,6 +36,12 @@ class MixedFeatures:
             gathered[mine] = features.gather(numbers[mine] - offset)
         return gathered
 
+    @property
+    def share(self) -> float:
+        """Which share of all rows has features."""
+        flags = np.concatenate([features.valid for features in self._features])
+        return float(flags.mean()) if len(flags) else 1.0
+
     def present(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Return which of `numbers` (n,) have features, (n,) bool; None where all of all stores have."""
         if self._flags is None:
@@ -75,10 +81,11 @@ class Mixture:
         self._texts = [Captions(store) for store in stores]
         self.repeats = Repeats(stores, split, self.samples.first)
         self.teachers = {modality: self._features(stores, slug) for modality, slug in (slugs or {}).items()}
-        self._stored: dict[str, MixedFeatures] = {}
+        self.features: dict[str, MixedFeatures] = {}
+        """What the inputs read, by name."""
         for modality, given in inputs.items():
             for name in given.reads:
-                self._stored[name] = features = self._features(stores, name)
+                self.features[name] = features = self._features(stores, name)
                 if features.level != given.level:
                     raise TrainingError(
                         f"The student's {modality} is of each {given.level}, but the features {name!r} that it reads "
@@ -102,17 +109,17 @@ class Mixture:
     def stored(self, name: str, numbers: NDArray[np.int64]) -> NDArray[np.float16]:
         """Return stored features of rows of their level, (n, …); zeros for numbers below zero, which are no row."""
         if (known := numbers >= 0).all():
-            return self._stored[name].gather(numbers)
-        found = np.zeros((len(numbers), *self._stored[name].shape), np.float16)
-        found[known] = self._stored[name].gather(numbers[known])
+            return self.features[name].gather(numbers)
+        found = np.zeros((len(numbers), *self.features[name].shape), np.float16)
+        found[known] = self.features[name].gather(numbers[known])
         return found
 
     def present(self, name: str, numbers: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Return which of these rows have stored features, (n,); None where no row of the split lacks them."""
         if (known := numbers >= 0).all():
-            return self._stored[name].present(numbers)
+            return self.features[name].present(numbers)
         found = known.copy()
-        some = self._stored[name].present(numbers[known])
+        some = self.features[name].present(numbers[known])
         found[known] = True if some is None else some
         return found
 

@@ -26,7 +26,7 @@ from train.evaluation.metrics import (
     spearman,
 )
 from train.evaluation.modalities import RankedModality, SplitModalities, relevance
-from train.evaluation.rankings import Ranks, nearest_other
+from train.evaluation.rankings import Ranks, checked_relevance, nearest_other
 from train.evaluation.similarities import Similarities, similarities
 
 DIRECTIONS: Final = ("image_to_text", "text_to_image")
@@ -150,6 +150,9 @@ def _true_relevance(
     relevant = true_relevance(store, split)
     if relevant is None or not shows_pairs(model):
         return None
+    # What the store knows must be of every item; absent ones are left out of that.
+    for matrix in (relevant, sparse.csr_array(relevant.T)):
+        checked_relevance(matrix, matrix.shape)
     first, second, similar = _there(model, encoded, found(), store, split)
     relevant = sparse.csr_array(relevant[first.places][:, second.places])
     both = (similar.rows, relevant), (similar.columns, sparse.csr_array(relevant.T))
