@@ -154,7 +154,7 @@ class FeatureSets:
         """Take in features that are whole, and bring their indices up to date."""
         self.features[slug] = entry
         recorded = self.before.indices.get(slug, {}) if self.before else {}
-        splits = {shard.split for shard in self.shards} if self._indexed(entry) else set()
+        splits = {shard.split for shard in self.shards} if entry.indexed else set()
         for path in unplanned_indices(slug, splits, recorded, self.layout):
             path.unlink(missing_ok=True)
         if not splits:
@@ -168,9 +168,6 @@ class FeatureSets:
             if why:
                 self.made[f"indices/{slug}/{split}"] = why
         self.indices[slug] = digests
-
-    def _indexed(self, entry: FeatureSet) -> bool:
-        return entry.indexed and entry.level != "class"
 
     def _withdraw(self, slug: str) -> None:
         """Take features out of the manifest before their parts change, so that no reader finds old and new mixed."""

@@ -21,7 +21,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 BatchSize = PositiveInt | Literal["auto"]
 Column = str | PositiveInt
 SourceFormat = Literal[
-    "auto", "karpathy", "coco", "csv", "tsv", "jsonl", "parquet", "folder", "webdataset", "huggingface"
+    "auto", "karpathy", "coco", "csv", "tsv", "jsonl", "parquet", "folder", "webdataset", "huggingface", "cub", "facc"
 ]
 
 
@@ -111,6 +111,8 @@ class Data:
     # the run stops when a larger share of the samples, or of the captions, is quarantined
     max_bad_fraction: Fraction = 0.05
     scenes: Scenes = Field(default_factory=Scenes)
+    # of spoken captions: package.module:factory of what encodes a recording; null: they are not encoded
+    speech: str | None = None
     # features of yours to import, by name: {regions: {file: regions.npy}}
     features: dict[Annotated[str, Field(pattern=SAFE_NAME)], FeatureFile] = Field(default_factory=dict)
 

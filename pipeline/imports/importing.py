@@ -5,6 +5,7 @@ Shapes: n rows of a shard.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from stores.parameters import FeatureFile
 
 LARGEST: Final = 65504.0
 """Of float16."""
+_CAPTION: Final = re.compile(r"#\d+$")
 _NAMED: Final = 3
 """Rows and keys that a message names."""
 Rows = NDArray[np.int64]
@@ -149,15 +151,9 @@ def _in_order(
 def _by_key(
     wanted: FeatureImport, files: Mapping[str, FeatureRows], shards: Sequence[Shard], layout: Layout
 ) -> Iterator[Place]:
-    """Find each row of the store by its name: a sample's id in the source, or a class's name."""
+    """Find each row of the store by its name: a sample's id in the source, with `#n` its n-th caption, or a class's."""
     level, where = wanted.settings.level, f"data.features.{wanted.name}"
-    if level == "caption":
-        raise SourceError(f"{where}: captions have no ids to name them by. Leave key out; rows are then in order.")
-    names = (
-        tables.read_table(layout.samples, tables.SAMPLES)["source_id"]
-        if level == "sample"
-        else tables.read_table(layout.classes, tables.CLASSES)["name"]
-    )
+    names = _names(level, layout)
     for split, found in files.items():
         own = names if not split else _of_split(names, split, shards, level)
         _check_keys(where, found, own, layout)
@@ -169,6 +165,19 @@ def _by_key(
             continue
         places = pc.index_in(held, value_set=pa.array(of_split.keys, pa.string()))
         yield shard, of_split, pc.fill_null(places, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _names(level: Level, layout: Layout) -> pa.ChunkedArray:
+    """Return what keys call the rows of a level; captions count from 0 within their sample."""
+    if level == "class":
+        return tables.read_table(layout.classes, tables.CLASSES)["name"]
+    samples = tables.read_table(layout.samples, tables.SAMPLES)
+    if level == "sample":
+        return samples["source_id"]
+    counts = samples["caption_count"].to_numpy()
+    ids = samples["source_id"].take(np.repeat(np.arange(len(counts)), counts))
+    places = np.arange(len(ids)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return pc.binary_join_element_wise(ids, pa.array(places).cast(pa.string()), "#")
 
 
 def _of_split(names: pa.ChunkedArray, split: str, shards: Sequence[Shard], level: Any) -> pa.ChunkedArray:
@@ -184,8 +193,8 @@ def _check_keys(where: str, found: FeatureRows, names: pa.ChunkedArray, layout: 
     known = pc.is_in(keys, value_set=pa.concat_arrays(names.chunks) if names.num_chunks else pa.array([], pa.string()))
     unknown = keys.filter(pc.invert(known)).to_pylist()
     if unknown:
-        left_out = layout.quarantine.read_text(encoding="utf-8") if layout.quarantine.is_file() else ""
-        unknown = [key for key in unknown if f'"{key}"' not in left_out]
+        text = layout.quarantine.read_text(encoding="utf-8") if layout.quarantine.is_file() else ""
+        unknown = [key for key in unknown if not any(f'"{name}"' in text for name in {key, _CAPTION.sub("", key)})]
     if unknown:
         shown, like = ", ".join(map(repr, unknown[:_NAMED])), ", ".join(map(repr, names.slice(0, _NAMED).to_pylist()))
         raise SourceError(

@@ -5,7 +5,9 @@ from functools import partial
 
 from pipeline.sources.annotations import open_annotations
 from pipeline.sources.arrow import ArrowTable, saved_files
+from pipeline.sources.cub import open_cub
 from pipeline.sources.delimited import DelimitedTable
+from pipeline.sources.facc import open_facc
 from pipeline.sources.files import Folder, SourceFile, folder_at, in_usual_order
 from pipeline.sources.imagefolder import FolderSource
 from pipeline.sources.jsonl import JsonTable
@@ -41,6 +43,12 @@ _TABLES: dict[str, Callable[[SourceFile, Data, Folder | None], Table]] = {
 }
 
 
+_PUBLISHED: dict[str, Callable[[Folder, Data], Source]] = {
+    "cub": lambda folder, _: open_cub(folder),
+    "facc": lambda folder, data: open_facc(folder, data.speech),
+}
+
+
 def open_source(data: Data) -> Source:
     """Open the data set that `data` names, recognising its format by its content unless `data.format` says it.
 
@@ -60,6 +68,8 @@ def open_source(data: Data) -> Source:
         found = ", ".join(f"{split} is {kind}" for split, kind in kinds.items())
         raise SourceError(f"The splits are of different formats: {found}. Bring them into one.")
     (kind,) = set(kinds.values())
+    if kind in _PUBLISHED:
+        return _PUBLISHED[kind](_alone(places, kind), data)
     if kind == "folder":
         return FolderSource({split: _as_folder(place) for split, place in places.items()}, named, data.encoding)
     if kind == "json":
@@ -69,6 +79,16 @@ def open_source(data: Data) -> Source:
     if kind == "webdataset":
         return StreamedSource(kind, splits, partial(_read_tar, encoding=data.encoding))
     return _open_tables(kind, splits, named, images, data)
+
+
+def _alone(places: dict[str, Folder | Files], kind: str) -> Folder:
+    """Return the one folder of a data set that says itself what its splits are."""
+    place = next(iter(places.values()))
+    if len(places) > 1 or not isinstance(place, Folder):
+        raise SourceError(
+            f"With the format {kind}, name the folder of the data set: it says itself what is in a split."
+        )
+    return place
 
 
 def _read_tar(file: SourceFile, prefix: str, split: str, *, encoding: str | None) -> Iterator[Record | BadRecord]:
