@@ -32,6 +32,7 @@ from train.run import run
 
 STORED = {"image": "hog-color", "text": "minilm", "attributes": "attributes", "speech": "speech"}
 FIVE = {**STORED, "class_embedding": "class_embedding"}
+ENRICHED = ("image+text", "text+speech", "image+attributes")
 ALONE = Loss(original="pcmc", alpha=0.0, beta=0.0)
 
 
@@ -70,7 +71,7 @@ def _without(store: Store, name: str, rows: np.ndarray) -> None:
 @pytest.fixture(scope="module")
 def trained(store: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("trained") / "run"
-    settings = Evaluation(enriched=["image+text", "text+speech", "image+attributes"])
+    settings = Evaluation(enriched=list(ENRICHED))
     parameters = replace(QUICK, student=heads(FIVE), loss=ALONE, eval=settings)
     return folder, run(parameters, store, folder)["pcmc"]
 
@@ -88,7 +89,7 @@ def test_every_pair_is_ranked_as_by_hand(store: Store, trained: Any, measured: A
     """Of a query without a partner nothing is asked, and an item that is absent is no candidate."""
     _, figures = trained
     _, encoded = measured
-    names = [*FIVE, "image+text", "text+speech", "image+attributes"]
+    names = [*FIVE, *ENRICHED]
     ways = [(a, b) for a in names for b in names if a != b and not set(a.split("+")) & set(b.split("+"))]
     assert figures["pairs"].keys() == {f"{a}_to_{b}" for a, b in ways}
     captions, samples = store.rows("test", "caption"), store.rows("test", "sample")
@@ -152,6 +153,13 @@ def test_unseen_classes_are_told_by_their_own_vectors(store: Store, trained: Any
     assert found["accuracy"] == pytest.approx(100 * np.mean(by_class))
     assert found["plain accuracy"] == pytest.approx(100 * right.mean())
     assert found["chance"] == pytest.approx(100 / unseen.sum())
+    assert figures["zero_shot"].keys() == {f"{name}_to_class_embedding" for name in (*STORED, *ENRICHED)}
+    rich = torch.nn.functional.normalize(encoded["image"].vector) + torch.nn.functional.normalize(
+        encoded["attributes"].vector
+    )
+    guessed = names[unseen][(rich.numpy()[asked] @ units["class_embedding"][unseen].T).argmax(axis=1)]
+    enriched = figures["zero_shot"]["image+attributes_to_class_embedding"]["plain accuracy"]
+    assert enriched == pytest.approx(100 * (guessed == here[asked]).mean())
     both = found["generalised seen"], found["generalised unseen"]
     assert found["harmonic mean"] == pytest.approx(2 * both[0] * both[1] / sum(both) if sum(both) else 0.0)
 

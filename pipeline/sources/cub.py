@@ -40,7 +40,7 @@ def open_cub(folder: Folder) -> ListedSource:
         SourceError: a list is absent, or names what another one does not.
     """
     files = [required(folder, [name], NAME) for name in LISTS]
-    images, labels, names, trains = ({key: value for key, value in columns(file, 2)} for file in files)
+    images, labels, names, trains = (dict(columns(file, 2)) for file in files)
     texts = _texts(folder)
     unseen_list = file_in(folder, _UNSEEN)
     unseen = {name for (name,) in columns(unseen_list, 1)} if unseen_list else set()
@@ -53,10 +53,6 @@ def open_cub(folder: Folder) -> ListedSource:
         records[split].append(_record(folder, texts, name, label))
     kept = [*files, *([unseen_list] if unseen_list else [])]
     return ListedSource("cub", kept, records, _features(folder, images, names))
-
-
-def _by_number(file: SourceFile) -> dict[str, str]:
-    return {number: value for number, value in columns(file, 2)}  # noqa: C416 — each line is a list of two
 
 
 def _texts(folder: Folder) -> Folder:

@@ -23,6 +23,7 @@ from train.evaluation.similarities import Similarities
 from train.evaluation.zero_shot import unseen_classes, zero_shot
 
 Figures = dict[str, dict[str, float]]
+Places = NDArray[np.int64]
 
 
 class ComparedPair(NamedTuple):
@@ -73,8 +74,15 @@ class EveryPair:
         if not len(unseen):
             return None
         for first, second, found in self._compared:
-            if second.level == "class" != first.level and (one := zero_shot(found, first, second, unseen)):
-                figures[f"{first.name}_to_{second.name}"] = one
+            if (first.level == "class") == (second.level == "class"):
+                continue
+            items, classes = (second, first) if first.level == "class" else (first, second)
+
+            def rows(asked: Places, among: Places, found: Similarities = found, turned: bool = items is second) -> Rows:
+                return found.part(among, asked).columns() if turned else found.part(asked, among).rows()
+
+            if one := zero_shot(rows, items, classes, unseen):
+                figures[f"{items.name}_to_{classes.name}"] = one
         return figures or None
 
     @cached_property
@@ -104,13 +112,13 @@ def both_ways(found: Similarities, own: sparse.csr_array) -> tuple[Ranks, Ranks]
     return first, first_ranks(found.columns(asked_back), sparse.csr_array(back[asked_back]))
 
 
-def by_relevance(rows: Callable[[NDArray[np.int64]], Rows], relevant: sparse.csr_array) -> dict[str, float]:
+def by_relevance(rows: Callable[[Places], Rows], relevant: sparse.csr_array) -> dict[str, float]:
     """Return mAP@R, R-Precision and R@1 of those queries that have a partner; `rows` gives those at some places."""
     asked = _asked(relevant)
     some = sparse.csr_array(relevant[asked])
     return many_to_many(top(rows(asked), most_relevant(some)), some)
 
 
-def _asked(matrix: sparse.csr_array) -> NDArray[np.int64]:
+def _asked(matrix: sparse.csr_array) -> Places:
     """Return the rows that have a partner."""
     return np.flatnonzero(np.diff(matrix.indptr))

@@ -6,25 +6,26 @@ Zero-shot: among the unseen classes. Generalised: among all, by the harmonic mea
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from stores import Store
 from train.data.classes import class_rows
 from train.evaluation.modalities import RankedModality
-from train.evaluation.rankings import nearest
-from train.evaluation.similarities import Similarities
+from train.evaluation.rankings import Rows, nearest
 
 Classes = NDArray[np.int64]
 
 
 def zero_shot(
-    found: Similarities, items: RankedModality, classes: RankedModality, unseen: Classes
+    rows_of: Callable[[Classes, Classes], Rows], items: RankedModality, classes: RankedModality, unseen: Classes
 ) -> dict[str, float] | None:
     """Return accuracies of items whose class is known; None where none of them is of an unseen class.
 
     Args:
-        found: of the items with the classes' own.
+        rows_of: gives the similarities of some items with some of the classes' own, by their places.
         items: samples or captions.
         classes: a modality of classes.
         unseen: the rows of those that training has not seen.
@@ -36,7 +37,7 @@ def zero_shot(
         return None
 
     def predicted(asked: NDArray[np.bool_], among: Classes) -> Classes:
-        return rows[among][nearest(found.part(np.flatnonzero(asked), among).rows())]
+        return rows[among][nearest(rows_of(np.flatnonzero(asked), among))]
 
     everything = np.arange(len(rows))
     narrow, wide = predicted(new, candidates), predicted(new, everything)
