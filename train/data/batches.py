@@ -136,11 +136,12 @@ class TrainingData:
         rank: int = 0,
         processes: int = 1,
         classed: bool = False,
+        soft: bool = True,
     ) -> None:
         """Open the split "train" of the store and of those mixed in.
 
         `slugs` are the teachers' folders by modality; `inputs` those of the student; `classed` says whether the
-        samples' classes come along.
+        samples' classes come along, `soft` whether the teachers' features do, as a loss with soft labels needs.
 
         Raises:
             TrainingError: the batch cannot be made, or the stores do not go together.
@@ -148,7 +149,7 @@ class TrainingData:
         """
         stores = opened(store, settings.mix_in, slugs)
         self._settings, self._processes = settings, processes
-        mixture = Mixture(stores, "train", inputs, slugs)
+        mixture = Mixture(stores, "train", inputs, slugs if soft else {})
         self._mixture = mixture
         arranged = partial(_with_partners, mixture, inputs, settings.batch_size)
         self._passes = [

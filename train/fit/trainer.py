@@ -94,7 +94,8 @@ class Training:
         self._matched_by = matched_by(inputs, parameters.loss.match)
         rank, processes = self._processes.rank, self._processes.count
         classed = "class" in self._matched_by.values()
-        self.data = TrainingData(store, self._settings, slugs, inputs, accelerator.device, rank, processes, classed)
+        place = accelerator.device, rank, processes
+        self.data = TrainingData(store, self._settings, slugs, inputs, *place, classed, self.objective.soft)
         self.model.train()  # pretrained towers may come in evaluation mode
         check_cacheable(self.model, self._settings.micro_batch, self._settings.batch_size // processes)
         self._steps = len(self.data.stream)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from models.scoring import cosine_similarity, unit
+from train.losses.both_ways import both_ways
 from train.losses.cross_entropy import cross_entropy, masked, mean_entropy, precise, row_mean
 from train.losses.presence import Cells, anchor_shares, candidates, count_cells, present_cells, weighted_mean
 
@@ -73,6 +74,9 @@ def info_nce(
     if groups is None:
         groups = torch.arange(len(similarity), device=similarity.device)
     rows, columns = groups if isinstance(groups, tuple) else (groups, groups)
+    if reverse is None and similarity.shape[0] == similarity.shape[1]:
+        loss = both_ways(similarity, (rows, columns), tau, weights, allowed)
+        return loss / len(similarity) if reduction == "reference" else loss
     same = rows[:, None] == columns[None, :]
     targets = [shared_targets(same, similarity, some) for some in dict.fromkeys(allowed)]
     images = cross_entropy(similarity, targets[0], tau, weights[0], allowed[0])

@@ -161,7 +161,8 @@ class Hinge(Term):
 
 def contrasted(compared: Comparison, first: str, second: str, tau: Tensor, reduction: Reduction = "mean") -> Tensor:
     """Return the InfoNCE of two modalities, both ways, over the items that are there."""
-    scores, reverse = compared.scores(first, second), compared.scores(second, first)
+    scores = compared.scores(first, second)
+    reverse = None if compared.rows is compared.columns else compared.scores(second, first)
     anchors = compared.anchors(first, second), compared.anchors(second, first)
     allowed = compared.allowed(second), compared.allowed(first)
     return info_nce(scores, tau, compared.groups(first, second), reduction, reverse, anchors, allowed)
