@@ -123,6 +123,9 @@ def _leave_out_others(model: nn.Module, used: set[str]) -> None:
     towers: Mapping[str, Parts] = getattr(model, "towers", {})
     if not used <= towers.keys():
         return
-    model.requires_grad_(False)
-    for part in (part for name in used for part in towers[name]):
-        part.requires_grad_(True)
+    parts = [part for name in used for part in towers[name]]
+    taken = [part.parameters() if isinstance(part, nn.Module) else [part] for part in parts]
+    kept = {id(parameter) for some in taken for parameter in some}
+    for parameter in model.parameters():
+        if id(parameter) not in kept:
+            parameter.requires_grad_(False)

@@ -200,6 +200,17 @@ def test_two_modalities_learn_by_every_loss_and_towers_are_heads_too(store: Stor
     assert "Head(features='minilm'" in text
 
 
+@pytest.mark.parametrize("freeze", [[], ["image"]], ids=["all", "frozen"])
+def test_of_a_model_s_towers_only_the_one_that_is_used_learns(store: Store, freeze: list[str]) -> None:
+    """A parameter that no step reaches would stop a training in several processes."""
+    towers = {"image": Head(tower="open-clip:small-clip"), "text": Head(features="minilm")}
+    student = load_student(with_widths(replace(heads({}), heads=towers, freeze=freeze), store))
+    found = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
+    assert any(name.startswith("models.0.model.visual") for name in found) == (not freeze)
+    assert {name.split(".")[0] for name in found} == ({"heads"} if freeze else {"heads", "models"})
+    assert not any("text" in name or "token" in name or "logit" in name for name in found if name.startswith("models"))
+
+
 def test_what_heads_cannot_be_is_said(store: Store) -> None:
     for student, error, words in (
         (heads({}), StudentError, "student.heads is empty"),
