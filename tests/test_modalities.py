@@ -17,7 +17,7 @@ from models.aligned import AlignedModel
 from models.heads import with_widths
 from models.student import load_student
 from pipeline.extract import extract
-from stores import CusaError, Store, StudentError, TrainParameters
+from stores import ParameterError, Store, StudentError
 from stores.errors import StoreError
 from stores.features import PartOrigin, read_part, write_part
 from stores.layout import Layout
@@ -211,7 +211,7 @@ def test_of_a_model_s_towers_only_the_one_that_is_used_learns(store: Store, free
     assert not any("text" in name or "token" in name or "logit" in name for name in found if name.startswith("models"))
 
 
-def test_what_heads_cannot_be_is_said(store: Store) -> None:
+def test_what_heads_cannot_be_is_said(store: Store, tmp_path: Path) -> None:
     for student, error, words in (
         (heads({}), StudentError, "student.heads is empty"),
         (heads({"image": "nothing"}), StoreError, "no features 'nothing'"),
@@ -222,10 +222,9 @@ def test_what_heads_cannot_be_is_said(store: Store) -> None:
     ):
         with pytest.raises(error, match=words):
             load_student(with_widths(student, store))
-    with pytest.raises(CusaError, match="two or more of"):
-        model = AlignedModel(load_student(with_widths(heads(STORED), store)))
-        encoded = embed_split(model, store, "val", make_accelerator(TrainParameters()), 64, 0)
-        SplitModalities(model, encoded, store, "val").ranked("image+smell")
+    for wrong in ("image+smell", "image", "image+image"):
+        with pytest.raises(ParameterError, match="two or more of image, text"):
+            run(replace(QUICK, student=heads(STORED), eval=Evaluation(enriched=[wrong])), store, tmp_path / "run")
 
 
 def test_run_json_says_how_wide_the_features_are(trained: Any) -> None:

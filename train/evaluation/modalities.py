@@ -5,7 +5,7 @@ Shapes: n items of a modality, D embedding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -21,7 +21,7 @@ from models.aligned import AlignedModel
 from models.encoded import Encoded
 from models.scoring import Cosine, unit
 from stores import Store
-from stores.errors import CusaError
+from stores.errors import CusaError, ParameterError
 from stores.modality import Level
 from train.data.classes import class_rows
 from train.data.mixture import Mixture
@@ -81,12 +81,11 @@ class SplitModalities:
         """Return Σ z over those of several modalities that a row has (C6), for each row of the finest of their levels.
 
         Raises:
-            CusaError: the student has no such modalities, or compares other than by cosine.
+            ParameterError: the student has no such modalities.
+            CusaError: it compares other than by cosine.
         """
         inputs, names = self._model.interface.inputs, name.split("+")
-        if len(set(names)) < 2 or not set(names) <= inputs.keys():
-            expected = f"two or more of {', '.join(inputs)}, joined by +"
-            raise CusaError(where="eval.enriched", found=name, expected=expected)
+        check_enriched([name], inputs)
         if not isinstance(self._model.scorer, Cosine):
             raise CusaError(f"{name} would add up vectors, and the student compares by more than these.")
         level = next(level for level in FINEST if any(inputs[one].level == level for one in names))
@@ -126,6 +125,19 @@ class SplitModalities:
     def _ranked(self, name: str, level: Level, items: Encoded, places: Rows) -> RankedModality:
         owners = {coarser: rows[places] for coarser, rows in self._owners[level].items()}
         return RankedModality(name=name, level=level, encoded=items, places=places, owners=owners)
+
+
+def check_enriched(enriched: Sequence[str], modalities: Collection[str]) -> None:
+    """Check, before hours of training, that `eval.enriched` combines modalities of the student.
+
+    Raises:
+        ParameterError: it does not.
+    """
+    for name in enriched:
+        parts = name.split("+")
+        if len(set(parts)) < max(2, len(parts)) or not set(parts) <= set(modalities):
+            expected = f"two or more of {', '.join(modalities)}, joined by +"
+            raise ParameterError(where="eval.enriched", found=name, expected=expected)
 
 
 def relevance(first: RankedModality, second: RankedModality, hits: Level) -> sparse.csr_array:

@@ -36,6 +36,7 @@ from train.data.batches import Batch, TrainingData
 from train.data.seeds import derived_seed
 from train.evaluation.embed import embed_split, measuring
 from train.evaluation.evaluate import compare_split, retrieval
+from train.evaluation.modalities import check_enriched
 from train.fit.curves import Curves
 from train.fit.epoch import Epoch, StepMetrics
 from train.fit.grad_cache import cached_backward, check_cacheable
@@ -87,6 +88,7 @@ class Training:
         slugs = {"image": teacher_slug(teachers.image, "image"), "text": teacher_slug(teachers.text, "text")}
         student = load_student(parameters.student)
         inputs = as_student(student).inputs
+        check_enriched(parameters.eval.enriched, inputs)
         taught = tuple(modality for modality in slugs if modality in inputs)
         self.objective = make_objective(parameters.loss, taught, tuple(inputs))
         self.model = AlignedModel(student, uni_modal=self.objective.unimodal)
