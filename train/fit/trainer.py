@@ -33,12 +33,14 @@ from stores.console import console
 from stores.layout import teacher_slug
 from stores.parameters import as_dict
 from train.data.batches import Batch, TrainingData
+from train.data.mixture import opened
 from train.data.seeds import derived_seed
 from train.evaluation.embed import embed_split, measuring
 from train.evaluation.evaluate import compare_split, retrieval
 from train.evaluation.modalities import check_enriched
 from train.fit.curves import Curves
 from train.fit.epoch import Epoch, StepMetrics
+from train.fit.frozen_towers import read_frozen_outputs
 from train.fit.grad_cache import cached_backward, check_cacheable
 from train.fit.learner import Learner
 from train.fit.live import LiveView
@@ -95,9 +97,13 @@ class Training:
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions run faster so
         self._matched_by = matched_by(inputs, parameters.loss.match)
         rank, processes = self._processes.rank, self._processes.count
-        classed = "class" in self._matched_by.values()
-        place = accelerator.device, rank, processes
-        self.data = TrainingData(store, self._settings, slugs, inputs, *place, classed, self.objective.soft)
+        measured = (parameters.eval.validation, parameters.eval.test)
+        splits = [(one, ("train",)) for one in opened(store, self._settings.mix_in, slugs)[1:]]
+        self.model.to(accelerator.device)
+        read_frozen_outputs(self.model, parameters, [(store, ("train", *measured)), *splits], accelerator, stop)
+        place, classed = (accelerator.device, rank, processes), "class" in self._matched_by.values()
+        inputs, soft = self.model.interface.inputs, self.objective.soft
+        self.data = TrainingData(store, self._settings, slugs, inputs, *place, classed, soft)
         self.model.train()  # pretrained towers may come in evaluation mode
         check_cacheable(self.model, self._settings.micro_batch, self._settings.batch_size // processes)
         self._steps = len(self.data.stream)
