@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import commands, extraction, frozen, gather, index, large_batch, ranking, step, texts
+from benchmarks import commands, extraction, frozen, gather, heads, index, large_batch, ranking, step, texts
 from benchmarks.measure import Result
 from stores.atomic import write_json
 from stores.console import Listing, output
@@ -33,6 +33,7 @@ def main() -> None:
         *large_batch.benchmark(),
         *ranking.benchmark(),
     ]
+    measured += heads.benchmark()
     results = [result for result in measured if result is not None]
     machine = {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     machine["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

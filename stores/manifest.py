@@ -80,8 +80,8 @@ class FeatureSet:
 
     @property
     def indexed(self) -> bool:
-        """Whether rows can be searched by cosine."""
-        return self.unit and len(self.shape) == 1
+        """Whether rows can be searched by cosine; classes are few, and need no index."""
+        return self.unit and len(self.shape) == 1 and self.level != "class"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -168,7 +168,7 @@ def broken(values: np.ndarray, place: tuple[int, ...], number: float) -> np.ndar
         (regions(18), False, {"file": "dev"}, r"the store has no split 'dev'; it has train, val, test"),
         (regions(18), True, {"array": "boxs"}, r"it has no 'boxs'; it has boxes, id"),
         (regions(18), True, {"key": "name"}, r"it has no 'name'; it has boxes, id"),
-        (regions(18), True, {"level": "caption"}, r"captions have no ids"),
+        (regions(18), True, {"level": "caption"}, r"18 keys that the store does not know .* such as '.*#0'"),
         (regions(18).astype(str), True, {}, r"not numbers"),
         (regions(18)[:, 0, 0], True, {}, r"holds an array of the shape \(18,\)"),
     ],

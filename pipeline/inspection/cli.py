@@ -92,9 +92,9 @@ def neighbours(
     count: int,
     weights: str | None,
 ) -> None:
-    """Show the rows of STORE that are nearest to a row, a text or an image."""
-    if sum(given is not None for given in (row, text, image)) != 1:
-        raise click.UsageError("Name one of --row, --text and --image.")
+    """Show the rows of STORE that are nearest to a row, a text, an image, or to a text and an image together."""
+    if (row is not None) == (text is not None or image is not None):
+        raise click.UsageError("Name one of --row, --text and --image, or both of these.")
     from pipeline.inspection.neighbours import Query, neighbours, render
 
     with resumable():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stores.modality import Level
 
 
 class Rejected(Exception):
@@ -69,6 +71,34 @@ class Truth:
     """(pairs, 2): every caption and record that truly belong together, sorted."""
     caption_pairs: NDArray[np.float64]
     """(pairs, 3): caption, caption, similarity."""
+
+
+class GivenFeatures(Protocol):
+    """Features that a data set has of its own: attributes, speech, class embeddings."""
+
+    level: Level
+    shape: tuple[int, ...]
+    """Of one row."""
+    unit: bool
+    """Whether rows are vectors of length one."""
+
+    def identity(self) -> Any:
+        """Name the content well enough that a change shows: plain values."""
+
+    def of(self, name: str) -> NDArray[np.float32] | None:
+        """Return the rows (n, *shape) of a sample by its id, of its captions, or of a class by its name.
+
+        There is one row of a sample or class, and one of each caption. A row that is absent is not a number; None: all.
+        """
+
+
+@runtime_checkable
+class HasFeatures(Protocol):
+    """A data set that has features of its own."""
+
+    @property
+    def features(self) -> Mapping[str, GivenFeatures]:
+        """The features by the name that the store gives them."""
 
 
 class Source(Protocol):
