@@ -78,6 +78,11 @@ class Layout:
         return self.root / "relevance.arrow"
 
     @property
+    def pairing(self) -> Path:
+        """The sample that each caption is paired with, where noise was added on purpose."""
+        return self.root / "pairing.arrow"
+
+    @property
     def caption_pairs(self) -> Path:
         """Graded pairs of captions (row, row, similarity), where the source knows."""
         return self.root / "caption_pairs.arrow"

@@ -83,6 +83,19 @@ class FeatureFile:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Noise:
+    """Wrong pairs made on purpose in the split "train", to study them; the store keeps the true pairs beside them."""
+
+    # share of the images, or of the captions, that are permuted among themselves
+    ratio: Fraction = 0.0
+    # image: all captions of an image move together; caption: each by itself
+    level: Literal["image", "caption"] = "image"
+    seed: NonNegativeInt = 0
+    # .npy with the number of an image for each image or caption, as released by others; in place of the ratio
+    file: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Data:
     """The data set to ingest."""
 
@@ -105,6 +118,7 @@ class Data:
     # the run stops when a larger share of the samples, or of the captions, is quarantined
     max_bad_fraction: Fraction = 0.05
     scenes: Scenes = Field(default_factory=Scenes)
+    noise: Noise = Field(default_factory=Noise)
     # features of yours to import, by name: {regions: {file: regions.npy}}
     features: dict[Annotated[str, Field(pattern=SAFE_NAME)], FeatureFile] = Field(default_factory=dict)
 
@@ -170,8 +184,29 @@ class Hinge:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Rematching:
+    """How wrong pairs are found and matched anew, where `loss.recipe` is l2rm (L2RM, arXiv 2403.05105)."""
+
+    # epochs in which all pairs are learned by a symmetric cross-entropy, which bears wrong ones
+    warm_up: NonNegativeInt = 3
+    # the two components of the pairs' losses
+    mixture: Literal["beta", "gaussian"] = "beta"
+    # ρ, the mass that is transported
+    mass: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    # λ, the weight of the transport's entropy
+    reg: PositiveFloat = 0.07
+    # τ of the symmetric losses
+    tau: PositiveFloat = 0.05
+    # of the pairs that are matched anew
+    weight: NonNegativeFloat = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Loss:
     """The student's original loss + alpha · CSA + beta · USA (CUSA, arXiv 2403.05261, eq. 9)."""
+
+    # cusa: these alone; l2rm: wrong pairs are found, and matched anew
+    recipe: Literal["cusa", "l2rm"] = "cusa"
 
     # infonce, hinge, or package.module:factory of a term of your own
     original: str = "infonce"
@@ -186,6 +221,7 @@ class Loss:
     # mean: the paper's InfoNCE; reference: divided by the batch size once more, as the authors' code does
     reduction: Literal["mean", "reference"] = "mean"
     hinge: Hinge = Field(default_factory=Hinge)
+    rematching: Rematching = Field(default_factory=Rematching)
     # further terms of your own: {package.module:factory: weight}
     extra: dict[str, NonNegativeFloat] = Field(default_factory=dict)
 
@@ -213,8 +249,6 @@ class Train:
     augment: bool = False
     # other stores mixed into every batch: {path: share of the pairs}; an epoch is one pass over the main store
     mix_in: dict[str, Annotated[float, Field(gt=0.0, lt=1.0)]] = Field(default_factory=dict)
-    # share of the training images whose captions are swapped with other images', to study wrong pairs
-    noise: Fraction = 0.0
     # shards that are read and shuffled together
     shuffle_shards: PositiveInt = 16
     device: str = "auto"

@@ -173,7 +173,8 @@ def _read_by_the_student(parameters: TrainParameters) -> list[str]:
 def _fingerprints(store: Store, names: Sequence[str]) -> dict[str, str]:
     """Return what tells a store's data and its features of these names from others."""
     features = {name: store.features(name).fingerprint for name in names}
-    return {"shards": store.manifest.source_fingerprint, **features}
+    paired = {name: digest for name, digest in store.manifest.files.items() if name == "pairing.arrow"}
+    return {"shards": store.manifest.source_fingerprint, **paired, **features}
 
 
 def _slugs(parameters: TrainParameters) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from stores.columns import Column
 from stores.modality import Level
 
 _TRUTH = {
+    "pairing.arrow": ("sample",),
     "relevance.arrow": ("caption", "sample"),
     "caption_pairs.arrow": ("first", "second"),
 }
@@ -92,7 +93,7 @@ def _truth(store: Store, counts: dict[str, int]) -> Iterator[Sequence[Fault]]:
         if name not in store.manifest.files:
             continue
         try:
-            table = store.relevance if name == "relevance.arrow" else store.caption_pairs
+            table = getattr(store, name.removesuffix(".arrow"))
         except StoreError as error:
             yield [Fault(name, error.message, AGAIN)]
             continue

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import NamedTuple, TypeVar, cast
+from typing import Final, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,10 @@ from train.losses.functional import Mix, mixed_targets, soft_targets
 T = TypeVar("T")
 Scores = Mapping[tuple[str, str], Tensor]
 """By modalities of rows and columns: (M, N)."""
+
+
+TRUSTED: Final = "trusted"
+"""The note, bool, of rows whose items are held to belong together."""
 
 
 class Instances(NamedTuple):
@@ -37,6 +41,8 @@ class Instances(NamedTuple):
     """(n,) bool by modality: which rows have an item; of modalities that are not named, all do."""
     numbers: Mapping[str, Tensor] = {}
     """(n,) int64 rows of the store by level, for what is known of single samples or captions."""
+    notes: Mapping[str, Tensor] = {}
+    """(n, …) what terms noted of the rows before the loss (`Term.prepare`)."""
 
     def normalised(self) -> Instances:
         """Return the rows with all vectors at length one."""
@@ -93,6 +99,14 @@ class Comparison:
     def among(self, modality: str) -> Tensor:
         """Return the cosines of the rows' items with the columns' of the same modality, by the uni-modal heads."""
         return self.rows.encoded[modality].unimodal @ self.columns.encoded[modality].unimodal.T
+
+    @property
+    def trusting(self) -> Comparison:
+        """The same of those rows alone whose items are trusted to belong together; all are, if none says otherwise."""
+        if TRUSTED not in self.columns.notes:
+            return self
+        rows, columns = _trusted(self.rows), _trusted(self.columns)
+        return Comparison(rows, rows if self.rows is self.columns else columns, self.given)
 
     @property
     def same(self) -> Tensor:
@@ -156,6 +170,11 @@ class Comparison:
 def _shares(rows: Tensor, columns: Tensor) -> Tensor:
     """Return weights of mean one over the batch, (M,), zero where a row does not count; `columns` are all the flags."""
     return rows.double() * (len(columns) / columns.double().sum().clamp(min=1))
+
+
+def _trusted(side: Instances) -> Instances:
+    trusted = side.notes[TRUSTED]
+    return side._replace(present={modality: side.present.get(modality, True) & trusted for modality in side.encoded})
 
 
 def _all(flags: Tensor | None, like: Tensor) -> Tensor:
