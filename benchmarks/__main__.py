@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import commands, extraction, gather, index, large_batch, ranking, step, texts
+from benchmarks import commands, extraction, gather, index, large_batch, ranking, step, texts, transport
 from benchmarks.measure import Result
 from stores.atomic import write_json
 from stores.console import Listing, output
@@ -28,6 +28,7 @@ def main() -> None:
     measured += [gather.benchmark(1), gather.benchmark(100), extraction.benchmark()]
     measured += [texts.benchmark(repeated=True), texts.benchmark(repeated=False), index.benchmark()]
     measured += [*(step.benchmark() or [None]), *large_batch.benchmark(), *ranking.benchmark()]
+    measured.append(transport.benchmark())
     results = [result for result in measured if result is not None]
     machine = {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     machine["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

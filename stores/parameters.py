@@ -249,6 +249,11 @@ class Train:
     augment: bool = False
     # other stores mixed into every batch: {path: share of the pairs}; an epoch is one pass over the main store
     mix_in: dict[str, Annotated[float, Field(gt=0.0, lt=1.0)]] = Field(default_factory=dict)
+    # clean column of the store's pairs, made by cusa-store suspects or a training: what l2rm splits by, in place of its
+    # own survey
+    clean: str | None = None
+    # pairs whose clean probability is less are left out
+    clean_at_least: Fraction = 0.0
     # shards that are read and shuffled together
     shuffle_shards: PositiveInt = 16
     device: str = "auto"

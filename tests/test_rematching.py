@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_scenes
+from refusals import refused
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from test_terms import COUNT, GROUPS, agree, instances
@@ -19,12 +21,16 @@ from test_terms import COUNT, GROUPS, agree, instances
 from models.checkpoint import read_record
 from models.scoring import Cosine, cosine_similarity
 from pipeline.extract import extract
-from stores import Store, TrainParameters
+from stores import Store, StoreError, TrainParameters
+from stores.clean import read_clean, write_clean
+from stores.clean_mixture import clean_probabilities
+from stores.errors import DamagedStoreError
 from stores.parameters import Loss, Noise, Rematching, Student, Train
+from train.data.batches import TrainingData
+from train.data.pairing import Pairing
 from train.fit import trainer
 from train.losses import tiles
 from train.losses.functional import symmetric_divergence
-from train.losses.loss_mixture import clean_probabilities
 from train.losses.objective import Objective, compare, make_objective
 from train.losses.rematching import Rematched
 from train.losses.terms import TrainingPairs
@@ -161,3 +167,37 @@ def test_a_run_stopped_in_any_epoch_resumes_bitwise_with_its_split(
         assert all(torch.equal(ours[tensor], theirs[tensor]) for tensor in theirs)
     kept = theirs["objective.by_name.rematched.clean"]
     assert 0 < float((kept > 0.5).double().mean()) < 1, "the split splits"
+
+
+def test_teachers_may_split_instead_and_a_training_leaves_its_own_split(noisy_store: Store, tmp_path: Path) -> None:
+    """A clean column is of its own store alone; it splits from the first epoch on, or keeps pairs out."""
+    captions = noisy_store.rows("train", "caption")
+    wrong = Pairing(noisy_store, "train").wrong()
+    assert wrong is not None
+    column = tmp_path / "clean.arrow"
+    write_clean(column, noisy_store, captions, (~wrong).astype(float))
+    settings = Train(epochs=1, batch_size=16, device="cpu", compare=False, clean=str(column))
+    parameters = TrainParameters(
+        student=Student(model="tiny_students:Dropping"),
+        loss=Loss(recipe="l2rm", rematching=replace(SETTINGS, warm_up=0, tau=0.05)),
+        train=settings,
+    )
+    run(parameters, noisy_store, tmp_path / "split")
+    (epoch,) = read_record(tmp_path / "split" / "last.safetensors")["history"]
+    assert [epoch["terms"][f"rematched {name}"] for name in ("AUC", "precision", "recall")] == [1, 1, 1]
+    found = read_clean(tmp_path / "split" / "clean.arrow", noisy_store)
+    assert [column.tolist() for column in found] == [captions.tolist(), (~wrong).astype(float).tolist()]
+    kept = TrainingData(
+        noisy_store,
+        replace(settings, clean_at_least=0.5),
+        {"image": "hog-color", "text": "minilm"},
+        {},
+        torch.device("cpu"),
+    )
+    assert kept.stream.pairs == int((~wrong).sum())
+    shutil.copytree(noisy_store.root, tmp_path / "other")
+    extract(small_scenes(val=8, test=8), tmp_path / "other")
+    with refused(StoreError, path=column):
+        read_clean(column, Store.open(tmp_path / "other"))
+    with pytest.raises(DamagedStoreError):
+        read_clean(tmp_path / "absent.arrow", noisy_store)

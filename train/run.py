@@ -18,6 +18,7 @@ from models.student import as_student, load_student
 from stores import Store, TrainingError, TrainParameters
 from stores.atomic import write_json
 from stores.console import console
+from stores.digests import file_digest
 from stores.layout import teacher_slug
 from stores.lock import lock_held
 from stores.ownership import remove_leftovers
@@ -155,11 +156,17 @@ def _identity(parameters: TrainParameters, store: Store) -> dict[str, Any]:
     mixed = [(path, _fingerprints(Store.open(Path(path)), names)) for path in parameters.train.mix_in]
     return {
         "parameters": as_dict(parameters),
-        "data": _fingerprints(store, names),
+        "data": _fingerprints(store, names) | _clean(parameters),
         # In their order, which gives each its part of every batch.
         "mixed_in": [list(pair) for pair in mixed],
         "versions": VERSIONS,
     }
+
+
+def _clean(parameters: TrainParameters) -> dict[str, str]:
+    """Return what tells the clean column that the training reads from others; an absent one is reported when read."""
+    path = parameters.train.clean
+    return {"clean": file_digest(Path(path))} if path is not None and Path(path).is_file() else {}
 
 
 def _read_by_the_student(parameters: TrainParameters) -> list[str]:

@@ -6,7 +6,7 @@ Shapes: N batch.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -21,13 +21,13 @@ from models.inputs import Input, Tensors
 from stores import Store
 from stores.parameters import Train
 from train.data.augment import generators_restored, seed_for
-from train.data.mixture import MixedFeatures, Mixture, Numbers, opened
+from train.data.judged import too_doubtful, training_pairs
+from train.data.mixture import MixedFeatures, Mixture, opened
 from train.data.pairing import Pairing
 from train.data.passes import Passes, Unusable
 from train.data.shares import MixtureShares
 from train.data.stream import BatchRows, PairStream
 from train.data.workers import leave_signals_to_the_parent
-from train.losses.terms import TrainingPairs
 
 _COPIED_ROWS: Final = 16_384
 """How many rows of a table go to the device at once: the host holds no more of it."""
@@ -156,8 +156,8 @@ class TrainingData:
         self._tables = {
             modality: _table(features, device) for modality, features in mixture.teachers.items() if self.on_device
         }
-        self.pairs = _pairs(mixture.captions, [Pairing(store, "train") for store in stores])
-        """The captions of the split, and which of their pairs are known to be wrong."""
+        self.pairs = training_pairs(stores, mixture.captions, settings)
+        """The captions of the split, and what is known of their pairs."""
         dataset = PairBatches(mixture, inputs, settings, gathers=not self.on_device)
         self.loader = _loader(dataset, self.stream, settings, device)
 
@@ -197,22 +197,17 @@ class TrainingData:
 
 
 def _passes(store: Store, number: int, mixture: Mixture, settings: Train, slugs: Mapping[str, str]) -> Passes:
+    doubtful = np.empty(0, dtype=np.int64) if number else too_doubtful(store, settings)
     return Passes(
         store,
         "train",
-        Unusable(_failed(store, slugs["image"]), _failed(store, slugs["text"])),
+        Unusable(_failed(store, slugs["image"]), np.union1d(_failed(store, slugs["text"]), doubtful)),
         Pairing(store, "train"),
         captions=settings.captions,
         shuffle_shards=settings.shuffle_shards,
         seed=(settings.seed, number),
         offsets=(mixture.samples.offsets[number], mixture.captions.offsets[number]),
     )
-
-
-def _pairs(captions: Numbers, pairings: Sequence[Pairing]) -> TrainingPairs:
-    wrong = [pairing.wrong() for pairing in pairings]
-    known = [flags for flags in wrong if flags is not None]
-    return TrainingPairs(captions.first, len(captions), np.concatenate(known) if len(known) == len(wrong) else None)
 
 
 def _failed(store: Store, slug: str) -> NDArray[np.int64]:

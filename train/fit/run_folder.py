@@ -32,6 +32,7 @@ FILES: Final = {
     "student.safetensors": "the best model's student alone, without cusa's heads (see below)",
     "metrics.json": "the figures on the test split, by training",
     "epochs.csv": "every epoch's figures, one row per epoch; epochs count from 1",
+    "clean.arrow": "how likely each training pair is right, by the training's own split",
     "run.json": "parameters, versions of the code, fingerprints of the data; a run goes on only where they agree",
     "environment.json": "what each start ran on: versions, hardware, commit, command",
     "plots/curves.png": "the curves, drawn",

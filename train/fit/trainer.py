@@ -29,6 +29,7 @@ from models.checkpoint import load_checkpoint, read_record, save_checkpoint
 from models.encoded import Encoded
 from models.student import load_student
 from stores import Store, TrainingError, TrainParameters
+from stores.clean import FILE_NAME, write_clean
 from stores.console import console
 from stores.layout import teacher_slug
 from stores.parameters import as_dict
@@ -375,6 +376,9 @@ class Training:
         # The best weights first: a run that is killed in between measures this epoch again, and loses nothing.
         self._save_weights(figures)
         self._save()
+        if (clean := self.objective.clean()) is not None:
+            captions = self._store.rows("train", "caption")
+            write_clean(self._run / FILE_NAME, self._store, captions, clean[: len(captions)].cpu().numpy())
         if curves:
             curves.epoch(figures)
         self.describe()

@@ -94,6 +94,11 @@ class Objective(nn.Module):
         """Return what curves should show of the terms' state, by name."""
         return {f"{term.name} {name}": value for term in self.terms for name, value in term.figures().items()}
 
+    def clean(self) -> Tensor | None:
+        """Return how likely each pair is right by a term that judges them, (captions,); None: no term does, or yet."""
+        found = [column for term in self.terms if (column := term.clean_column()) is not None]
+        return found[0] if found else None
+
     @torch.no_grad()
     def noted(self, columns: Instances, scores: Callable[[], Scores | None]) -> Instances:
         """Return the columns with what terms note of them; `scores` are those of all with all, None: cosines."""

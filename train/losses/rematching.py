@@ -18,10 +18,10 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from stores.clean_mixture import clean_probabilities
 from stores.parameters import Rematching
 from train.losses.comparison import TRUSTED, Comparison
 from train.losses.functional import symmetric_cross_entropy, symmetric_divergence
-from train.losses.loss_mixture import clean_probabilities
 from train.losses.terms import Term, TrainingPairs
 from train.losses.transport import potentials, targets
 
@@ -73,11 +73,15 @@ class Rematched(Term):
     def begin(self, pairs: TrainingPairs) -> None:
         self._pairs = pairs
         self.clean = self.clean.new_ones(pairs.count)
+        if pairs.clean is not None:
+            self.clean.copy_(torch.from_numpy(pairs.clean))
 
     def before_epoch(self, epoch: int) -> None:
         self._epoch = epoch
 
     def wants_survey(self, epoch: int) -> bool:
+        if self._pairs.clean is not None:
+            return False
         return epoch >= self._settings.warm_up and int(self.split_at) != epoch
 
     def pair_losses(self, compared: Comparison) -> Tensor:
@@ -94,8 +98,11 @@ class Rematched(Term):
         self.clean[captions - self._pairs.first] = torch.from_numpy(found).to(self.clean.device)
         self.split_at.fill_(epoch)
 
+    def clean_column(self) -> Tensor | None:
+        return self.clean if self._pairs.clean is not None or int(self.split_at) >= 0 else None
+
     def figures(self) -> dict[str, float]:
-        if int(self.split_at) < 0:
+        if self.clean_column() is None:
             return {}
         clean = self.clean.cpu().numpy()
         return {"kept": float((clean > 0.5).mean()), **_judged(clean, self._pairs.wrong)}

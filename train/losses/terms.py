@@ -28,6 +28,8 @@ class TrainingPairs:
     count: int
     wrong: NDArray[np.bool_] | None = None
     """(count,), which are known to be wrong; None: nothing is known."""
+    clean: NDArray[np.float64] | None = None
+    """(count,), how likely each is right, where a file says it."""
 
 
 class Term(nn.Module, ABC):
@@ -76,6 +78,10 @@ class Term(nn.Module, ABC):
     def prepare(self, whole: Comparison) -> dict[str, Tensor]:
         """Return notes (N, …) of the columns, given the comparison of all with all, without gradient."""
         return {}
+
+    def clean_column(self) -> Tensor | None:
+        """Return how likely each pair is right, (captions,), where the term has judged them."""
+        return None
 
     def figures(self) -> dict[str, float]:
         """Return what curves should show of the term's state at the end of an epoch."""
