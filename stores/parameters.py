@@ -21,7 +21,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 BatchSize = PositiveInt | Literal["auto"]
 Column = str | PositiveInt
 SourceFormat = Literal[
-    "auto", "karpathy", "coco", "csv", "tsv", "jsonl", "parquet", "folder", "webdataset", "huggingface"
+    "auto", "karpathy", "coco", "csv", "tsv", "jsonl", "parquet", "folder", "webdataset", "huggingface", "store"
 ]
 
 
@@ -117,6 +117,9 @@ class Data:
     max_pixels: Annotated[int, Field(gt=0, le=2**27)] = 50_000_000
     # the run stops when a larger share of the samples, or of the captions, is quarantined
     max_bad_fraction: Fraction = 0.05
+    # of a store (format: store), its clean column: pairs below the bound are left out
+    clean: str | None = None
+    clean_at_least: Fraction = 0.5
     scenes: Scenes = Field(default_factory=Scenes)
     noise: Noise = Field(default_factory=Noise)
     # features of yours to import, by name: {regions: {file: regions.npy}}

@@ -15,9 +15,9 @@ from conftest import small_scenes
 from pipeline.extract import extract
 from pipeline.inspection.cli import main
 from pipeline.inspection.pair_fit import PairFit
-from stores import Store
-from stores.clean import read_clean
-from stores.parameters import Noise
+from stores import ExtractParameters, Store
+from stores.clean import read_clean, write_clean
+from stores.parameters import Data, Extract, Noise
 
 IMAGES, WIDTH = 120, 10
 
@@ -85,3 +85,26 @@ def test_nothing_is_called_wrong_where_nothing_was_made_so(noisy_store: Store, t
     assert result.exit_code == 0, result.output
     listed = pq.read_table(tmp_path / "plain-suspects-val" / "suspects.parquet")
     assert listed["wrong"].null_count == len(listed) > 0
+
+
+def test_a_store_is_extracted_without_its_suspects(noisy_store: Store, tmp_path: Path) -> None:
+    own, paired = (table["sample"].to_numpy() for table in (noisy_store.captions, noisy_store.pairing))
+    captions = noisy_store.rows("train", "caption")
+    right = own[captions] == paired[captions]
+    right[paired[captions] == 7] = False
+    write_clean(tmp_path / "clean.arrow", noisy_store, captions, right.astype(float))
+    data = Data(source=str(noisy_store.root), format="store", clean=str(tmp_path / "clean.arrow"))
+    extract(ExtractParameters(data=data, extract=Extract(shard_size=50, workers=0)), tmp_path / "store")
+    found = Store.open(tmp_path / "store")
+    assert found.manifest.splits == noisy_store.manifest.splits
+    names, texts = noisy_store.samples["source_id"].to_pylist(), noisy_store.captions["text"].to_pylist()
+    rest = range(5 * IMAGES, len(texts))
+    expected = {(names[paired[row]], texts[row]) for row in (*captions[right].tolist(), *rest)}
+    ids, owners = found.samples["source_id"].to_pylist(), found.captions["sample"].to_pylist()
+    kept = zip(owners, found.captions["text"].to_pylist(), strict=True)
+    assert {(ids[owner], text) for owner, text in kept} == expected
+    assert names[7] not in ids
+    digests = dict(zip(names, noisy_store.samples["image_sha256"].to_pylist(), strict=True))
+    assert all(
+        digests[name] == digest for name, digest in zip(ids, found.samples["image_sha256"].to_pylist(), strict=True)
+    )
