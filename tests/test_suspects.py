@@ -105,6 +105,4 @@ def test_a_store_is_extracted_without_its_suspects(noisy_store: Store, tmp_path:
     assert {(ids[owner], text) for owner, text in kept} == expected
     assert names[7] not in ids
     digests = dict(zip(names, noisy_store.samples["image_sha256"].to_pylist(), strict=True))
-    assert all(
-        digests[name] == digest for name, digest in zip(ids, found.samples["image_sha256"].to_pylist(), strict=True)
-    )
+    assert [digests[name] for name in ids] == found.samples["image_sha256"].to_pylist()
