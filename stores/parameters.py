@@ -198,6 +198,8 @@ class Rematching:
     mass: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     # λ, the weight of the transport's entropy
     reg: PositiveFloat = 0.07
+    # fixed: 1 − score; learned: a monotone map of the score, from the clean pairs
+    cost: Literal["fixed", "learned"] = "fixed"
     # τ of the symmetric losses
     tau: PositiveFloat = 0.05
     # of the pairs that are matched anew

@@ -201,3 +201,26 @@ def test_teachers_may_split_instead_and_a_training_leaves_its_own_split(noisy_st
         read_clean(column, Store.open(tmp_path / "other"))
     with pytest.raises(DamagedStoreError):
         read_clean(tmp_path / "absent.arrow", noisy_store)
+
+
+def test_a_learned_cost_tells_right_pairs_from_others_and_leaves_the_student_alone() -> None:
+    settings = replace(SETTINGS, cost="learned", weight=1.0)
+    rematched = split(Loss(recipe="l2rm", rematching=settings), 1).by_name["rematched"]
+    fixed = split(Loss(recipe="l2rm", rematching=SETTINGS), 1).by_name["rematched"]
+    assert isinstance(rematched, Rematched)
+    assert isinstance(fixed, Rematched)
+    objective, whole = Objective([rematched]), rows()
+    leaves = [items.vector for items in whole.encoded.values()]
+    total, _ = compare(objective, whole, whole, Cosine())
+    plain, _ = compare(Objective([fixed]), whole, whole, Cosine())
+    assert total.item() > plain.item(), "it starts as 1 − score, and adds its own loss"
+    torch.testing.assert_close(torch.autograd.grad(total, leaves), torch.autograd.grad(plain, leaves))
+    optimizer = torch.optim.Adam(objective.parameters(), 0.05)
+    for _ in range(60):
+        optimizer.zero_grad()
+        compare(objective, whole, whole, Cosine())[0].backward()
+        optimizer.step()
+    scores = cosine_similarity(*(vector.detach() for vector in leaves))
+    assert rematched.cost is not None
+    gaps = [matrix[CLEAN].mean() - matrix.diagonal()[CLEAN].mean() for matrix in (1 - scores, rematched.cost(scores))]
+    assert gaps[1].item() > gaps[0].item()

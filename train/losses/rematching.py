@@ -22,6 +22,7 @@ from stores.clean_mixture import clean_probabilities
 from stores.parameters import Rematching
 from train.losses.comparison import TRUSTED, Comparison
 from train.losses.functional import symmetric_cross_entropy, symmetric_divergence
+from train.losses.learned_cost import LearnedCost
 from train.losses.terms import Term, TrainingPairs
 from train.losses.transport import potentials, targets
 
@@ -65,6 +66,7 @@ class Rematched(Term):
     def __init__(self, settings: Rematching) -> None:
         super().__init__("rematched", settings.weight)
         self._settings = settings
+        self.cost = LearnedCost() if settings.cost == "learned" else None
         self._pairs = TrainingPairs(0, 0)
         self._epoch = 0
         self.register_buffer("clean", torch.ones(0, dtype=torch.float64))
@@ -117,7 +119,7 @@ class Rematched(Term):
         if len(chosen):
             scores = whole.scores("image", "text")[chosen][:, chosen]
             allowed = ~whole.same[chosen][:, chosen]
-            found = potentials(1 - scores, self._settings.mass, self._settings.reg, allowed)
+            found = potentials(self._costs(scores), self._settings.mass, self._settings.reg, allowed)
             for note, potential in zip(notes.values(), found, strict=True):
                 note[chosen] = potential
         return {TRUSTED: trusted, **{_POTENTIALS[name]: note for name, note in notes.items()}}
@@ -132,10 +134,17 @@ class Rematched(Term):
         total = torch.zeros_like(compared.scores("image", "text")[0, 0])
         for first, second in (("image", "text"), ("text", "image")):
             scores = compared.scores(first, second)
-            wanted = targets(1 - scores.detach(), compared.columns.notes[_POTENTIALS[second]], settings.reg, allowed)
+            wanted = targets(self._costs(scores), compared.columns.notes[_POTENTIALS[second]], settings.reg, allowed)
             among = candidates | ~candidates.any()
             total = total + symmetric_divergence(scores, wanted, settings.tau, weights, among)
+            if self.cost is not None:
+                total = total + self.cost.loss(scores, compared.rows.places, ~compared.same, (~others).to(scores.dtype))
         return total / 2
+
+    @torch.no_grad()
+    def _costs(self, scores: Tensor) -> Tensor:
+        costs: Tensor = 1 - scores if self.cost is None else self.cost(scores)
+        return costs
 
 
 def _judged(clean: np.ndarray, wrong: np.ndarray | None) -> dict[str, float]:
