@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import click
 
 from stores.errors import CusaError
+
+GOES_ON: Final = "Run the same command again to go on from what is finished."
 
 
 def leave_interrupts_to_the_parent(_: int) -> None:
@@ -18,12 +21,12 @@ def leave_interrupts_to_the_parent(_: int) -> None:
 
 
 @contextmanager
-def resumable() -> Iterator[None]:
+def resumable(advice: Callable[[], str] = lambda: GOES_ON) -> Iterator[None]:
     """Turn Ctrl-C (exit code 130, as shells expect) and a full or forbidden disk (2) into a word on how to go on."""
     try:
         yield
     except KeyboardInterrupt:
-        click.echo("Stopped. Run the same command again to go on from what is finished.", err=True)
+        click.echo(f"Stopped. {advice()}", err=True)
         sys.exit(130)
     except OSError as error:
         what = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
