@@ -19,6 +19,7 @@ from sklearn.metrics import roc_auc_score
 from test_terms import COUNT, GROUPS, agree, instances
 
 from models.checkpoint import read_record
+from models.encoded import map_tensors
 from models.scoring import Cosine, cosine_similarity
 from pipeline.extract import extract
 from stores import Store, StoreError, TrainParameters
@@ -105,6 +106,16 @@ def test_tiles_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> Non
         total, _ = compare(split(Loss(recipe="l2rm", rematching=SETTINGS), 1), whole, whole, Cosine())
         found.append([total.detach(), *torch.autograd.grad(total, [i.vector for i in whole.encoded.values()])])
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("epoch", [0, 1], ids=["warm_up", "split"])
+def test_shares_of_a_batch_give_what_the_whole_gives(epoch: int) -> None:
+    """As processes have them: each compares its rows with all columns; every process solves the same transport."""
+    whole, objective = rows(), split(Loss(recipe="l2rm", rematching=SETTINGS), epoch)
+    shares = [map_tensors(lambda tensor, run=run: tensor[run], whole) for run in (slice(0, 8), slice(8, COUNT))]
+    parts = [compare(objective, share, whole, Cosine())[0] * len(share.groups) for share in shares]
+    leaves = [items.vector for items in whole.encoded.values()]
+    agree(sum(parts) / COUNT, compare(objective, whole, whole, Cosine())[0], leaves, 1e-8)
 
 
 def test_while_warming_up_all_pairs_have_one_loss() -> None:
