@@ -17,7 +17,7 @@ import threading
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import h5py
 import numpy as np
@@ -27,6 +27,7 @@ from stores.atomic import atomic_path
 from stores.errors import DamagedStoreError, StoreError
 from stores.layout import Layout
 from stores.manifest import FeatureSet, Shard
+from stores.modality import Level
 from stores.ownership import is_plain
 
 PART_FORMAT: Final = 2
@@ -124,12 +125,37 @@ def _checksum(features: NDArray[np.float16], valid: NDArray[np.bool_]) -> str:
     return digest.hexdigest()
 
 
+class FeatureRows(Protocol):
+    """Features of a whole store, found by global row."""
+
+    @property
+    def level(self) -> Level:
+        """Which rows of the store they belong to."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a row."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of a number."""
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """(rows,) bool: which rows have features."""
+
+    def gather(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the features of global rows (n,), in their order: (n, *shape)."""
+
+
 class Features:
     """The features of one name over a whole store, found by global row.
 
     Parts are mapped on first touch, in each process for itself: nothing of HDF5 stays open, and a pickle carries no
     data.
     """
+
+    dtype = np.dtype(np.float16)
 
     def __init__(self, layout: Layout, slug: str, shards: tuple[Shard, ...], entry: FeatureSet) -> None:
         self._made_of = layout, slug, shards, entry

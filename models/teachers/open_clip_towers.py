@@ -18,7 +18,8 @@ from open_clip.transformer import TextTransformer
 from PIL import Image
 from torch import Tensor, nn
 
-from models.teachers.teacher import Teacher, feature_dim, nearest, shortened, weights_digest, weights_file
+from models.loading import nearest, shortened, weights_digest, weights_file
+from models.teachers.teacher import Teacher, feature_dim
 from stores.errors import TeacherError
 
 

@@ -18,7 +18,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from models.teachers.teacher import Teacher, shortened, weights_digest, weights_file
+from models.loading import shortened, weights_digest, weights_file
+from models.teachers.teacher import Teacher
 from stores.errors import TeacherError
 
 RELEASES: Final = "https://github.com/deepglint/unicom/releases/download"

@@ -22,8 +22,8 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from models.encoded import Encoded, map_tensors, tensors_of
+from models.loading import weights_digest
 from models.scoring import PAIRS_AT_ONCE, Cosine, Scorer, cosine_similarity
-from models.teachers.teacher import weights_digest
 from stores.atomic import write_json
 from stores.errors import CusaError
 from stores.ownership import json_object
