@@ -2,9 +2,9 @@
 
     python -m experiments.wrong_pairs --out artifacts/wrong-pairs
 
-makes a store for each ratio (by image, on the data set of params.yaml), judges its pairs by the teachers, trains with
-InfoNCE, CUSA, L2RM, both, and both split by the teachers, and writes wrong-pairs.{csv,md,png}. A stopped run goes on
-where it was.
+makes a store of the data set of params.yaml, makes its pairs wrong in each ratio (by image), judges them by the
+teachers, trains with InfoNCE, CUSA, L2RM, both, and both split by the teachers, and writes wrong-pairs.{csv,md,png}. A
+stopped run goes on where it was.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def main(params: Path | None, out: Path, ratios: Sequence[float], seeds: Sequenc
     """Train at several ratios of wrong pairs, and report what is kept."""
     wanted, parameters = load_parameters(ExtractParameters, params), load_parameters(TrainParameters, params)
     with resumable():
+        store = out / "store"  # one for all: another ratio makes pairing.arrow anew, and nothing else
         for ratio in ratios:
-            store = out / f"store-{ratio:g}"
             extract(replace(wanted, data=replace(wanted.data, noise=replace(wanted.data.noise, ratio=ratio))), store)
             judged = out / f"suspects-{ratio:g}"
             suspects(store, split="train", count=1000, width=50, shown=100, out=judged)
