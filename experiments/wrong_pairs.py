@@ -30,7 +30,6 @@ from stores.commands import resumable
 from stores.console import output
 from stores.ownership import write_signed
 from stores.streams import Command
-from train.evaluation.figure_tables import markdown_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -126,7 +125,8 @@ def write(found: Sequence[Trained], out: Path) -> None:
     tables = []
     for name in names:
         rows = [[method, *(_cell(found, method, ratio, name) for ratio in ratios)] for method in METHODS]
-        tables.append(markdown_table([name, *(f"{ratio:.0%}" for ratio in ratios)], rows))
+        heads = [[name, *(f"{ratio:.0%}" for ratio in ratios)], ["---", *["---:"] * len(ratios)]]
+        tables.append("\n".join(f"| {' | '.join(row)} |" for row in heads + rows))
     write_signed(out / "wrong-pairs.md", "\n\n".join(tables) + "\n")
     _draw(found, ratios, names, out / "wrong-pairs.png")
 

@@ -17,6 +17,7 @@ Values = NDArray[np.float64]
 Mixture = Literal["beta", "gaussian"]
 _EDGE: Final = 1e-3
 """Scaled losses stay so far from 0 and 1, where a beta density may be infinite."""
+_LEAST: Final = 1e-9
 _ROUNDS: Final = 100
 _GAIN: Final = 0.1
 """The rounds end when the log-likelihood, a sum, gains less."""
@@ -25,17 +26,22 @@ _GAIN: Final = 0.1
 def clean_probabilities(losses: Values, mixture: Mixture = "beta") -> Values:
     """Return how likely each of (n,) losses is of the component of small ones: (n,), 1 where all are equal.
 
-    Losses are scaled to [0, 1] by the least and the greatest.
+    Losses are scaled to [0, 1] by the least and the greatest. The greater a loss, the smaller its probability.
     """
     spread = np.ptp(losses)
     if not spread > 0:
         return np.ones(len(losses))
     scaled = np.clip((losses - losses.min()) / spread, _EDGE, 1 - _EDGE)
     if mixture == "beta":
-        return _beta_mixture(scaled)
-    fitted = GaussianMixture(2, random_state=0).fit(scaled[:, None])
-    posterior: Values = fitted.predict_proba(scaled[:, None])[:, int(fitted.means_[:, 0].argmin())]
-    return posterior
+        posterior = _beta_mixture(scaled)
+    else:
+        posterior = GaussianMixture(2, random_state=0).fit(scaled[:, None]).predict_proba(scaled[:, None])
+    means = (posterior * scaled[:, None]).sum(axis=0) / np.maximum(posterior.sum(axis=0), _LEAST)
+    clean: Values = posterior[:, int(means.argmin())]
+    # The wider component has both tails to itself, but no greater loss is cleaner than a smaller one.
+    order = np.argsort(scaled, kind="stable")
+    clean[order] = np.minimum.accumulate(clean[order])
+    return clean
 
 
 def _beta_mixture(scaled: Values) -> Values:
@@ -51,15 +57,13 @@ def _beta_mixture(scaled: Values) -> Values:
         if likelihood - before < _GAIN:
             break
         before = likelihood
-    # The component that the least loss most likely is of.
-    clean: Values = posterior[:, int(posterior[scaled.argmin()].argmax())]
-    return clean
+    return posterior
 
 
 def _fitted_beta(scaled: Values, share: Values) -> stats.rv_continuous:
     """Return the beta distribution whose mean and variance are those of the losses, each counted by its share."""
-    weight = max(float(share.sum()), 1e-9)
+    weight = max(float(share.sum()), _LEAST)
     mean = float((share * scaled).sum()) / weight
-    variance = max(float((share * (scaled - mean) ** 2).sum()) / weight, 1e-9)
+    variance = max(float((share * (scaled - mean) ** 2).sum()) / weight, _LEAST)
     count = max(mean * (1 - mean) / variance - 1, 1e-3)
     return stats.beta(mean * count, (1 - mean) * count)

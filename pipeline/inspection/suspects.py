@@ -113,7 +113,7 @@ def _judge(store: Store, slugs: tuple[str, str], split: str, width: int) -> _Jud
     judged = np.flatnonzero(np.isfinite(score))
     clean = np.full(len(score), np.nan)
     if len(judged):
-        clean[judged] = clean_probabilities(-score[judged])
+        clean[judged] = clean_probabilities(-score[judged], "gaussian")
     wrong = None
     if store.pairing is not None:
         wrong = np.not_equal(fit.paired, Column(store.captions["sample"]).numbers(fit.captions))
