@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import commands, extraction, gather, index, large_batch, ranking, step, texts, transport
+from benchmarks import commands, extraction, frozen, gather, heads, index, large_batch, ranking, step, texts, transport
 from benchmarks.measure import Result
 from stores.atomic import write_json
 from stores.console import Listing, output
@@ -27,7 +27,13 @@ def main() -> None:
     measured: list[Result | None] = [*commands.benchmark()]
     measured += [gather.benchmark(1), gather.benchmark(100), extraction.benchmark()]
     measured += [texts.benchmark(repeated=True), texts.benchmark(repeated=False), index.benchmark()]
-    measured += [*(step.benchmark() or [None]), *large_batch.benchmark(), *ranking.benchmark()]
+    measured += [
+        *(step.benchmark() or [None]),
+        *(frozen.benchmark() or [None]),
+        *large_batch.benchmark(),
+        *ranking.benchmark(),
+    ]
+    measured += heads.benchmark()
     measured.append(transport.benchmark())
     results = [result for result in measured if result is not None]
     machine = {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
@@ -40,7 +46,7 @@ def main() -> None:
         table.add_row(result.name, *figures, f"{result.ratio:.3f}", result.bound, "yes" if result.kept else "NO")
     output().print(table)
     if len(results) < len(measured):
-        print(f"Left out: extraction and the step need the pictures and captions in {extraction.PICTURES.parent}.")
+        print(f"Left out: extraction and the steps need the pictures and captions in {extraction.PICTURES.parent}.")
     write_json(REPORT, {"machine": machine, "results": [asdict(result) for result in results]})
     print(f"Written to {REPORT}.")
 

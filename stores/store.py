@@ -87,8 +87,10 @@ class Store:
         return shards
 
     def rows(self, split: str, level: Level) -> NDArray[np.int64]:
-        """Return the global rows of a split's samples or captions; they are consecutive."""
+        """Return the global rows of a split's samples or captions, which are consecutive; classes are of no split."""
         shards = self.shards(split)
+        if level == "class":
+            return np.arange(self.manifest.classes)
         last = shards[-1]
         return np.arange(shards[0].first_row(level), last.first_row(level) + last.rows(level))
 

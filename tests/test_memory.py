@@ -26,7 +26,8 @@ from stores.features import PART_FORMAT
 from stores.layout import Layout, shard_name
 from stores.manifest import FeatureSet
 from stores.tables import CAPTIONS, table_writer
-from train.data.mixture import MixedFeatures, Numbers
+from train.data.mixture import MixedFeatures
+from train.data.numbers import Numbers
 from train.data.pairing import Pairing
 from train.data.passes import Passes, Unusable
 from train.data.shares import MixtureShares

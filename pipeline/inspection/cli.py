@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -25,12 +26,12 @@ def main() -> None:
 def info(store: Path, as_json: bool) -> None:
     """Say what is in STORE."""
     # Imported late, as in every command here: the libraries behind them take seconds, a wrong flag should not.
-    from pipeline.inspection.info import describe, render, to_json
+    from pipeline.inspection.info import describe, render
 
     with resumable():
         found = describe(store)
         if as_json:
-            click.echo(to_json(found))
+            click.echo(json.dumps(found, indent=2, ensure_ascii=False))
         else:
             output().print(*render(found), sep="\n")
 
@@ -91,9 +92,9 @@ def neighbours(
     count: int,
     weights: str | None,
 ) -> None:
-    """Show the rows of STORE that are nearest to a row, a text or an image."""
-    if sum(given is not None for given in (row, text, image)) != 1:
-        raise click.UsageError("Name one of --row, --text and --image.")
+    """Show the rows of STORE that are nearest to a row, a text, an image, or to a text and an image together."""
+    if (row is not None) == (text is not None or image is not None):
+        raise click.UsageError("Name one of --row, --text and --image, or both of these.")
     from pipeline.inspection.neighbours import Query, neighbours, render
 
     with resumable():

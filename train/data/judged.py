@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stores import Store
 from stores.clean import read_clean
 from stores.parameters import Train
-from train.data.mixture import Numbers
+from train.data.numbers import Numbers
 from train.data.pairing import Pairing
 from train.losses.terms import TrainingPairs
 

@@ -9,6 +9,7 @@ Shapes: n inputs, D the model's embedding.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
@@ -178,7 +179,7 @@ def _trained(path: Path) -> tuple[AlignedModel, TrainParameters | None, dict[str
     record = read_record(file)
     recorded = record.get("parameters", {})
     parameters = recorded_parameters(TrainParameters, recorded, f"{file} (its record)")
-    student = load_student(Student(model=parameters.student.model))
+    student = load_student(replace(parameters.student, freeze=[], gradient_checkpointing=False))
     aligned = AlignedModel(student, uni_modal=make_objective(parameters.loss).unimodal)
     load_checkpoint(file, {"model": aligned})
     return aligned, parameters if {"loss", "teachers"} <= recorded.keys() else None, record.get("temperatures")

@@ -22,6 +22,7 @@ from rich.status import Status
 from stores import CusaError, Store
 from stores.console import console, progress_bar
 from stores.layout import teacher_slug
+from stores.parameters import Evaluation
 from train.evaluation.data import COCO_TEST, FOLDS, DataSets
 from train.evaluation.eccv import coco_ids, eccv_caption
 from train.evaluation.embed import SplitEncoded, embed_split
@@ -129,7 +130,11 @@ class StudentOnStore:
     def _evaluated(self) -> Evaluated:
         encoded = self._encoded
         with self._ranking():
-            return evaluate(self.model.aligned, encoded, lambda: self._similarities, self.data.opened, self.data.split)
+            settings = self.model.parameters.eval if self.model.parameters else Evaluation()
+            store, split = self.data.opened, self.data.split
+            return evaluate(
+                self.model.aligned, encoded, lambda: self._similarities, store, split, settings, self.folder
+            )
 
     def _figures(self, needed: str) -> dict[str, Any]:
         figures, faults = self._evaluated

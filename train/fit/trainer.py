@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from models.aligned import AlignedModel
 from models.checkpoint import load_checkpoint, read_record, save_checkpoint
 from models.encoded import Encoded
-from models.student import load_student
+from models.student import as_student, load_student
 from stores import Store, TrainingError, TrainParameters
 from stores.clean import FILE_NAME, write_clean
 from stores.console import console
@@ -38,6 +38,7 @@ from train.data.mixture import opened
 from train.data.seeds import derived_seed
 from train.evaluation.embed import embed_split, measuring
 from train.evaluation.evaluate import compare_split, retrieval
+from train.evaluation.modalities import check_enriched
 from train.fit.curves import Curves
 from train.fit.epoch import Epoch, StepMetrics
 from train.fit.frozen_towers import read_frozen_outputs
@@ -49,7 +50,7 @@ from train.fit.processes import Processes, precision_of
 from train.fit.run_folder import Facts, describe
 from train.fit.stops import Stop, Stopped
 from train.fit.survey import Block, survey
-from train.losses.comparison import Instances
+from train.losses.comparison import Instances, matched_by
 from train.losses.objective import compare, compared, make_objective
 
 GRADIENT: Final = "gradient"
@@ -87,18 +88,24 @@ class Training:
         self._processes: Processes = stop.processes
         self._settings = parameters.train
         set_seed(derived_seed(self._settings.seed))
-        self.objective = make_objective(parameters.loss)
-        self.model = AlignedModel(load_student(parameters.student), uni_modal=self.objective.unimodal)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions run faster so
         teachers = parameters.teachers
         slugs = {"image": teacher_slug(teachers.image, "image"), "text": teacher_slug(teachers.text, "text")}
+        student = load_student(parameters.student)
+        inputs = as_student(student).inputs
+        check_enriched(parameters.eval.enriched, inputs)
+        taught = tuple(modality for modality in slugs if modality in inputs)
+        self.objective = make_objective(parameters.loss, taught, tuple(inputs))
+        self.model = AlignedModel(student, uni_modal=self.objective.unimodal)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions run faster so
+        self._matched_by = matched_by(inputs, parameters.loss.match)
         rank, processes = self._processes.rank, self._processes.count
         measured = (parameters.eval.validation, parameters.eval.test)
         splits = [(one, ("train",)) for one in opened(store, self._settings.mix_in, slugs)[1:]]
         self.model.to(accelerator.device)
         read_frozen_outputs(self.model, parameters, [(store, ("train", *measured)), *splits], accelerator, stop)
-        inputs = self.model.interface.inputs
-        self.data = TrainingData(store, self._settings, slugs, inputs, accelerator.device, rank, processes)
+        place, classed = (accelerator.device, rank, processes), "class" in self._matched_by.values()
+        inputs, soft = self.model.interface.inputs, self.objective.soft
+        self.data = TrainingData(store, self._settings, slugs, inputs, *place, classed, soft)
         self.model.train()  # pretrained towers may come in evaluation mode
         check_cacheable(self.model, self._settings.micro_batch, self._settings.batch_size // processes)
         self.objective.begin(self.data.pairs)
@@ -312,6 +319,7 @@ class Training:
             teachers=self.data.teachers(batch) if self.objective.soft else {},
             present=batch.present,
             numbers=batch.numbers,
+            matched_by=self._matched_by,
         )
 
     def _look(self, waiting: list[dict[str, Tensor]], epoch: int, last_step: int) -> dict[str, float]:
@@ -366,7 +374,7 @@ class Training:
 
             def rsum() -> float:
                 found = compare_split(self.model, encoded, self._run, self._stop.check_alone)
-                return float(retrieval(found, self._store, settings.validation)["RSUM"])
+                return float(retrieval(self.model, encoded, found, self._store, settings.validation)["RSUM"])
 
             return self._processes.once(rsum)
 

@@ -24,6 +24,7 @@ from stores.parameters import Loss
 from stores.plugins import import_factory
 from train.losses import tiles
 from train.losses.comparison import Comparison, Instances, Scores, SoftLabels
+from train.losses.coordination import PCMC, PCMR
 from train.losses.rematching import Rematched, WarmUp
 from train.losses.temperature import Temperature
 from train.losses.terms import CSA, USA, Hinge, InfoNCE, Term, TrainingPairs
@@ -117,18 +118,21 @@ class Objective(nn.Module):
         return {name: cast(Temperature, tau) for term in self.terms for name, tau in term.temperatures.items()}
 
 
-def make_objective(loss: Loss, taught: tuple[str, ...] = ("image", "text")) -> Objective:
+def make_objective(
+    loss: Loss, taught: tuple[str, ...] = ("image", "text"), modalities: tuple[str, ...] = ("image", "text")
+) -> Objective:
     """Return the objective that the parameters ask for; terms of weight zero are left out.
 
     Args:
         loss: weights and settings.
         taught: the modalities that have a teacher.
+        modalities: the student's.
 
     Raises:
         ParameterError: two terms bear one name, or a term of the user's own cannot be loaded.
     """
     labels = SoftLabels(tau=loss.teacher_temperature, top_k=loss.soft_top_k, mix=loss.mix)
-    terms: list[Term] = [_original(loss)]
+    terms: list[Term] = [_original(loss, modalities)]
     if loss.alpha:
         terms.append(CSA(loss.alpha, labels))
     if loss.beta:
@@ -154,9 +158,11 @@ def described(loss: Loss) -> str:
     return text + (", InfoNCE divided by the batch size once more" if loss.reduction == "reference" else "")
 
 
-def _original(loss: Loss) -> Term:
+def _original(loss: Loss, modalities: tuple[str, ...]) -> Term:
     """Return the student's own loss, which soft-label alignment adds to."""
-    hinge = loss.hinge
+    hinge, settings = loss.hinge, loss.coordination
+    parted = {name.partition("/"): weight for name, weight in settings.weights.items()}
+    weights = {(first, second): weight for (first, _, second), weight in parted.items()}
     if loss.original == "infonce":
         return InfoNCE(reduction=loss.reduction)
     if loss.original == "hinge":
@@ -166,6 +172,10 @@ def _original(loss: Loss) -> Term:
             warm_up=hinge.warm_up,
             mean=hinge.reduction == "mean",
         )
+    if loss.original == "pcmc":
+        return PCMC(weights=weights, each=modalities if settings.temperatures == "each" else ())
+    if loss.original == "pcmr":
+        return PCMR(weights=weights, gamma=settings.gamma, far=settings.far)
     return _own(loss.original)
 
 

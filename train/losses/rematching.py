@@ -47,7 +47,7 @@ class WarmUp(Term):
         scores, reverse = compared.scores("image", "text"), compared.scores("text", "image")
         if not self._now:
             return torch.zeros_like(scores[0, 0])
-        return symmetric_cross_entropy(scores, self._tau, compared.same, reverse)
+        return symmetric_cross_entropy(scores, self._tau, compared.same("image", "text"), reverse)
 
 
 class Rematched(Term):
@@ -92,7 +92,7 @@ class Rematched(Term):
         for first, second in (("image", "text"), ("text", "image")):
             scores = compared.scores(first, second)
             excess = (MARGIN + scores - scores.gather(1, compared.rows.places[:, None])).clamp(min=0)
-            losses = losses + excess.masked_fill(compared.same, 0).mean(dim=1)
+            losses = losses + excess.masked_fill(compared.same(first, second), 0).mean(dim=1)
         return losses
 
     def take_survey(self, epoch: int, captions: Tensor, losses: Tensor) -> None:
@@ -118,7 +118,7 @@ class Rematched(Term):
         chosen = torch.nonzero(~trusted)[:, 0]
         if len(chosen):
             scores = whole.scores("image", "text")[chosen][:, chosen]
-            allowed = ~whole.same[chosen][:, chosen]
+            allowed = ~whole.same("image", "text")[chosen][:, chosen]
             found = potentials(self._costs(scores), self._settings.mass, self._settings.reg, allowed)
             for note, potential in zip(notes.values(), found, strict=True):
                 note[chosen] = potential
@@ -129,7 +129,7 @@ class Rematched(Term):
             return torch.zeros_like(compared.scores("image", "text")[0, 0])
         settings = self._settings
         others, candidates = (~side.notes[TRUSTED] for side in (compared.rows, compared.columns))
-        allowed = candidates & ~compared.same
+        allowed = candidates & ~compared.same("image", "text")
         weights = (others & allowed.any(dim=1)).double()
         total = torch.zeros_like(compared.scores("image", "text")[0, 0])
         for first, second in (("image", "text"), ("text", "image")):
@@ -138,7 +138,8 @@ class Rematched(Term):
             among = candidates | ~candidates.any()
             total = total + symmetric_divergence(scores, wanted, settings.tau, weights, among)
             if self.cost is not None:
-                total = total + self.cost.loss(scores, compared.rows.places, ~compared.same, (~others).to(scores.dtype))
+                right = (~others).to(scores.dtype)
+                total = total + self.cost.loss(scores, compared.rows.places, ~compared.same(first, second), right)
         return total / 2
 
     @torch.no_grad()

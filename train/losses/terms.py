@@ -101,13 +101,9 @@ class InfoNCE(Term):
 
     def forward(self, compared: Comparison) -> Tensor:
         tau = self.temperatures["InfoNCE"]()
-        groups = compared.rows.groups, compared.columns.groups
         losses, anchored = [], []
         for first, second in compared.pairs:
-            scores, reverse = compared.scores(first, second), compared.scores(second, first)
-            anchors = compared.anchors(first, second), compared.anchors(second, first)
-            allowed = compared.allowed(second), compared.allowed(first)
-            losses.append(info_nce(scores, tau, groups, self._reduction, reverse, anchors, allowed))
+            losses.append(contrasted(compared, first, second, tau, self._reduction))
             anchored.append(_anchored(compared, first, second))
         return _mean_over(losses, anchored)
 
@@ -196,7 +192,7 @@ class Hinge(Term):
     def _one_way(self, compared: Comparison, first: str, second: str) -> Tensor:
         masks = compared.weights(first, second), compared.allowed(second)
         scores, own = compared.scores(first, second), compared.rows.places
-        return hinge_loss(scores, own, compared.same, self._margin, self._now, *masks)
+        return hinge_loss(scores, own, compared.same(first, second), self._margin, self._now, *masks)
 
     def remark(self, value: float, batch_size: int) -> str:
         plateau = 2 * self._margin * (1 if self._mean else batch_size)
@@ -207,6 +203,15 @@ class Hinge(Term):
             f"scores are still alike, and the hardest negatives undo what the pairs learn. It may leave it after some "
             f"epochs; loss.hinge.warm_up={self._warm_up + 1} lets all violations count first."
         )
+
+
+def contrasted(compared: Comparison, first: str, second: str, tau: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Return the InfoNCE of two modalities, both ways, over the items that are there."""
+    scores = compared.scores(first, second)
+    reverse = None if compared.rows is compared.columns else compared.scores(second, first)
+    anchors = compared.anchors(first, second), compared.anchors(second, first)
+    allowed = compared.allowed(second), compared.allowed(first)
+    return info_nce(scores, tau, compared.groups(first, second), reduction, reverse, anchors, allowed)
 
 
 def _anchored(compared: Comparison, first: str, second: str) -> Tensor | None:
