@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -77,6 +78,9 @@ class StoreSource:
         return Record(source_id=values["source_id"], captions=tuple(texts), image=image, label=values["label"])
 
 
+_reading = threading.Lock()
+
+
 @dataclass(frozen=True)
 class StoredImage:
     """The image of a sample of a store."""
@@ -93,7 +97,8 @@ class StoredImage:
         return f"{self.sample}"
 
     def read(self) -> bytes:
-        return _opened(self.root).images[self.sample]
+        with _reading:  # a table's batches are no business of two threads at once
+            return _opened(self.root).images[self.sample]
 
 
 @lru_cache(maxsize=4)

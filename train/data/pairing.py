@@ -25,7 +25,8 @@ class Pairing:
         """
         self._captions, self._shards = Captions(store), store.manifest.shards
         self._numbers = [number for number, shard in enumerate(self._shards) if shard.split == split]
-        self._path, self._samples = Layout(store.root).pairing, store.rows(split, "sample")
+        self._path, shards = Layout(store.root).pairing, store.shards(split)
+        self._first, self._beyond = shards[0].first_sample, shards[-1].first_sample + shards[-1].samples
         table = store.pairing
         self._paired = None if table is None else Column(table["sample"])
 
@@ -44,7 +45,7 @@ class Pairing:
             found, expected = len(self._paired), f"more than {rows[-1]}"
             raise DamagedStoreError("rows", path=self._path, found=found, expected=expected)
         paired = self._paired.numbers(rows)
-        if len(paired) and not self._samples[0] <= paired.min() <= paired.max() <= self._samples[-1]:
+        if len(paired) and not self._first <= paired.min() <= paired.max() < self._beyond:
             raise DamagedStoreError("samples of another split", path=self._path, where=f"shard {shard.name}")
         return paired
 
