@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import small_scenes
 from test_core_students import QUICK
 
@@ -23,6 +24,7 @@ from stores.features import PartOrigin, read_part, write_part
 from stores.layout import Layout
 from stores.parameters import Coordination, Evaluation, Head, Loss, Student
 from train.data.partners import by_twos
+from train.eval_cli import main
 from train.evaluation.embed import embed_split
 from train.evaluation.every_pair import EveryPair
 from train.evaluation.modalities import SplitModalities, relevance
@@ -197,6 +199,12 @@ def test_two_modalities_learn_by_every_loss_and_towers_are_heads_too(store: Stor
     assert not (tmp_path / "x" / "report.html").exists()
     text = (tmp_path / "x" / "README.md").read_text()
     assert "text → speech" in text
+    arguments = ["--model", tmp_path / "x", "--store", store.root, "--out", tmp_path / "eval", "--precision", "fp32"]
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    assert result.exit_code == 0
+    assert "embeds texts and speechs; the task image-retrieval needs one of images" in " ".join(result.stderr.split())
+    figures = json.loads((tmp_path / "eval" / "figures.json").read_text())["results"][0]["figures"]
+    assert figures["store, test"]["text_to_speech"] == found["pcmr"]["text_to_speech"]
     assert "Head(features='minilm'" in text
 
 

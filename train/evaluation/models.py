@@ -42,7 +42,7 @@ class StudentModel:
     elsewhere.
     """
 
-    modalities: tuple[str, ...] = ("image", "text")
+    modalities: tuple[str, ...]
     """What it embeds; the methods for another modality are not called (see `require`)."""
 
     def __init__(
@@ -58,6 +58,7 @@ class StudentModel:
         self.name, self.device, self.precision = name, device, precision
         self.parameters, self.temperatures = parameters, temperatures
         self.aligned = aligned.eval().to(device)
+        self.modalities: tuple[str, ...] = aligned.modalities
 
     def prepare_image(self, image: Image.Image) -> Tensor:
         """Return an RGB image as the model takes it, (3, S, S); called from threads."""

@@ -31,6 +31,7 @@ from train.evaluation.evaluate import (
     caption_pairs,
     compare_split,
     cross_modal,
+    crossed,
     evaluate,
     ownership,
     true_relevance,
@@ -140,6 +141,9 @@ class StudentOnStore:
         figures, faults = self._evaluated
         if needed in faults:
             raise DataSetError(f"{self.data.title}: {faults[needed]}")
+        if needed in ELSEWHERE - figures.keys():
+            names = " and ".join(crossed(self.model.aligned))
+            raise DataSetError(f"{self.data.title}: {needed} is not for a model of {names}. Leave the task out.")
         return figures
 
     @property
