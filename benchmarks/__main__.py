@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import commands, extraction, frozen, gather, heads, index, large_batch, ranking, step, texts
+from benchmarks import commands, extraction, frozen, gather, heads, index, large_batch, ranking, step, texts, transport
 from benchmarks.measure import Result
 from stores.atomic import write_json
 from stores.console import Listing, output
@@ -34,6 +34,7 @@ def main() -> None:
         *ranking.benchmark(),
     ]
     measured += heads.benchmark()
+    measured.append(transport.benchmark())
     results = [result for result in measured if result is not None]
     machine = {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     machine["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

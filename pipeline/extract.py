@@ -92,19 +92,7 @@ def extract(parameters: ExtractParameters, store: Path, *, retry: bool = False) 
         for wanted in imports.values():
             sets.import_(wanted)
         made |= sets.made
-        manifest = Manifest(
-            format_version=FORMAT_VERSION,
-            source=source.description,
-            source_fingerprint=value_digest([shard.sha256 for shard in ingested.shards]),
-            files=ingested.files,
-            shards=ingested.shards,
-            features=dict(sorted(sets.features.items())),
-            indices=dict(sorted(sets.indices.items())),
-            classes=ingested.classes,
-            parameters=_recorded(parameters),
-            merged=ingested.merged,
-            shared=ingested.shared,
-        )
+        manifest = _manifest(source, ingested, sets, parameters)
         if before is None or manifest != before:
             made["manifest.json"] = "missing" if before is None else "other content"
         if not layout.manifest.exists() or manifest != read_manifest(layout):
@@ -112,6 +100,22 @@ def extract(parameters: ExtractParameters, store: Path, *, retry: bool = False) 
     seconds = time.monotonic() - started
     return Extracted(
         manifest=manifest, ingested=ingested, made=made, repaired=finished, rows=sets.encoded, seconds=seconds
+    )
+
+
+def _manifest(source: Source, ingested: Ingested, sets: FeatureSets, parameters: ExtractParameters) -> Manifest:
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        source=source.description,
+        source_fingerprint=value_digest([shard.sha256 for shard in ingested.shards]),
+        files=ingested.files,
+        shards=ingested.shards,
+        features=dict(sorted(sets.features.items())),
+        indices=dict(sorted(sets.indices.items())),
+        classes=ingested.classes,
+        parameters=_recorded(parameters),
+        merged=ingested.merged,
+        shared=ingested.shared,
     )
 
 

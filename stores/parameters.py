@@ -21,7 +21,19 @@ Precision = Literal["auto", "fp32", "bf16"]
 BatchSize = PositiveInt | Literal["auto"]
 Column = str | PositiveInt
 SourceFormat = Literal[
-    "auto", "karpathy", "coco", "csv", "tsv", "jsonl", "parquet", "folder", "webdataset", "huggingface", "cub", "facc"
+    "auto",
+    "karpathy",
+    "coco",
+    "csv",
+    "tsv",
+    "jsonl",
+    "parquet",
+    "folder",
+    "webdataset",
+    "huggingface",
+    "cub",
+    "facc",
+    "store",
 ]
 
 
@@ -89,6 +101,19 @@ class FeatureFile:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Noise:
+    """Wrong pairs made on purpose in the split "train", to study them; the store keeps the true pairs beside them."""
+
+    # share of the images, or of the captions, that are permuted among themselves
+    ratio: Fraction = 0.0
+    # image: all captions of an image move together; caption: each by itself
+    level: Literal["image", "caption"] = "image"
+    seed: NonNegativeInt = 0
+    # .npy with the number of an image for each image or caption, as released by others; in place of the ratio
+    file: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Data:
     """The data set to ingest."""
 
@@ -110,7 +135,11 @@ class Data:
     max_pixels: Annotated[int, Field(gt=0, le=2**27)] = 50_000_000
     # the run stops when a larger share of the samples, or of the captions, is quarantined
     max_bad_fraction: Fraction = 0.05
+    # of a store (format: store), its clean column: pairs below the bound are left out
+    clean: str | None = None
+    clean_at_least: Fraction = 0.5
     scenes: Scenes = Field(default_factory=Scenes)
+    noise: Noise = Field(default_factory=Noise)
     # of spoken captions: package.module:factory of what encodes a recording; null: they are not encoded
     speech: str | None = None
     # features of yours to import, by name: {regions: {file: regions.npy}}
@@ -197,6 +226,26 @@ class Hinge:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Rematching:
+    """How wrong pairs are found and matched anew, where `loss.recipe` is l2rm (L2RM, arXiv 2403.05105)."""
+
+    # epochs in which all pairs are learned by a symmetric cross-entropy, which bears wrong ones
+    warm_up: NonNegativeInt = 3
+    # the two components of the pairs' losses
+    mixture: Literal["beta", "gaussian"] = "beta"
+    # ρ, the mass that is transported
+    mass: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    # λ, the weight of the transport's entropy
+    reg: PositiveFloat = 0.07
+    # fixed: 1 − score; learned: a monotone map of the score, from the clean pairs
+    cost: Literal["fixed", "learned"] = "fixed"
+    # τ of the symmetric losses
+    tau: PositiveFloat = 0.05
+    # of the pairs that are matched anew
+    weight: NonNegativeFloat = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Coordination:
     """Every modality against every other, where `loss.original` is pcmc or pcmr (arXiv 2401.16347)."""
 
@@ -214,6 +263,9 @@ class Coordination:
 class Loss:
     """The student's original loss + alpha · CSA + beta · USA (CUSA, arXiv 2403.05261, eq. 9)."""
 
+    # cusa: these alone; l2rm: wrong pairs are found, and matched anew
+    recipe: Literal["cusa", "l2rm"] = "cusa"
+
     # infonce, hinge, pcmc, pcmr, or package.module:factory of a term of your own
     original: str = "infonce"
     alpha: NonNegativeFloat = 1.0
@@ -227,6 +279,7 @@ class Loss:
     # mean: the paper's InfoNCE; reference: divided by the batch size once more, as the authors' code does
     reduction: Literal["mean", "reference"] = "mean"
     hinge: Hinge = Field(default_factory=Hinge)
+    rematching: Rematching = Field(default_factory=Rematching)
     coordination: Coordination = Field(default_factory=Coordination)
     # where items of two modalities match: those of one caption (of modalities that both have one), of one sample, or
     # of one class. With a class's own modality it is always the class
@@ -258,8 +311,11 @@ class Train:
     augment: bool = False
     # other stores mixed into every batch: {path: share of the pairs}; an epoch is one pass over the main store
     mix_in: dict[str, Annotated[float, Field(gt=0.0, lt=1.0)]] = Field(default_factory=dict)
-    # share of the training images whose captions are swapped with other images', to study wrong pairs
-    noise: Fraction = 0.0
+    # clean column of the store's pairs, made by cusa-store suspects or a training: what l2rm splits by, in place of its
+    # own survey
+    clean: str | None = None
+    # pairs whose clean probability is less are left out
+    clean_at_least: Fraction = 0.0
     # shards that are read and shuffled together
     shuffle_shards: PositiveInt = 16
     device: str = "auto"

@@ -66,6 +66,11 @@ class Store:
         return self._optional(self._layout.relevance, tables.RELEVANCE)
 
     @property
+    def pairing(self) -> pa.Table | None:
+        """The sample that each caption is paired with; None where each is with its own."""
+        return self._optional(self._layout.pairing, tables.PAIRING)
+
+    @property
     def caption_pairs(self) -> pa.Table | None:
         """Graded caption pairs, or None where the source has none."""
         return self._optional(self._layout.caption_pairs, tables.CAPTION_PAIRS)

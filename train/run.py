@@ -19,6 +19,7 @@ from models.student import as_student, load_student
 from stores import Store, TrainingError, TrainParameters
 from stores.atomic import write_json
 from stores.console import console
+from stores.digests import file_digest
 from stores.layout import teacher_slug
 from stores.lock import lock_held
 from stores.ownership import remove_leftovers
@@ -147,11 +148,17 @@ def _identity(parameters: TrainParameters, store: Store) -> dict[str, Any]:
     mixed = [(path, _fingerprints(Store.open(Path(path)), names)) for path in parameters.train.mix_in]
     return {
         "parameters": as_dict(parameters),
-        "data": _fingerprints(store, names),
+        "data": _fingerprints(store, names) | _clean(parameters),
         # In their order, which gives each its part of every batch.
         "mixed_in": [list(pair) for pair in mixed],
         "versions": VERSIONS,
     }
+
+
+def _clean(parameters: TrainParameters) -> dict[str, str]:
+    """Return what tells the clean column that the training reads from others; an absent one is reported when read."""
+    path = parameters.train.clean
+    return {"clean": file_digest(Path(path))} if path is not None and Path(path).is_file() else {}
 
 
 def _read_by_the_student(parameters: TrainParameters) -> list[str]:
@@ -165,7 +172,8 @@ def _read_by_the_student(parameters: TrainParameters) -> list[str]:
 def _fingerprints(store: Store, names: Sequence[str]) -> dict[str, str]:
     """Return what tells a store's data and its features of these names from others."""
     features = {name: store.features(name).fingerprint for name in names}
-    return {"shards": store.manifest.source_fingerprint, **features}
+    paired = {name: digest for name, digest in store.manifest.files.items() if name == "pairing.arrow"}
+    return {"shards": store.manifest.source_fingerprint, **paired, **features}
 
 
 def _slugs(parameters: TrainParameters) -> tuple[str, str]:

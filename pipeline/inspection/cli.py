@@ -115,3 +115,18 @@ def missing(store: Path, split: str, count: int, width: int, shown: int, out: Pa
 
     with resumable():
         output().print(missing(store, split=split, count=count, width=width, shown=shown, out=out))
+
+
+@main.command(short_help="List pairs whose caption does not fit.")
+@STORE
+@click.option("--split", default="train", help="Whose pairs are judged.")
+@click.option("--count", type=click.IntRange(min=1), default=1000, help="How many pairs are listed.")
+@click.option("--neighbours", "width", type=click.IntRange(min=1), default=50, help="Near rows looked at for each row.")
+@click.option("--html", "shown", type=click.IntRange(min=0), default=100, help="Pairs shown on the page.")
+@click.option("--out", type=FILE, help="Folder of the results; <store>-suspects-<split> beside it if not said.")
+def suspects(store: Path, split: str, count: int, width: int, shown: int, out: Path | None) -> None:
+    """List the pairs of STORE whose caption does not fit its image by its teachers, the least fitting first."""
+    from pipeline.inspection.suspects import suspects
+
+    with resumable():
+        output().print(suspects(store, split=split, count=count, width=width, shown=shown, out=out))

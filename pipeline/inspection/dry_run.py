@@ -30,7 +30,11 @@ from stores.ownership import leftovers
 
 _NORM_TOLERANCE: Final = 1e-2
 """How far a valid row's length may be from 1; rounding to float16 stays far within."""
-_TRUTH: Final = {"relevance.arrow": tables.RELEVANCE, "caption_pairs.arrow": tables.CAPTION_PAIRS}
+_TRUTH: Final = {
+    "pairing.arrow": tables.PAIRING,
+    "relevance.arrow": tables.RELEVANCE,
+    "caption_pairs.arrow": tables.CAPTION_PAIRS,
+}
 
 
 class DryRun:

@@ -23,6 +23,7 @@ _SCHEMAS = {
     "samples.arrow": tables.SAMPLES,
     "captions.arrow": tables.CAPTIONS,
     "classes.arrow": tables.CLASSES,
+    "pairing.arrow": tables.PAIRING,
     "relevance.arrow": tables.RELEVANCE,
     "caption_pairs.arrow": tables.CAPTION_PAIRS,
 }

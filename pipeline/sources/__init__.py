@@ -16,6 +16,7 @@ from pipeline.sources.places import Files, by_split, files_below, find
 from pipeline.sources.recognise import ENDINGS, file_format, folder_format
 from pipeline.sources.records import BadRecord, GivenFeatures, HasFeatures, KnowsTruth, Record, Rejected, Source, Truth
 from pipeline.sources.scenes.source import ScenesSource
+from pipeline.sources.stored import StoreSource
 from pipeline.sources.streamed import StreamedSource
 from pipeline.sources.table_source import Table, TableReader, column_splits
 from pipeline.sources.tars import tar_records
@@ -57,6 +58,8 @@ def open_source(data: Data) -> Source:
     """
     if data.source == "scenes":
         return ScenesSource(data.scenes)
+    if data.format == "store":
+        return StoreSource(data)
     named = isinstance(data.source, dict)
     urls = data.source if isinstance(data.source, dict) else {"train": data.source}
     if not urls:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.sources.files import Folder, SourceFile, asked, in_usual_order, readable, source_file
+from pipeline.sources.files import Folder, SourceFile, asked, in_usual_order, readable
 from pipeline.sources.records import BadRecord, GivenFeatures, Record
 from pipeline.sources.texts import lines
 from stores.errors import SourceError
@@ -15,9 +15,8 @@ def file_in(folder: Folder, names: Sequence[str]) -> SourceFile | None:
     """Return the first of some files that a folder has."""
     with readable(folder):
         for name in names:
-            path = folder.path(name)
-            if asked(folder.system.isfile, path):
-                return source_file(folder.system, path, name, asked(folder.system.info, path))
+            if asked(folder.system.isfile, folder.path(name)):
+                return folder.file(name)
     return None
 
 

@@ -23,8 +23,9 @@ from stores import Store
 from stores.modality import Level
 from stores.parameters import Train
 from train.data.augment import generators_restored, seed_for
+from train.data.judged import too_doubtful, training_pairs
 from train.data.mixture import MixedFeatures, Mixture, opened
-from train.data.pairing import noisy_pairing
+from train.data.pairing import Pairing
 from train.data.partners import by_twos
 from train.data.passes import Passes, Unusable
 from train.data.shares import MixtureShares
@@ -166,6 +167,8 @@ class TrainingData:
         self._tables = {
             modality: _table(features, device) for modality, features in mixture.teachers.items() if self.on_device
         }
+        self.pairs = training_pairs(stores, mixture.captions, settings)
+        """The captions of the split, and what is known of their pairs."""
         dataset = PairBatches(mixture, inputs, settings, gathers=not self.on_device, classed=classed)
         self.loader = _loader(dataset, self.stream, settings, device)
 
@@ -238,11 +241,12 @@ def _passes(
     slugs: Mapping[str, str],
     arranged: Callable[[Rows], Rows],
 ) -> Passes:
+    doubtful = np.empty(0, dtype=np.int64) if number else too_doubtful(store, settings)
     return Passes(
         store,
         "train",
-        Unusable(_failed(store, slugs["image"]), _failed(store, slugs["text"])),
-        noisy_pairing(store, "train", settings.noise, settings.seed),
+        Unusable(_failed(store, slugs["image"]), np.union1d(_failed(store, slugs["text"]), doubtful)),
+        Pairing(store, "train"),
         captions=settings.captions,
         shuffle_shards=settings.shuffle_shards,
         seed=(settings.seed, number),

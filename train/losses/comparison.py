@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import NamedTuple, TypeVar, cast
+from typing import Final, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -26,6 +26,10 @@ Scores = Mapping[tuple[str, str], Tensor]
 """By modalities of rows and columns: (M, N)."""
 
 
+TRUSTED: Final = "trusted"
+"""The note, bool, of rows whose items are held to belong together."""
+
+
 class Instances(NamedTuple):
     """n rows of a batch, each with an item of every modality: all tensors are cut, gathered and joined by row."""
 
@@ -40,6 +44,8 @@ class Instances(NamedTuple):
     """(n,) bool by modality: which rows have an item; of modalities that are not named, all do."""
     numbers: Mapping[str, Tensor] = {}
     """(n,) int64 rows of the store by level, for what is known of single samples or captions."""
+    notes: Mapping[str, Tensor] = {}
+    """(n, …) what terms noted of the rows before the loss (`Term.prepare`)."""
     matched_by: Mapping[tuple[str, str], str] = {}
     """By which of the `numbers` items of two modalities match; those of pairs that are not named, by `groups`."""
 
@@ -120,6 +126,14 @@ class Comparison:
         """Return the cosines of the rows' items with the columns' of the same modality, by the uni-modal heads."""
         return self.rows.encoded[modality].unimodal @ self.columns.encoded[modality].unimodal.T
 
+    @property
+    def trusting(self) -> Comparison:
+        """The same of those rows alone whose items are trusted to belong together; all are, if none says otherwise."""
+        if TRUSTED not in self.columns.notes:
+            return self
+        rows, columns = _trusted(self.rows), _trusted(self.columns)
+        return Comparison(rows, rows if self.rows is self.columns else columns, self.given)
+
     def groups(self, first: str, second: str) -> tuple[Tensor, Tensor]:
         """Return the numbers by which items of two modalities match, of the rows and of the columns: (M,), (N,)."""
         return self.rows.matching(first, second), self.columns.matching(first, second)
@@ -188,3 +202,8 @@ class Comparison:
         if key not in self._made:
             self._made[key] = make()
         return cast(T, self._made[key])
+
+
+def _trusted(side: Instances) -> Instances:
+    trusted = side.notes[TRUSTED]
+    return side._replace(present={modality: side.present.get(modality, True) & trusted for modality in side.encoded})

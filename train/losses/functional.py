@@ -23,6 +23,7 @@ from models.scoring import cosine_similarity, unit
 from train.losses.both_ways import both_ways
 from train.losses.cross_entropy import cross_entropy, masked, mean_entropy, precise, row_mean
 from train.losses.presence import Cells, anchor_shares, candidates, count_cells, present_cells, weighted_mean
+from train.losses.symmetric import symmetric_cross_entropy, symmetric_divergence
 
 __all__ = [
     "cosine_similarity",
@@ -36,6 +37,8 @@ __all__ = [
     "regression",
     "soft_alignment",
     "soft_targets",
+    "symmetric_cross_entropy",
+    "symmetric_divergence",
     "unit",
     "usa_loss",
 ]
