@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import commands, extraction, gather, index, large_batch, ranking, step, texts
+from benchmarks import commands, extraction, gather, index, large_batch, pixels, ranking, step, texts
 from benchmarks.measure import Result
 from stores.atomic import write_json
 from stores.console import Listing, output
@@ -25,7 +25,7 @@ def main() -> None:
     if in_the_way(REPORT.parent, {re.escape(REPORT.name): holds("machine", "results")}):
         sys.exit(f"{REPORT} is not as make bench wrote it, and is not overwritten. Move it elsewhere.")
     measured: list[Result | None] = [*commands.benchmark()]
-    measured += [gather.benchmark(1), gather.benchmark(100), extraction.benchmark()]
+    measured += [gather.benchmark(1), gather.benchmark(100), pixels.benchmark(), extraction.benchmark()]
     measured += [texts.benchmark(repeated=True), texts.benchmark(repeated=False), index.benchmark()]
     measured += [*(step.benchmark() or [None]), *large_batch.benchmark(), *ranking.benchmark()]
     results = [result for result in measured if result is not None]

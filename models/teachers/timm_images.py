@@ -6,22 +6,20 @@ from typing import Any, Final, Literal
 
 import timm
 import torch
-from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from timm.models import load_state_dict
 from torch import Tensor
 
-from models.teachers.teacher import Teacher, feature_dim, nearest, shortened, weights_digest, weights_file
+from models.teachers.image_teacher import ImageTeacher
+from models.teachers.teacher import feature_dim, nearest, shortened, weights_digest, weights_file
 from stores.errors import TeacherError
 
 ELSEWHERE: Final = ("hf-hub:", "hf_hub:", "local-dir:")
 """timm's own prefixes of models that are not in its list."""
 
 
-class TimmTeacher(Teacher):
+class TimmTeacher(ImageTeacher):
     """A timm model without its classifier: its pooled features are the teacher's."""
-
-    modality = "image"
 
     def __init__(
         self, name: str, weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]
@@ -33,16 +31,11 @@ class TimmTeacher(Teacher):
             _load_strictly(network, weights, spec)
         settings = resolve_model_data_config(network)
         self._network = network.eval()
-        self._transform = create_transform(**settings, is_training=False)
+        transform = create_transform(**settings, is_training=False)
         dim = feature_dim(network, torch.zeros(1, *settings["input_size"]), spec)
-        identity = [weights_digest(network), repr(self._transform)]
+        weighed = weights_digest(network)
         network.to(device)
-        super().__init__(spec=spec, dim=dim, precision=precision, device=device, identity=identity)
-
-    def preprocess(self, item: Image.Image) -> Tensor:
-        """Apply the model's own transform for evaluation: (3, H, W) float32."""
-        tensor: Tensor = self._transform(item)
-        return tensor
+        super().__init__(spec=spec, dim=dim, precision=precision, device=device, weights=weighed, transform=transform)
 
     def forward(self, batch: Tensor) -> Tensor:
         features: Tensor = self._network(batch.to(self.device, non_blocking=True))

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
-from PIL import Image
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from models.teachers.teacher import Teacher, shortened, weights_digest, weights_file
+from models.teachers.image_teacher import ImageTeacher
+from models.teachers.teacher import shortened, weights_digest, weights_file
 from stores.errors import TeacherError
 
 RELEASES: Final = "https://github.com/deepglint/unicom/releases/download"
@@ -90,10 +90,8 @@ class UnicomViT(nn.Module):
         return features
 
 
-class UnicomTeacher(Teacher):
+class UnicomTeacher(ImageTeacher):
     """A Unicom model with a published or local checkpoint."""
-
-    modality = "image"
 
     def __init__(
         self, name: str, weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]
@@ -103,7 +101,7 @@ class UnicomTeacher(Teacher):
         path = weights_file(weights, f"unicom:{name}") if weights else _download(name, model)
         _load_strictly(network, path, name)
         self._network = network.eval().to(device)
-        self._transform = v2.Compose(
+        transform = v2.Compose(
             [
                 v2.Resize(model.image_size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
                 v2.CenterCrop(model.image_size),
@@ -112,13 +110,15 @@ class UnicomTeacher(Teacher):
                 v2.Normalize(MEAN, STD),
             ]
         )
-        identity = [weights_digest(network), repr(self._transform)]
-        super().__init__(spec=f"unicom:{name}", dim=model.dim, precision=precision, device=device, identity=identity)
-
-    def preprocess(self, item: Image.Image) -> Tensor:
-        """Resize the short side bicubically, crop the centre, normalise: (3, S, S) float32."""
-        tensor: Tensor = self._transform(item)
-        return tensor
+        weighed = weights_digest(network)
+        super().__init__(
+            spec=f"unicom:{name}",
+            dim=model.dim,
+            precision=precision,
+            device=device,
+            weights=weighed,
+            transform=transform,
+        )
 
     def forward(self, batch: Tensor) -> Tensor:
         features: Tensor = self._network(batch.to(self.device, non_blocking=True))

@@ -15,7 +15,6 @@ from typing import Final, Literal, Protocol, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from models.aligned import AlignedModel
@@ -42,8 +41,12 @@ class MeasuredModel(Protocol):
     modalities: tuple[str, ...]
     """What it embeds; the methods for another modality are not called (see `require`)."""
 
-    def prepare_image(self, image: Image.Image) -> Tensor:
-        """Return an RGB image as the model takes it, (3, S, S); called from threads."""
+    def prepare_image(self, data: bytes) -> Tensor:
+        """Return an image file as the model takes it, (3, S, S); called from threads.
+
+        Raises:
+            DecodingError: the bytes are no image, or a truncated one.
+        """
 
     def encode_images(self, prepared: list[Tensor]) -> NDArray[np.float32]:
         """Return the uni-modal embeddings of a batch of prepared images: (n, D), not normalised."""
@@ -75,8 +78,8 @@ class StudentModel:
         self.parameters, self.temperatures = parameters, temperatures
         self.aligned = aligned.eval().to(device)
 
-    def prepare_image(self, image: Image.Image) -> Tensor:
-        return self._input("image", Pixels).prepare(image)
+    def prepare_image(self, data: bytes) -> Tensor:
+        return self._input("image", Pixels).prepare(data)
 
     def encode_images(self, prepared: list[Tensor]) -> NDArray[np.float32]:
         with torch.inference_mode(), self._autocast():
@@ -112,8 +115,8 @@ class TeacherModel:
         self.modality, self.fingerprint = teacher.modality, teacher.fingerprint
         self.modalities: tuple[str, ...] = (teacher.modality,)
 
-    def prepare_image(self, image: Image.Image) -> Tensor:
-        prepared: Tensor = self._teacher.preprocess(image)
+    def prepare_image(self, data: bytes) -> Tensor:
+        prepared: Tensor = self._teacher.preprocess_file(data)
         return prepared
 
     def encode_images(self, prepared: list[Tensor]) -> NDArray[np.float32]:
