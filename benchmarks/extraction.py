@@ -32,21 +32,22 @@ def benchmark() -> Result | None:
     if not PICTURES.is_dir():
         return None
     with tempfile.TemporaryDirectory() as folder:
-        return _measure(Path(folder))
+        return measure(Path(folder), PICTURES, "auto")
 
 
-def _measure(folder: Path) -> Result:
+def measure(folder: Path, pictures: Path, device: str) -> Result:
+    """Measure on a folder of JPEGs; the store and the weights lie in `folder`."""
     entries = [
-        {"filename": path.name, "split": "test", "sentences": [{"raw": path.stem}]} for path in PICTURES.glob("*.jpg")
+        {"filename": path.name, "split": "test", "sentences": [{"raw": path.stem}]} for path in pictures.glob("*.jpg")
     ]
     source = folder / "dataset.json"
     source.write_text(json.dumps({"images": sorted(entries, key=lambda entry: str(entry["filename"]))}))
-    data = Data(source=str(source), images=str(PICTURES))
+    data = Data(source=str(source), images=str(pictures))
     layout, settings = Layout(folder / "store"), Extract()
     quiet = Progress(disable=True)
     layout.root.mkdir()
     shards = ingest(open_source(data), data, settings.shard_size, layout, quiet).shards
-    engine = InProcess(random_unicom(folder), settings, "auto")
+    engine = InProcess(random_unicom(folder), settings, device)
     teacher = engine.teacher
     ready = _ready_batches(teacher, layout, shards, batch_size(teacher, settings))
     count = sum(shard.samples for shard in shards)
