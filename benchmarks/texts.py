@@ -14,8 +14,8 @@ from rich.progress import Progress
 from sentence_transformers import SentenceTransformer
 
 from benchmarks.measure import Result, in_turn, seconds
+from models.packaged_weights import packaged_file
 from models.teachers import TeacherSpec
-from models.teachers.sentences import minilm_folder
 from pipeline.encode import extract_features
 from pipeline.encode.local import InProcess
 from pipeline.ingest import ingest
@@ -65,7 +65,7 @@ def end_to_end(
 
 def _measure(folder: Path, texts: Sequence[str], bound: float, rounds: int) -> Result:
     engine, run = end_to_end(folder, texts, Extract(precision="fp32"), "auto")
-    plain = SentenceTransformer(str(minilm_folder()), device=str(engine.teacher.device))
+    plain = SentenceTransformer(str(packaged_file("minilm").parent), device=str(engine.teacher.device))
     sample = texts[:1000]
     best = min(SIZES, key=lambda size: seconds(lambda: plain.encode(sample, batch_size=size)))
     ours, theirs, ratio = in_turn(run, lambda: plain.encode(list(texts), batch_size=best), rounds)

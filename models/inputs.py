@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from models.preprocessing import Preprocessing, Transform
+from stores import Store
+from stores.features import FeatureRows
 from stores.images import decode_rgb
 from stores.modality import Level
 
@@ -47,7 +49,7 @@ class Items(Protocol):
     def text(self, row: int) -> str:
         """Return the text of a caption."""
 
-    def stored(self, name: str, rows: Rows) -> NDArray[np.float16]:
+    def stored(self, name: str, rows: Rows) -> NDArray[np.floating[Any]]:
         """Return rows of stored features: (n, …)."""
 
     def present(self, name: str, rows: Rows) -> NDArray[np.bool_] | None:
@@ -139,6 +141,10 @@ class Stored(Input):
 
     def __init__(self, name: str, level: Level = "sample") -> None:
         self.reads, self.level = (name,), level
+
+    def features(self, store: Store) -> FeatureRows:
+        """Return what a store holds under the name."""
+        return store.features(self.reads[0])
 
     def present(self, items: Items, rows: Rows) -> NDArray[np.bool_] | None:
         return items.present(self.reads[0], rows)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import models.small_conv  # noqa: F401 — registers the embedded student's tower with timm
 from models.export import exported
 from models.preprocessing import Transform
-from models.student import Parts
+from models.student import Halves, Parts
 from stores.console import console
 from stores.errors import StudentError
 
@@ -72,6 +72,11 @@ class OpenClipStudent(nn.Module):
         text = [child for name, child in self.model.named_children() if name != "visual"]
         return {"image": [self.model.visual], "text": [*text, *self.model.parameters(recurse=False)]}
 
+    @property
+    def halves(self) -> dict[str, Halves]:
+        """By modality, its tower, which freezing takes whole, and nothing after it."""
+        return {"image": (self.encode_image, _unchanged), "text": (self.encode_text, _unchanged)}
+
     def set_grad_checkpointing(self) -> None:
         """Compute activations again in the backward pass.
 
@@ -95,6 +100,10 @@ class OpenClipStudent(nn.Module):
                     f"The {tower} tower of {self.name} cannot do gradient checkpointing. Leave "
                     f"student.gradient_checkpointing out, or freeze that tower: student.freeze=[{tower}]."
                 )
+
+
+def _unchanged(embedding: Tensor) -> Tensor:
+    return embedding
 
 
 def _encode_cut(model: open_clip.CLIP, tokens: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from stores.errors import StudentError
 from stores.plugins import import_factory
 
 Parts = Sequence[nn.Module | nn.Parameter]
+Halves = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 
 
 class Student(Protocol):
@@ -51,6 +52,8 @@ class TwoTowers(Protocol):
 
     - `similarity(images (N, D), texts (M, D)) -> (N, M)`; without it embeddings are compared by their cosine.
     - `padding`: the token that fills the end of a text; with it the texts of a batch come as long as its longest.
+    - `halves`: by modality, what `student.freeze` freezes, (N, …) inputs to (N, …) outputs, and what still learns after
+      it, those to (N, D). A frozen half's outputs are computed once.
     """
 
     embed_dim: int
@@ -79,11 +82,28 @@ class StudentOfTwoTowers:
         }
         similarity = getattr(towers, "similarity", None)
         self.scorer: Scorer = Cosine() if similarity is None else OwnSimilarity(similarity)
+        self.halves: Mapping[str, Halves] = getattr(towers, "halves", {})
+        self._reads_outputs: set[str] = set()
+
+    def frozen_half(self, modality: str, tensors: Tensors) -> Tensor:
+        """Return what the first half of a tower makes of n items: (n, …)."""
+        return self.halves[modality][0](_values(tensors))
+
+    def read_outputs(self, modality: str, given: Input) -> None:
+        """Take a modality's items from now on as what the first half of their tower made of them."""
+        self.inputs[modality] = given
+        self._reads_outputs.add(modality)
 
     def encode(self, modality: str, tensors: Tensors) -> Encoded:
+        if modality in self._reads_outputs:
+            return Encoded(self.halves[modality][1](_values(tensors)))
         if isinstance(tensors, Padded):
             return Encoded(self._towers.encode_text(tensors.values))
         return Encoded(self._towers.encode_image(tensors))
+
+
+def _values(tensors: Tensors) -> Tensor:
+    return tensors.values if isinstance(tensors, Padded) else tensors
 
 
 MEMBERS: Final = (*Student.__annotations__, "encode")
@@ -102,8 +122,9 @@ def load_student(settings: parameters.Student) -> Any:
     are, whoever calls `train()`.
 
     Args:
-        settings: `model` is `open-clip:<model>[/<pretrained tag or file>]`, or `package.module:factory`: a factory is
-            called without arguments and returns a torch module that is a `Student` or a `TwoTowers`.
+        settings: `model` is `open-clip:<model>[/<pretrained tag or file>]`, `towers:<image encoder>+<text encoder>`,
+            or `package.module:factory`: a factory is called without arguments and returns a torch module that is a
+            `Student` or a `TwoTowers`.
 
     Raises:
         StudentError: there is no such student, or it cannot be loaded, or lacks what the settings ask for.
@@ -133,10 +154,14 @@ def _load(spec: str) -> Any:
 
         model, _, pretrained = name.partition("/")
         return OpenClipStudent(model, pretrained or None)
+    if family == "towers":
+        from models.two_encoders import two_encoders
+
+        return two_encoders(name)
     if not re.fullmatch(r"[\w.]+:\w+", spec):
         raise StudentError(
-            f"No student is called {spec!r}. Expected open-clip:<model>[/<pretrained tag or file>] "
-            f"or package.module:factory."
+            f"No student is called {spec!r}. Expected open-clip:<model>[/<pretrained tag or file>], "
+            f"towers:<image encoder>+<text encoder>[@<dimensions>], or package.module:factory."
         )
     student: Any = import_factory(spec, StudentError)()
     members = MEMBERS if hasattr(student, "encode") else TWO_TOWERS

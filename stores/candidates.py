@@ -12,8 +12,8 @@ of either teacher finds near; the evidence is then taken from the features, sinc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,16 @@ BLOCK: Final = 1024
 _ELEMENTS: Final = 1 << 22
 """Feature values that are gathered at once."""
 
+PAIR: Final = np.dtype(
+    [(name, np.int64) for name in ("low", "high", "low_caption", "high_caption")]
+    + [(name, np.float32) for name in ("text", "image")]
+)
+"""A pair of samples; of its captions those two that are nearest, and the similarities of these and of the images."""
+
 Rows = NDArray[np.int64]
 Values = NDArray[np.float32]
+Pairs = NDArray[Any]
+"""(n,) of `PAIR`."""
 
 
 @dataclass(frozen=True)
@@ -46,35 +54,6 @@ class Runs:
         """Return (n, longest) rows; a shorter run repeats its last."""
         places = np.arange(self.count.max())
         return self.first[:, None] + np.minimum(places, self.count[:, None] - 1)
-
-
-@dataclass(frozen=True)
-class CandidatePairs:
-    """Pairs of samples: n of them, each array (n,)."""
-
-    low: Rows
-    high: Rows
-    low_caption: Rows
-    """The caption of `low` that is nearest to one of `high`, which is `high_caption`."""
-    high_caption: Rows
-    text: Values
-    image: Values
-
-    @classmethod
-    def empty(cls) -> CandidatePairs:
-        """Return no pairs."""
-        rows, values = np.empty(0, np.int64), np.empty(0, np.float32)
-        return cls(rows, rows, rows, rows, values, values)
-
-    def __len__(self) -> int:
-        return len(self.low)
-
-    def __getitem__(self, places: NDArray[np.int64] | NDArray[np.bool_]) -> CandidatePairs:
-        return CandidatePairs(*(getattr(self, field.name)[places] for field in fields(self)))
-
-    def __add__(self, other: CandidatePairs) -> CandidatePairs:
-        both = ([getattr(one, field.name) for one in (self, other)] for field in fields(self))
-        return CandidatePairs(*(np.concatenate(arrays) for arrays in both))
 
 
 class Evidence:
@@ -118,11 +97,14 @@ class Evidence:
             found[:, places] = ours[each, of_one], theirs[each, of_other]
         return np.where(np.isfinite(similarity), similarity, np.float32(np.nan)), found[0], found[1]
 
-    def pairs(self, low: Rows, high: Rows) -> CandidatePairs:
+    def pairs(self, low: Rows, high: Rows) -> Pairs:
         """Return the evidence about the samples `low` (n,) and `high` (n,), without pairs that a teacher failed on."""
-        text, low_caption, high_caption = self.nearest_captions(self.captions(low), self.captions(high))
-        found = CandidatePairs(low, high, low_caption, high_caption, text, self.image_similarity(low, high))
-        return found[np.isfinite(found.text) & np.isfinite(found.image)]
+        found = np.empty(len(low), PAIR)
+        found["low"], found["high"], found["image"] = low, high, self.image_similarity(low, high)
+        nearest = self.nearest_captions(self.captions(low), self.captions(high))
+        found["text"], found["low_caption"], found["high_caption"] = nearest
+        known: Pairs = found[np.isfinite(found["text"]) & np.isfinite(found["image"])]
+        return known
 
 
 class Candidates:

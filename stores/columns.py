@@ -16,7 +16,7 @@ class Column:
     """A column of a store's table; what is not asked for is never read."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
-        self._chunks = column.chunks
+        self._chunks, self._type = column.chunks, column.type
         self._bounds = np.concatenate([[0], np.cumsum([len(chunk) for chunk in self._chunks])]).astype(np.int64)
 
     def __len__(self) -> int:
@@ -39,11 +39,8 @@ class Column:
             start, end = int(self._bounds[owner]), min(last, int(self._bounds[owner + 1]))
             pieces.append(self._chunks[owner].slice(first - start, end - first))
             first, owner = end, owner + 1
-        return pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces or [self._empty()])
+        return pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces or [pa.array([], self._type)])
 
     def values(self, rows: NDArray[np.int64]) -> list[Any]:
         """Return the values at `rows` (n,) as Python objects, in their order; meant for few."""
         return [self.run(int(row), 1)[0].as_py() for row in rows]
-
-    def _empty(self) -> pa.Array:
-        return self._chunks[0].slice(0, 0) if self._chunks else pa.array([])

@@ -7,13 +7,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import click
 
 from stores.errors import CusaError
 from stores.threads import yield_to_neighbours
+
+GOES_ON: Final = "Run the same command again to go on from what is finished."
 
 
 def leave_interrupts_to_the_parent(_: int) -> None:
@@ -34,7 +37,7 @@ def _wait_for_the_parent() -> None:
 
 
 @contextmanager
-def resumable() -> Iterator[None]:
+def resumable(advice: Callable[[], str] = lambda: GOES_ON) -> Iterator[None]:
     """Turn Ctrl-C (exit code 130, as shells expect) and a full or forbidden disk (2) into a word on how to go on.
 
     What works within loads its libraries there, and with a thought for whoever else is at work on the machine.
@@ -43,7 +46,7 @@ def resumable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        click.echo("Stopped. Run the same command again to go on from what is finished.", err=True)
+        click.echo(f"Stopped. {advice()}", err=True)
         sys.exit(130)
     except OSError as error:
         what = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"

@@ -64,6 +64,10 @@ class StudentError(CusaError):
     """A student cannot be found, loaded, or used."""
 
 
+class WeightsError(CusaError):
+    """Pretrained weights are absent, or are not the genuine ones."""
+
+
 class StoreError(CusaError):
     """The store is absent, of another format, or damaged."""
 

@@ -17,16 +17,17 @@ import threading
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from stores.atomic import atomic_path
-from stores.errors import StoreError
+from stores.errors import DamagedStoreError, StoreError
 from stores.layout import Layout
 from stores.manifest import FeatureSet, Shard
+from stores.modality import Level
 from stores.ownership import is_plain
 
 PART_FORMAT: Final = 2
@@ -124,14 +125,40 @@ def _checksum(features: NDArray[np.float16], valid: NDArray[np.bool_]) -> str:
     return digest.hexdigest()
 
 
+class FeatureRows(Protocol):
+    """Features of a whole store, found by global row."""
+
+    @property
+    def level(self) -> Level:
+        """Which rows of the store they belong to."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a row."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of a number."""
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """(rows,) bool: which rows have features."""
+
+    def gather(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the features of global rows (n,), in their order: (n, *shape)."""
+
+
 class Features:
     """The features of one name over a whole store, found by global row.
 
-    Parts are mapped on first touch, in each process for itself: nothing of HDF5 stays open, and a pickle carries
-    paths alone.
+    Parts are mapped on first touch, in each process for itself: nothing of HDF5 stays open, and a pickle carries no
+    data.
     """
 
+    dtype = np.dtype(np.float16)
+
     def __init__(self, layout: Layout, slug: str, shards: tuple[Shard, ...], entry: FeatureSet) -> None:
+        self._made_of = layout, slug, shards, entry
         self.slug = slug
         self.modality, self.level = entry.modality, entry.level
         self.shape, self.dim, self.unit = entry.shape, entry.dim, entry.unit
@@ -139,23 +166,15 @@ class Features:
         self._paths = [layout.features(slug, shard.name) for shard in shards]
         self._counts = [shard.rows(entry.level) for shard in shards]
         self._bounds = np.concatenate([[0], np.cumsum(self._counts)]).astype(np.int64)
-        self._forget()
+        self._lock = threading.Lock()
+        self._parts: dict[int, NDArray[np.float16]] = {}
+        self._view = _View.empty(len(self._paths), self.dim)
 
     def __len__(self) -> int:
         return int(self._bounds[-1])
 
-    def __getstate__(self) -> dict[str, Any]:
-        local = ("_parts", "_view", "_lock")
-        return {name: value for name, value in self.__dict__.items() if name not in local}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget()
-
-    def _forget(self) -> None:
-        self._lock = threading.Lock()
-        self._parts: dict[int, NDArray[np.float16]] = {}
-        self._view = _View.empty(len(self._paths), self.dim)
+    def __reduce__(self) -> tuple[type[Features], tuple[Any, ...]]:
+        return Features, self._made_of
 
     def gather(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float16]:
         """Return the features of the global `rows` (n,), in their order and with repeats: (n, *shape) float16.
@@ -260,11 +279,8 @@ def _open_part(path: Path, shape: tuple[int, ...], fingerprint: str) -> h5py.Fil
             and (features.id.get_offset() or int(shape[0] > 0)) % features.dtype.itemsize == 0
         )
     except (OSError, KeyError, RuntimeError) as error:
-        raise StoreError(f"{path} cannot be read ({error}). Run cusa-extract again: it repairs the store.") from None
+        raise DamagedStoreError(f"cannot be read ({error})", path=path) from None
     if not whole:
         file.close()
-        raise StoreError(
-            f"{path} is not the contiguous float16 part of the shape {shape} that the manifest names. "
-            f"Run cusa-extract again: it repairs the store."
-        )
+        raise DamagedStoreError(path=path, expected=f"contiguous float16 rows of the shape {shape}, as in the manifest")
     return file

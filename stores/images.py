@@ -5,16 +5,14 @@ from __future__ import annotations
 import io
 import mmap
 import warnings
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from functools import cached_property, lru_cache
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from stores import tables
 from stores.errors import DamagedStoreError
@@ -40,17 +38,6 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 
-_TURNS: Final[dict[object, Image.Transpose]] = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What undoes each value of the EXIF orientation."""
-
 
 class DecodingError(OSError):
     """Bytes are no image, or a truncated one."""
@@ -67,8 +54,8 @@ def decode_rgb(data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             image.load()
-            turn = _TURNS.get(_orientation(image))
-            return _as_rgb(image if turn is None else image.transpose(turn))
+            _turn_upright(image)
+            return _as_rgb(image)
     except MemoryError:
         raise  # the machine's fault, not the image's
     except Exception as error:
@@ -83,21 +70,21 @@ def is_plain_jpeg(data: bytes) -> bool:
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            plain = image.format == "JPEG" and image.mode in ("RGB", "L")
-            return plain and _orientation(image) not in _TURNS
+            upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            return upright and image.format == "JPEG" and image.mode in ("RGB", "L")
     except MemoryError:
         raise
     except Exception:  # see decode_rgb
         return False
 
 
-def _orientation(image: Image.Image) -> object:
+def _turn_upright(image: Image.Image) -> None:
     try:
-        return image.getexif().get(ExifTags.Base.Orientation)
+        ImageOps.exif_transpose(image, in_place=True)
     except MemoryError:
         raise
-    except Exception:  # damaged EXIF is passed over, as viewers do; what it raises has no common base either
-        return None
+    except Exception:  # noqa: S110 - damaged EXIF is passed over, as viewers do; what it raises has no common base either
+        pass
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
@@ -126,70 +113,45 @@ class Images:
 
     Random access by row, not a stream, is what lets a run resume at any sample with any number of workers. Tars are
     mapped on first touch in each process for itself, with their rows of samples.arrow, so that memory does not grow
-    with the store; a pickle carries paths alone.
+    with the store; a pickle carries no data.
     """
 
     def __init__(self, layout: Layout, shards: Sequence[Shard]) -> None:
-        self._layout = layout
-        self._names = [shard.name for shard in shards]
+        self._layout, self._shards = layout, shards
         self._bounds = np.cumsum([0, *(shard.samples for shard in shards)])
-        self._forget()
+        self._mapped = lru_cache(MAPPED_SHARDS)(self._map)
 
     def __len__(self) -> int:
         return int(self._bounds[-1])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_mapped", "_samples")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget()
-
-    def _forget(self) -> None:
-        self._mapped: OrderedDict[int, _MappedShard] = OrderedDict()
-        self._samples: pa.ipc.RecordBatchFileReader | None = None
+    def __reduce__(self) -> tuple[type[Images], tuple[Layout, Sequence[Shard]]]:
+        return Images, (self._layout, self._shards)
 
     def __getitem__(self, row: int) -> bytes:
         """Return the bytes of the image file of sample `row`."""
         number = int(np.searchsorted(self._bounds, row, side="right")) - 1
-        shard = self._map(number)
+        tar, offsets, lengths = self._mapped(number)
         place = row - int(self._bounds[number])
-        start, length = int(shard.offsets[place]), int(shard.lengths[place])
-        if not 0 <= start <= start + length <= len(shard.tar):
-            path, expected = self._layout.shard(self._names[number]), f"at least {start + length} bytes"
-            raise DamagedStoreError(path=path, where=f"row {row}", found=len(shard.tar), expected=expected)
-        return shard.tar[start : start + length]
+        start, length = int(offsets[place]), int(lengths[place])
+        if not 0 <= start <= start + length <= len(tar):
+            path, expected = self._layout.shard(self._shards[number].name), f"at least {start + length} bytes"
+            raise DamagedStoreError(path=path, where=f"row {row}", found=len(tar), expected=expected)
+        return tar[start : start + length]
 
-    def _map(self, number: int) -> _MappedShard:
-        if number in self._mapped:
-            self._mapped.move_to_end(number)
-            return self._mapped[number]
-        if len(self._mapped) >= MAPPED_SHARDS:
-            self._mapped.popitem(last=False)[1].tar.close()
-        if self._samples is None:
-            self._samples = tables.open_batches(self._layout.samples, tables.SAMPLES)
-            if self._samples.num_record_batches != len(self._names):
-                path, found = self._layout.samples, self._samples.num_record_batches
-                raise DamagedStoreError("batches of rows", path=path, found=found, expected=len(self._names))
-        rows = self._samples.get_batch(number)
-        self._mapped[number] = _MappedShard(
-            tar=_map_file(self._layout.shard(self._names[number])),
-            offsets=rows["image_offset"].to_numpy(),
-            lengths=rows["image_bytes"].to_numpy(),
-        )
-        return self._mapped[number]
+    @cached_property
+    def _samples(self) -> pa.ipc.RecordBatchFileReader:
+        samples = tables.open_batches(self._layout.samples, tables.SAMPLES)
+        if samples.num_record_batches != len(self._shards):
+            path, found = self._layout.samples, samples.num_record_batches
+            raise DamagedStoreError("batches of rows", path=path, found=found, expected=len(self._shards))
+        return samples
 
-
-@dataclass(frozen=True, kw_only=True)
-class _MappedShard:
-    tar: mmap.mmap
-    offsets: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-
-
-def _map_file(path: Path) -> mmap.mmap:
-    try:
-        with path.open("rb") as stream:
-            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise DamagedStoreError(f"cannot be read ({error})", path=path) from None
+    def _map(self, number: int) -> tuple[mmap.mmap, NDArray[np.int64], NDArray[np.int64]]:
+        """Return the tar of a shard, and where each image lies in it: offsets and lengths (n,)."""
+        rows, path = self._samples.get_batch(number), self._layout.shard(self._shards[number].name)
+        try:
+            with path.open("rb") as stream:
+                tar = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise DamagedStoreError(f"cannot be read ({error})", path=path) from None
+        return tar, rows["image_offset"].to_numpy(), rows["image_bytes"].to_numpy()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -35,56 +34,26 @@ def shard_name(split: str, number: int) -> str:
     return f"{split}-{number:06d}"
 
 
-@dataclass(frozen=True)
 class Layout:
     """The paths within the store at `root`."""
 
-    root: Path
-
-    @property
-    def mark(self) -> Path:
-        """The file that says that the folder is a store, finished or not; only such a folder is written to."""
-        return self.root / "store.txt"
-
-    @property
-    def lock(self) -> Path:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.mark = root / "store.txt"
+        """Says that the folder is a store, finished or not; only such a folder is written to."""
+        self.lock = root / "store.lock"
         """The file that the one writing run holds."""
-        return self.root / "store.lock"
-
-    @property
-    def manifest(self) -> Path:
-        return self.root / "manifest.json"
-
-    @property
-    def former_manifest(self) -> Path:
+        self.manifest = root / "manifest.json"
+        self.former_manifest = root / "manifest.former.json"
         """The manifest of the last finished run, while another changes what it names."""
-        return self.root / "manifest.former.json"
-
-    @property
-    def samples(self) -> Path:
-        return self.root / "samples.arrow"
-
-    @property
-    def captions(self) -> Path:
-        return self.root / "captions.arrow"
-
-    @property
-    def classes(self) -> Path:
-        return self.root / "classes.arrow"
-
-    @property
-    def relevance(self) -> Path:
+        self.samples = root / "samples.arrow"
+        self.captions = root / "captions.arrow"
+        self.classes = root / "classes.arrow"
+        self.relevance = root / "relevance.arrow"
         """Every (caption row, sample row) that truly belong together, where the source knows."""
-        return self.root / "relevance.arrow"
-
-    @property
-    def caption_pairs(self) -> Path:
+        self.caption_pairs = root / "caption_pairs.arrow"
         """Graded pairs of captions (row, row, similarity), where the source knows."""
-        return self.root / "caption_pairs.arrow"
-
-    @property
-    def quarantine(self) -> Path:
-        return self.root / "quarantine.jsonl"
+        self.quarantine = root / "quarantine.jsonl"
 
     def shard(self, name: str) -> Path:
         return self.root / "shards" / f"{name}.tar"

@@ -10,13 +10,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from stores.candidates import BLOCK, CandidatePairs, Candidates, Evidence, Rows, Values
+from stores.candidates import BLOCK, PAIR, Candidates, Evidence, Pairs, Rows, Values
 from stores.columns import Column
 from stores.console import progress_bar
 from stores.errors import StoreError
@@ -47,63 +46,45 @@ IMAGE_WEIGHT: Final = 0.5
 RANDOM_PAIRS: Final = 20_000
 
 
-@dataclass(frozen=True)
-class Spread:
-    """How one modality's similarity is spread over random pairs."""
+class Calibration(NamedTuple):
+    """The similarities of random pairs by either teacher, sorted, (n,) each; those of candidates are judged by them."""
 
-    random: Values
-    """Sorted."""
+    text: Values
+    image: Values
 
-    @classmethod
-    def of(cls, similarity: Values) -> Spread:
-        """Return the spread of the similarities (n,), of which NaN are left out."""
-        return cls(np.sort(similarity[np.isfinite(similarity)]))
-
-    def z(self, similarity: Values) -> Values:
-        """Return how many standard deviations each lies above the mean."""
-        z: Values = (similarity - self.random.mean()) / np.float32(max(float(self.random.std()), 1e-6))
-        return z
-
-    def percentile(self, similarity: Values) -> Values:
-        """Return the percentage of random pairs that each is above."""
-        share = np.searchsorted(self.random, similarity) / len(self.random)
-        return (100 * share).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What a score is made of."""
-
-    text: Spread
-    image: Spread
-
-    def score(self, pairs: CandidatePairs) -> Values:
+    def score(self, pairs: Pairs) -> Values:
         """Return the score of each pair."""
-        return self.text.z(pairs.text) + IMAGE_WEIGHT * self.image.z(pairs.image)
+        text, image = (
+            (pairs[name] - random.mean()) / np.float32(max(float(random.std()), 1e-6))
+            for name, random in self._asdict().items()
+        )
+        scores: Values = text + IMAGE_WEIGHT * image
+        return scores
 
 
 def missing_matches(
     store: Store, evidence: Evidence, split: str, searched: Rows | None = None, *, count: int, width: int
 ) -> pa.Table:
-    """Return the `count` pairs with the highest scores, best first; the schema is `LISTED`.
+    """Return the `count` pairs of a split with the highest scores, best first; the schema is `LISTED`.
 
-    Args:
-        store: the store, whose indices of both teachers are searched.
-        evidence: what its teachers say.
-        split: where to search; it has two samples or more.
-        searched: consecutive rows of samples, of which every pair has one at least; without them, the whole split.
-        count: how many pairs are listed.
-        width: how many neighbours of each row are candidates.
+    The split has two samples or more. Every pair has one at least of the consecutive rows `searched`, without which the
+    whole split is searched; of each row, the `width` nearest neighbours are candidates.
 
     Raises:
         StoreError: an index is absent or damaged, or a teacher failed on all rows that were looked at.
     """
     samples = store.rows(split, "sample")
-    calibration = _calibrate(evidence, samples)
-    found = _best(
-        store, evidence, calibration, split, samples if searched is None else searched, count=count, width=width
-    )
-    return _listed(store, found, calibration)
+    searched = samples if searched is None else searched
+    calibration, candidates = _calibrate(evidence, samples), Candidates(store, evidence, split, width)
+    best = np.empty(0, PAIR)
+    with progress_bar() as progress:
+        task = progress.add_task(f"pairs of {split}", total=len(searched), note="")
+        for start in range(0, len(searched), BLOCK):
+            block = searched[start : start + BLOCK]
+            found = evidence.pairs(*candidates.of(block))
+            best = _best(np.concatenate([best, found]), calibration, count)
+            progress.advance(task, len(block))
+    return _listed(store, best, calibration)
 
 
 def _calibrate(evidence: Evidence, samples: Rows) -> Calibration:
@@ -115,49 +96,35 @@ def _calibrate(evidence: Evidence, samples: Rows) -> Calibration:
     chosen = captions.first + random.integers(captions.count)
     single = type(captions)(chosen, np.ones(RANDOM_PAIRS, np.int64))
     text, *_ = evidence.nearest_captions(single, evidence.captions(other))
-    calibration = Calibration(Spread.of(text), Spread.of(evidence.image_similarity(one, other)))
-    for slug, spread in ((evidence.text_slug, calibration.text), (evidence.image_slug, calibration.image)):
-        if not len(spread.random):
+    spreads = (np.sort(values[np.isfinite(values)]) for values in (text, evidence.image_similarity(one, other)))
+    calibration = Calibration(*spreads)
+    for slug, spread in zip((evidence.text_slug, evidence.image_slug), calibration, strict=True):
+        if not len(spread):
             raise StoreError(f"{slug} failed on all rows that were looked at; cusa-store verify says more.")
     return calibration
 
 
-def _best(
-    store: Store, evidence: Evidence, calibration: Calibration, split: str, searched: Rows, *, count: int, width: int
-) -> CandidatePairs:
-    """Return the `count` pairs of samples with the highest scores, best first."""
-    candidates = Candidates(store, evidence, split, width)
-    best = CandidatePairs.empty()
-    with progress_bar() as progress:
-        task = progress.add_task(f"pairs of {split}", total=len(searched), note="")
-        for start in range(0, len(searched), BLOCK):
-            block = searched[start : start + BLOCK]
-            best = _merged(best, evidence.pairs(*candidates.of(block)), calibration, count)
-            progress.advance(task, len(block))
-    return best
+def _best(pairs: Pairs, calibration: Calibration, count: int) -> Pairs:
+    """Return the `count` pairs with the highest scores, best first; a pair of samples found from either side is one."""
+    _, once = np.unique(np.stack([pairs["low"], pairs["high"]], axis=1), axis=0, return_index=True)
+    pairs = pairs[once]
+    return pairs[np.lexsort((pairs["high"], pairs["low"], -calibration.score(pairs)))[:count]]
 
 
-def _merged(best: CandidatePairs, new: CandidatePairs, calibration: Calibration, count: int) -> CandidatePairs:
-    """Return the best `count` of both, best first; a pair of samples found from either side is one."""
-    both = best + new
-    _, once = np.unique(np.stack([both.low, both.high], axis=1), axis=0, return_index=True)
-    both = both[once]
-    return both[np.lexsort((both.high, both.low, -calibration.score(both)))[:count]]
-
-
-def _listed(store: Store, found: CandidatePairs, calibration: Calibration) -> pa.Table:
+def _listed(store: Store, found: Pairs, calibration: Calibration) -> pa.Table:
     """Return the pairs as rows of the list, each with the shorter caption and the other sample's image."""
     texts, ids, digests = (
         Column(store.captions["text"]),
         Column(store.samples["source_id"]),
         Column(store.samples["image_sha256"]),
     )
-    low, high = texts.values(found.low_caption), texts.values(found.high_caption)
+    low, high = texts.values(found["low_caption"]), texts.values(found["high_caption"])
     of_low = np.array([len(ours) <= len(theirs) for ours, theirs in zip(low, high, strict=True)], dtype=bool)
-    own, suggested = np.where(of_low, found.low, found.high), np.where(of_low, found.high, found.low)
-    caption_rows = np.where(of_low, found.low_caption, found.high_caption)
-    nearest_rows = np.where(of_low, found.high_caption, found.low_caption)
+    own, suggested = np.where(of_low, found["low"], found["high"]), np.where(of_low, found["high"], found["low"])
+    caption_rows = np.where(of_low, found["low_caption"], found["high_caption"])
+    nearest_rows = np.where(of_low, found["high_caption"], found["low_caption"])
     captions, nearest = texts.values(caption_rows), texts.values(nearest_rows)
+    spreads = calibration._asdict().items()
     return pa.table(
         {
             "caption_row": caption_rows,
@@ -168,10 +135,12 @@ def _listed(store: Store, found: CandidatePairs, calibration: Calibration) -> pa
             "image_source_id": ids.values(suggested),
             "nearest_caption_row": nearest_rows,
             "nearest_caption": nearest,
-            "text_similarity": found.text,
-            "image_similarity": found.image,
-            "text_percentile": calibration.text.percentile(found.text),
-            "image_percentile": calibration.image.percentile(found.image),
+            "text_similarity": found["text"],
+            "image_similarity": found["image"],
+            **{
+                f"{name}_percentile": 100 * np.searchsorted(random, found[name]) / len(random)
+                for name, random in spreads
+            },
             "score": calibration.score(found),
             "identical_caption": [ours == theirs for ours, theirs in zip(captions, nearest, strict=True)],
             "identical_image": [a == b for a, b in zip(digests.values(own), digests.values(suggested), strict=True)],

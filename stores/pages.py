@@ -13,17 +13,18 @@ from stores.ownership import write_signed
 
 
 def write_html(path: Path, template: Path, **values: object) -> None:
-    """Write the page that `template`, with `values` for its names, makes to `path`, atomically.
+    """Write the page that `template`, with `values` for its names, makes to `path`, atomically."""
+    # A NUL is nothing that a page can hold.
+    write_signed(path, rendered(template, **values).replace("\0", "\N{REPLACEMENT CHARACTER}"))
 
-    A template may extend, import and include its neighbours, and `page.html`.
-    """
+
+def rendered(template: Path, **values: object) -> str:
+    """Return what `template` makes of `values`; it may extend, import and include its neighbours, and `page.html`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
-        autoescape=True,
+        autoescape=jinja2.select_autoescape(["html"]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template(template.name).render(**values)
-    # A NUL is nothing that a page can hold.
-    write_signed(path, page.replace("\0", "\N{REPLACEMENT CHARACTER}"))
+    return environment.get_template(template.name).render(**values)

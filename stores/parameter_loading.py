@@ -25,13 +25,9 @@ P = TypeVar("P", ExtractParameters, TrainParameters)
 def load_parameters(
     kind: type[P], path: Path | None = None, flags: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
 ) -> P:
-    """Load the sections of `kind` from the YAML file at `path`, then apply the flags and overrides.
+    """Load the sections of `kind` from the YAML file at `path` (or ./params.yaml), then apply flags and overrides.
 
-    Args:
-        kind: which sections.
-        path: by default ./params.yaml, if it exists.
-        flags: values by `section.key`; None keeps the file's.
-        overrides: `section.key=value` strings, the value in YAML.
+    Flags are values by `section.key`, of which None keeps the file's; overrides `section.key=value`, the value in YAML.
 
     Raises:
         ParameterError: the file cannot be read, a key is unknown (the message names the nearest) or a value invalid.

@@ -6,7 +6,7 @@ params.yaml (a test compares them), so a user's own file names only what differs
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_type_hints
 
 import pydantic
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -248,17 +248,6 @@ class Evaluation:
     batch_size: PositiveInt = 256
 
 
-SECTIONS: Final[dict[str, type[Any]]] = {
-    "data": Data,
-    "teachers": Teachers,
-    "extract": Extract,
-    "student": Student,
-    "loss": Loss,
-    "train": Train,
-    "eval": Evaluation,
-}
-
-
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ExtractParameters:
     """The sections that cusa-extract reads."""
@@ -277,6 +266,9 @@ class TrainParameters:
     loss: Loss = Field(default_factory=Loss)
     train: Train = Field(default_factory=Train)
     eval: Evaluation = Field(default_factory=Evaluation)
+
+
+SECTIONS: Final[dict[str, type[Any]]] = get_type_hints(ExtractParameters) | get_type_hints(TrainParameters)
 
 
 def as_dict(parameters: Any) -> dict[str, Any]:

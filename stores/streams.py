@@ -136,9 +136,5 @@ class Command(click.Command):
             return super().main(*arguments, **named)
 
 
-class Group(click.Group):
+class Group(Command, click.Group):
     """A group of commands on unfailing streams."""
-
-    def main(self, *arguments: Any, **named: Any) -> Any:
-        with unfailing_streams():
-            return super().main(*arguments, **named)

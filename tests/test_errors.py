@@ -14,6 +14,7 @@ from stores.errors import (
     DamagedStoreError,
     RunFolderError,
     TooManyRejectedError,
+    WeightsError,
 )
 
 STORE, RUN = Path("store"), Path("run")
@@ -29,6 +30,7 @@ WORDED: list[tuple[CusaError, str]] = [
         "q.jsonl, captions: found 7, expected at most 5% of 90.",
     ),
     (TeacherError("sha256", found="0f", expected="1e", advice="Get it."), "sha256, found '0f', expected 1e. Get it."),
+    (WeightsError("no such file", path="a.pth", advice="Get it."), "a.pth: no such file. Get it."),
     (StudentError(found=(2, 3), expected=(2, 4)), "found (2, 3), expected (2, 4)."),
     (StoreError(path=STORE, found=[], expected="one", advice="Name one."), "store: found [], expected one. Name one."),
     (

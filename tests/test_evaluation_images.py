@@ -16,8 +16,8 @@ from stores import CusaError, Store
 from stores.images import decode_rgb
 from train.evaluation.image_folders import BENCHMARKS, open_benchmark
 from train.evaluation.image_retrieval import measure_image_retrieval, measure_images, recall_at_1
-from train.evaluation.labelled_images import split_images
 from train.evaluation.models import MeasuredModel, load_model
+from train.evaluation.on_store import split_images
 from train.evaluation.result import DataSetError, Result
 
 RED, BLUE = (200, 10, 10), (10, 10, 200)

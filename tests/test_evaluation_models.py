@@ -21,6 +21,7 @@ from stores import CusaError, ParameterError, StudentError, TeacherError, Traini
 from stores.errors import CheckpointError
 from stores.parameters import Student, as_dict
 from train.evaluation.models import StudentModel, check_embeddings, load_model
+from train.evaluation.sts import embed_texts
 
 TEXTS = [f"a picture of {'many ' * (number % 7)}things, number {number}" for number in range(70)]
 SMALL = Student().model
@@ -103,7 +104,7 @@ def test_teachers_give_what_they_give_in_stage_one() -> None:
 
 def test_texts_keep_their_places_though_batches_are_made_by_length() -> None:
     model = load_model("tiny_teachers:counting", device="cpu", precision="fp32")
-    found = model.encode_texts(TEXTS)
+    found = embed_texts(model, TEXTS, "texts")
     np.testing.assert_array_equal(found[:, 12], [text.count("m") for text in TEXTS])
 
 

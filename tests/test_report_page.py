@@ -44,7 +44,7 @@ def test_the_page_has_all_its_parts_and_loads_nothing(page: str) -> None:
     for text in ("Validation RSUM", "Temperatures", "422.6 → 429.7", "KL(P ‖ Q)", "A caption asks for images"):
         assert text in page
     assert page.count("(with USA)</figcaption>") == 2
-    assert page.count("(without USA)</figcaption>") == 2
+    assert page.count("(without uni-modal heads)</figcaption>") == 2
     assert page.count('<figure class="card">') == 3 + 4 + 4
     assert page.count('<figure class="suspect">') == 12
     assert "ground truth" in page

@@ -34,7 +34,7 @@ from train.fit.curves import Curves
 from train.fit.epoch import Epoch, StepMetrics, write_epochs
 from train.fit.live import WAIT_MARKED, LiveView
 from train.fit.run_folder import Facts, describe
-from train.report.plots import draw_curves
+from train.report.training_curves import draw_curves
 
 TEMPERATURES = {"InfoNCE": 0.05, "CSA": 0.45, "USA image": 0.46, "USA text": 0.47}
 NAN = float("nan")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,14 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import MPNetConfig, MPNetModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
+from models.packaged_weights import packaged_file
 from models.teachers import TeacherCard, load_teacher
-from models.teachers.sentences import MINILM_PACKAGE
 from models.teachers.teacher import Teacher
 from models.teachers.unicom import MODELS, UnicomViT
 from pipeline.batch_size import batch_size, encode_backing_off, largest_batch, precision_cosine
 from pipeline.extract import extract
 from stores import ExtractParameters, TeacherError
+from stores.errors import WeightsError
 from stores.parameters import Data, Extract, Scenes, Teachers
 
 
@@ -127,7 +127,7 @@ def test_unicom_refuses_other_checkpoints(tmp_path: Path) -> None:
     path.write_bytes(b"junk")
     with refused(TeacherError, path=path, expected="a checkpoint of unicom:ViT-B/32"):
         load_teacher("unicom:ViT-B/32", str(path), device="cpu")
-    with pytest.raises(TeacherError, match="do not exist"):
+    with pytest.raises(WeightsError, match="do not exist"):
         load_teacher("unicom:ViT-B/32", str(tmp_path / "absent.pt"), device="cpu")
 
 
@@ -189,10 +189,7 @@ def similarity_scores(teacher: Teacher, first: list[str], second: list[str]) -> 
 
 
 def minilm_folder() -> Path:
-    found = importlib.util.find_spec(MINILM_PACKAGE)
-    assert found is not None
-    assert found.submodule_search_locations
-    return Path(found.submodule_search_locations[0]) / "model"
+    return packaged_file("minilm").parent
 
 
 def test_minilm_reaches_its_published_sts13(shared_data: Path) -> None:
@@ -354,10 +351,10 @@ def test_timm_loads_strictly_and_safely(tmp_path: Path) -> None:
         {**state, "pos_embed": torch.zeros(1, 3, 64)},
     ):
         torch.save(broken, path)
-        with refused(TeacherError, path=path, expected=expected):
+        with refused(WeightsError, path=path, expected=expected):
             load_teacher("timm:test_vit", str(path), device="cpu")
     path.write_bytes(b"junk")
-    with refused(TeacherError, path=path, expected=expected):
+    with refused(WeightsError, path=path, expected=expected):
         load_teacher("timm:test_vit", str(path), device="cpu")
 
 
@@ -524,12 +521,6 @@ def test_the_largest_batch_is_fixed_without_a_gpu_and_else_found() -> None:
         assert largest_batch(teacher, [1, 2], limit) == found, "twice as much fits too"
 
 
-def test_minilm_is_checked_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.teachers.sentences.MINILM_SHA256", "0" * 64)
-    with refused(TeacherError, problem="sha256", expected="0" * 64):
-        load_teacher("minilm", device="cpu")
-
-
 def test_hog_color_tells_shapes_and_colours_apart() -> None:
     teacher = load_teacher("hog-color")
 
@@ -558,7 +549,10 @@ def test_a_user_s_own_teacher_plugs_in_by_name() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("unicorn:ViT-B/32", "No teacher is called 'unicorn:ViT-B/32'. Known: hog-color; minilm; unicom:"),
+        (
+            "unicorn:ViT-B/32",
+            "No teacher is called 'unicorn:ViT-B/32'. Known: hog-color; minilm; mpnet; ",
+        ),
         ("unicom:ViT-H/14", "found 'unicom:ViT-H/14', expected unicom:ViT-B/32"),
         ("no_such_module:factory", "the module no_such_module cannot be imported"),
         ("tiny_teachers:nothing", "has nothing callable named 'nothing'"),
@@ -587,6 +581,6 @@ def test_a_user_s_own_teacher_plugs_in_by_name() -> None:
     ],
 )
 def test_unknown_teachers_are_explained(spec: str, message: str) -> None:
-    with pytest.raises(TeacherError) as caught:
+    with pytest.raises((TeacherError, WeightsError)) as caught:
         load_teacher(spec, device="cpu")
     assert message in caught.value.message

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from PIL import Image
@@ -60,3 +62,36 @@ class Strict(Tiny):
     def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
         assert self.training == torch.is_grad_enabled(), "measured in training mode"
         return nn.functional.normalize(images) @ nn.functional.normalize(texts).T
+
+
+class Projected(Dropping):
+    """The same, each tower followed by a projection that learns though the tower be frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projections = nn.ModuleDict({modality: nn.Linear(16, 16) for modality in ("image", "text")})
+        self.towers = {"image": [self.image], "text": [self.letters, self.text]}
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return self.projections["image"](super().encode_image(images))
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        return self.projections["text"](super().encode_text(tokens))
+
+
+class Halved(Projected):
+    """The same, telling what may be computed once."""
+
+    calls = 0
+
+    @property
+    def halves(self) -> dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]]:
+        halves = {"image": Dropping.encode_image, "text": Dropping.encode_text}
+        return {modality: (self.counted(half), self.projections[modality]) for modality, half in halves.items()}
+
+    def counted(self, half: Callable[[Tiny, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def outputs(inputs: Tensor) -> Tensor:
+            Halved.calls += len(inputs)
+            return half(self, inputs)
+
+        return outputs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -13,13 +13,13 @@ from stores.console import output
 from stores.streams import Command
 from train.report.results import read_metrics, run_table
 
+FILE: Final = click.Path(path_type=Path)
+
 
 @click.command(cls=Command, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
-@click.option("--params", type=click.Path(path_type=Path), help="Parameters file; without it, ./params.yaml.")
-@click.option(
-    "--store", type=click.Path(path_type=Path), default=Path("artifacts/store"), help="The store to train from."
-)
-@click.option("--run", type=click.Path(path_type=Path), default=Path("artifacts/run"), help="Where the run is written.")
+@click.option("--params", type=FILE, help="Parameters file; without it, ./params.yaml.")
+@click.option("--store", type=FILE, default=Path("artifacts/store"), help="The store to train from.")
+@click.option("--run", type=FILE, default=Path("artifacts/run"), help="Where the run is written.")
 @click.option(
     "--student", help="open-clip:<model>[/<pretrained tag or file>], or package.module:factory  [student.model]"
 )

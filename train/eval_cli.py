@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, get_args
 
@@ -16,13 +14,13 @@ from stores.errors import CusaError, ParameterError
 from stores.parameters import Precision
 from stores.streams import Command
 from train.evaluation.folder import FIGURES, claim_folder, write_figures
-from train.evaluation.result import TASKS, Evaluation, Result
+from train.evaluation.result import TASKS, Evaluation, Result, short_names
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from train.evaluation.data import DataSets
-    from train.evaluation.models import StudentModel, TeacherModel
+    from train.evaluation.models import MeasuredModel
 
 FILE: Final = click.Path(path_type=Path)
 WIDTH: Final = 1000
@@ -38,22 +36,16 @@ WIDTH: Final = 1000
     help="A run's folder, a checkpoint, open-clip:<model>/<pretrained tag or file>, or a teacher (family:name). "
     "Several are set side by side.",
 )
-@click.option(
-    "--task", "tasks", multiple=True, type=click.Choice(TASKS), help="Without it, all that there is data for."
-)
+@click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="Without it, all there is data for.")
 @click.option("--store", type=FILE, default=Path("artifacts/store"), help="A store, for all tasks.")
 @click.option("--split", default="test", help="The split of the store.")
-@click.option(
-    "--images", multiple=True, metavar="[NAME=]FOLDER", help="cub, sop, in-shop or inaturalist; or all in one."
-)
+@click.option("--images", multiple=True, metavar="[NAME=]FOLDER", help="cub, sop, in-shop, inaturalist; or all in one.")
 @click.option("--sts", type=FILE, metavar="FOLDER", help="STS12 to 16, STS-B and SICK-R, from SentEval or as tables.")
 @click.option("--coco-annotations", type=FILE, help="dataset_coco.json or captions_val2014.json, for eccv.")
 @click.option("--weights", "weights", multiple=True, metavar="MODEL=FILE", help="A teacher's weights.")
 @click.option("--out", type=FILE, default=Path("artifacts/eval"), help="The folder for figures.json and report.html.")
 @click.option("--device", default="auto", help="auto, cpu, cuda, …")
-@click.option(
-    "--precision", type=click.Choice(get_args(Precision)), default="auto", help="auto: bf16 on hardware for it."
-)
+@click.option("--precision", type=click.Choice(get_args(Precision)), default="auto", help="auto: bf16 where supported.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=256, help="Images and captions of a store at once.")
 @click.option("--workers", type=click.IntRange(min=0), default=2, help="Processes or threads that decode images.")
 def main(
@@ -77,7 +69,7 @@ def main(
     code is 0 where anything was measured, else 2.
     """
     results: list[Result] = []
-    with resumable(), _figures_kept(out, results):
+    with resumable(lambda: _kept(out, results)):
         # Imported late: the libraries behind it take seconds, a wrong flag should not.
         from stores.parameters import Train, TrainParameters
         from train.evaluation.data import DataSets, parse_images
@@ -93,9 +85,7 @@ def main(
         _measure_and_show(evaluation, loaded, tasks, data, accelerator, batch_size, workers, out)
 
 
-def _load(
-    models: Sequence[str], weights: Sequence[str], device: str, precision: Precision
-) -> list[StudentModel | TeacherModel]:
+def _load(models: Sequence[str], weights: Sequence[str], device: str, precision: Precision) -> list[MeasuredModel]:
     """Load all models before any is measured: a mistake in the last should not cost the hours of the first."""
     from train.evaluation.models import load_model
 
@@ -113,7 +103,7 @@ def _load(
 
 def _measure_and_show(
     evaluation: Evaluation,
-    models: Sequence[StudentModel | TeacherModel],
+    models: Sequence[MeasuredModel],
     tasks: Sequence[str],
     data: DataSets,
     accelerator: Accelerator,
@@ -137,21 +127,13 @@ def _measure_and_show(
     click.echo(f"Figures: {out / FIGURES}")
 
 
-@contextmanager
-def _figures_kept(out: Path, results: list[Result]) -> Iterator[None]:
-    """Say on Ctrl-C (exit code 130, as shells expect) what is kept."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        kept = any(result.figures for result in results)
-        what = f"What was measured is in {out / FIGURES}." if kept else "Nothing was measured yet."
-        click.echo(f"Stopped. {what}", err=True)
-        sys.exit(130)
+def _kept(out: Path, results: Sequence[Result]) -> str:
+    kept = any(result.figures for result in results)
+    return f"What was measured is in {out / FIGURES}." if kept else "Nothing was measured yet."
 
 
 def _show(results: Sequence[Result]) -> None:
     from train.evaluation.figure_tables import printable, task_tables
-    from train.evaluation.names import short_names
 
     for message in dict.fromkeys(message for result in results for message in result.messages):
         console.print(printable(message), style="yellow", soft_wrap=True)

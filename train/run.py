@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -30,10 +30,10 @@ from train.fit.curves import event_writer
 from train.fit.environment import record_start
 from train.fit.epoch import Epoch
 from train.fit.processes import Processes, make_accelerator, precision_of
-from train.fit.run_folder import Facts, describe, title_of
+from train.fit.run_folder import SOFT, Facts, alone, describe, title_of
 from train.fit.stops import Stop, stopping
 from train.fit.trainer import Training
-from train.report.plots import draw_curves
+from train.report.training_curves import draw_curves
 from train.version import VERSIONS
 
 
@@ -63,10 +63,9 @@ def run(
     processes = Processes(accelerator)
     if not processes.is_main:
         console.quiet = True
-    measured: dict[str, Any] = {}
     with ExitStack() as stack:
         stop = stack.enter_context(stopping(processes))
-        processes.alone(lambda: stack.enter_context(_locked(folder)))
+        processes.alone(lambda: stack.enter_context(_lock(folder)))
         trainings = _trainings(parameters, folder)
         identity = processes.once(lambda: _identity(parameters, store))
         if processes.once(lambda: replaces_another(folder, identity, overwrite)):
@@ -81,16 +80,11 @@ def run(
         finished = {}
         for title, place, loss in trainings:
             finished[title] = _train_and_measure(place, store, replace(parameters, loss=loss), title, accelerator, stop)
-            measured[title] = finished[title].measured
             # The model, which accelerate keeps too, would go on filling the device through the next training.
             accelerator.free_memory()
             clear_device_cache(garbage_collection=True)
-        processes.alone(lambda: _write_figures(folder, finished))
-        if report:
-            processes.alone(lambda: _write_report(folder, store, finished))
-        # Last, since a run's page lists what lies in its folder.
-        processes.alone(lambda: _write_pages(finished))
-    return measured
+        processes.alone(lambda: _write(folder, store, finished, report))
+    return {title: training.measured for title, training in finished.items()}
 
 
 class _Finished(NamedTuple):
@@ -104,40 +98,33 @@ class _Finished(NamedTuple):
     """On the test split; None where that could not be compared, and in processes beside the main one."""
 
 
-def _write_figures(folder: Path, finished: dict[str, _Finished]) -> None:
+def _write(folder: Path, store: Store, finished: dict[str, _Finished], report: bool) -> None:
+    """Write what the trainings gave; pages of folders last, since they list what lies there."""
     write_json(folder / "metrics.json", {title: training.measured for title, training in finished.items()})
     draw_curves({title: training.history for title, training in finished.items()}, folder / "plots")
+    if report:
+        # Imported late: the libraries behind it take seconds, which a run without a report need not wait for.
+        from train.report.page import write_report
 
-
-def _write_report(folder: Path, store: Store, finished: dict[str, _Finished]) -> None:
-    # Imported late: the libraries behind it take seconds, which a run without a report need not wait for.
-    from train.report.page import write_report
-
-    console.print("writing report.html …")
-    write_report(folder, store, {title: one.tested for title, one in finished.items() if one.tested is not None})
-
-
-def _write_pages(finished: dict[str, _Finished]) -> None:
+        console.print("writing report.html …")
+        write_report(folder, store, {title: one.tested for title, one in finished.items() if one.tested is not None})
     for training in finished.values():
         describe(training.folder, training.facts, training.history, training.measured)
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the run's folder by a lock beside it: one run at a time."""
+def _lock(folder: Path) -> AbstractContextManager[None]:
+    """Return the lock of a run's folder, which lies beside it: one run at a time."""
     place = folder.resolve()
     place.parent.mkdir(parents=True, exist_ok=True)
-    with lock_held(place.with_name(f".{place.name}.cusa-lock"), folder, "--run", TrainingError):
-        yield
+    return lock_held(place.with_name(f".{place.name}.cusa-lock"), folder, "--run", TrainingError)
 
 
 def _trainings(parameters: TrainParameters, folder: Path) -> list[tuple[str, Path, Loss]]:
     """Return title, folder and loss of each training of the run; the original loss alone is first, where asked for."""
-    loss = parameters.loss
+    loss, original = parameters.loss, alone(parameters.loss)
     trainings = [(title_of(loss), folder, loss)]
-    if parameters.train.compare and (loss.alpha or loss.beta):
-        alone = replace(loss, alpha=0.0, beta=0.0)
-        trainings.insert(0, (title_of(alone), folder / title_of(alone), alone))
+    if parameters.train.compare and title_of(loss) == SOFT:
+        trainings.insert(0, (title_of(original), folder / title_of(original), original))
     return trainings
 
 
@@ -164,7 +151,7 @@ def _identity(parameters: TrainParameters, store: Store) -> dict[str, Any]:
 
 def _read_by_the_student(parameters: TrainParameters) -> list[str]:
     """Return the names of the stored features that the student reads, beside the teachers'."""
-    if parameters.student.model.startswith("open-clip:"):
+    if parameters.student.model.startswith(("open-clip:", "towers:")):
         return []
     inputs = as_student(load_student(parameters.student)).inputs
     return [name for given in inputs.values() for name in given.reads]

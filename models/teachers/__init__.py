@@ -6,6 +6,7 @@ import inspect
 import re
 from typing import Final
 
+from models.packaged_weights import PACKAGED
 from models.teachers.card import TeacherCard, TeacherSpec
 from models.teachers.teacher import Teacher
 from stores.errors import TeacherError
@@ -18,6 +19,8 @@ __all__ = ["Teacher", "TeacherCard", "TeacherSpec", "load_teacher"]
 FAMILIES: Final = (
     "hog-color",
     "minilm",
+    "mpnet",
+    "efficientnet-lite0, -lite1 or -lite2",
     "unicom:<ViT-B/32, ViT-B/16, ViT-L/14 or ViT-L/14@336px>",
     "sentence-transformers:<hub name or folder>",
     "timm:<model>",
@@ -41,7 +44,8 @@ def load_teacher(
     a `Teacher`. Whatever that calls itself, its name here is `spec`, by which it is asked for again.
 
     Raises:
-        TeacherError: there is no such teacher, or it cannot be loaded.
+        TeacherError: there is no such teacher, or it cannot be used.
+        WeightsError: its weights cannot be had.
     """
     teacher = _load(spec, weights, device, precision, modality)
     try:
@@ -56,7 +60,7 @@ def _load(spec: str, weights: str | None, device: str, precision: Precision, mod
     where = resolve_device(device)
     how = resolve_precision(precision, where)
     family, _, name = spec.partition(":")
-    if weights is not None and family in ("hog-color", "minilm", "sentence-transformers"):
+    if weights is not None and family in ("hog-color", "sentence-transformers", *PACKAGED):
         raise TeacherError(f"The teacher {spec} takes no separate weights, but {weights} was given. Leave them out.")
     # Each family is imported when it is asked for: their libraries take seconds to load.
     match family, name:
@@ -64,22 +68,18 @@ def _load(spec: str, weights: str | None, device: str, precision: Precision, mod
             from models.teachers.hog_color import HogColorTeacher
 
             return HogColorTeacher()
-        case "minilm", "":
-            from models.teachers.sentences import minilm
-
-            return minilm(where, how)
-        case "sentence-transformers", _:
+        case ("minilm" | "mpnet", "") | ("sentence-transformers", _):
             from models.teachers.sentences import SentenceTeacher
 
-            return SentenceTeacher(name, where, how)
+            return SentenceTeacher(spec, name or family, where, how)
         case "unicom", _:
             from models.teachers.unicom import UnicomTeacher
 
             return UnicomTeacher(name, weights, where, how)
-        case "timm", _:
+        case ("efficientnet-lite0" | "efficientnet-lite1" | "efficientnet-lite2", "") | ("timm", _):
             from models.teachers.timm_images import TimmTeacher
 
-            return TimmTeacher(name, weights, where, how)
+            return TimmTeacher(spec, name or family, weights, where, how)
         case "open-clip", _:
             from models.teachers.open_clip_towers import open_clip_teacher
 

@@ -17,8 +17,9 @@ from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preproc
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
+from models.loading import nearest, shortened, weights_digest, weights_file
 from models.teachers.image_teacher import ImageTeacher
-from models.teachers.teacher import Teacher, feature_dim, nearest, shortened, weights_digest, weights_file
+from models.teachers.teacher import Teacher, feature_dim
 from stores.errors import TeacherError
 
 

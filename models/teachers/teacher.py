@@ -5,15 +5,12 @@ Shapes: B batch, D the teacher's feature size.
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from difflib import get_close_matches
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Final, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stores.digests import value_digest
 from stores.errors import TeacherError
@@ -86,15 +83,6 @@ class Teacher(ABC):
             return self.forward(batch).float()
 
 
-def weights_digest(module: nn.Module) -> str:
-    """Return the SHA-256 over a module's weights and buffers, by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def feature_dim(forward: Callable[[Tensor], Tensor], example: Tensor, spec: str) -> int:
     """Return the size D of the features of a batch of one.
 
@@ -107,25 +95,3 @@ def feature_dim(forward: Callable[[Tensor], Tensor], example: Tensor, spec: str)
         found = f"the shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
         raise TeacherError(f"{spec} gives {found} for one input, expected (1, D): one vector. It cannot be a teacher.")
     return features.shape[1]
-
-
-def weights_file(path: str, spec: str) -> Path:
-    """Return the path of a local weights file.
-
-    Raises:
-        TeacherError: there is no such file.
-    """
-    if not Path(path).is_file():
-        raise TeacherError(f"The weights {path} of {spec} do not exist. Name a file.")
-    return Path(path)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the names among `known` that come nearest to `name`, for an error's message."""
-    return ", ".join(get_close_matches(name, list(known), n=5, cutoff=0.4)) or "nothing alike"
-
-
-def shortened(error: Exception, limit: int = 400) -> str:
-    """Return an error's text, cut to what a person reads."""
-    text = str(error)
-    return text if len(text) <= limit else text[:limit] + " …"

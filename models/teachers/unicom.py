@@ -17,8 +17,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from models.loading import shortened, weights_digest, weights_file
 from models.teachers.image_teacher import ImageTeacher
-from models.teachers.teacher import shortened, weights_digest, weights_file
 from stores.errors import TeacherError
 
 RELEASES: Final = "https://github.com/deepglint/unicom/releases/download"

@@ -5,6 +5,7 @@ Shapes: N batch.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -149,7 +150,7 @@ class TrainingData:
         self.stream = PairStream(
             self._passes, self._shares, batch_size=settings.batch_size, rank=rank, processes=processes
         )
-        size = sum(len(features.numbers) * features.dim * 2 for features in mixture.teachers.values())
+        size = sum(len(features.numbers) * math.prod(features.shape) * 2 for features in mixture.teachers.values())
         self.on_device = size <= settings.device_table_gib * 2**30
         self._teachers = mixture.teachers
         self._tables = {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.inputs import Input
-from stores import Features, Store, TrainingError
+from models.inputs import Input, Stored
+from stores import Store, TrainingError
+from stores.features import FeatureRows
 from stores.modality import Level
 from train.data.captions import Captions
 from train.data.repeats import Repeats
@@ -46,15 +48,15 @@ class Numbers:
 class MixedFeatures:
     """Features of one name of all stores, of samples or captions, found by number."""
 
-    def __init__(self, features: Sequence[Features], numbers: Numbers) -> None:
+    def __init__(self, features: Sequence[FeatureRows], numbers: Numbers) -> None:
         self._features, self.numbers, self.level = features, numbers, numbers.level
-        self.shape, self.dim = features[0].shape, features[0].dim
+        self.shape, self.dtype = features[0].shape, features[0].dtype
         self._flags: list[NDArray[np.bool_]] | None = None
 
-    def gather(self, numbers: NDArray[np.int64]) -> NDArray[np.float16]:
-        """Return the features of `numbers` (n,), in their order: (n, …) float16."""
+    def gather(self, numbers: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the features of `numbers` (n,), in their order: (n, …)."""
         owners = self.numbers.owners(numbers)
-        gathered = np.empty((len(numbers), *self.shape), dtype=np.float16)
+        gathered = np.empty((len(numbers), *self.shape), dtype=self.dtype)
         for store, (features, offset) in enumerate(zip(self._features, self.numbers.offsets, strict=True)):
             mine = owners == store
             if mine.all():
@@ -99,11 +101,15 @@ class Mixture:
         self._images = [store.images for store in stores]
         self._texts = [Captions(store) for store in stores]
         self.repeats = Repeats(stores, split, self.samples.first)
-        self.teachers = {modality: self._features(stores, slug) for modality, slug in (slugs or {}).items()}
+        self.teachers = {
+            modality: self._mixed([store.features(slug) for store in stores])
+            for modality, slug in (slugs or {}).items()
+        }
         self._stored: dict[str, MixedFeatures] = {}
         for modality, given in inputs.items():
-            for name in given.reads:
-                self._stored[name] = features = self._features(stores, name)
+            if isinstance(given, Stored):
+                (name,) = given.reads
+                self._stored[name] = features = self._mixed([given.features(store) for store in stores])
                 if features.level != given.level:
                     raise TrainingError(
                         f"The student's {modality} is of each {given.level}, but the features {name!r} that it reads "
@@ -124,7 +130,7 @@ class Mixture:
         store = int(self.captions.owners(number))
         return self._texts[store].text(number - self.captions.offsets[store])
 
-    def stored(self, name: str, numbers: NDArray[np.int64]) -> NDArray[np.float16]:
+    def stored(self, name: str, numbers: NDArray[np.int64]) -> NDArray[Any]:
         """Return stored features of rows of their level: (n, …)."""
         return self._stored[name].gather(numbers)
 
@@ -132,8 +138,7 @@ class Mixture:
         """Return which of these rows have stored features, (n,); None where no row of the split lacks them."""
         return self._stored[name].present(numbers)
 
-    def _features(self, stores: Sequence[Store], name: str) -> MixedFeatures:
-        features = [store.features(name) for store in stores]
+    def _mixed(self, features: Sequence[FeatureRows]) -> MixedFeatures:
         return MixedFeatures(features, self.numbers(features[0].level))
 
 

@@ -23,8 +23,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from stores import Store
-from stores.errors import CusaError
+from stores import CusaError, Store
 from train.evaluation.evaluate import DIRECTIONS
 from train.evaluation.rankings import top
 from train.evaluation.similarities import Similarities
@@ -38,10 +37,7 @@ Ids = NDArray[np.int64]
 def eccv_caption(found: Similarities, image_ids: Ids, caption_ids: Ids) -> dict[str, Any]:
     """Return in percent, both ways: mAP@R, R-Precision and R@1 of ECCV Caption; R@1, R@5, R@10 of CxC and COCO 5K.
 
-    Args:
-        found: of S images with T texts.
-        image_ids: (S,) COCO's ids of the images.
-        caption_ids: (T,) COCO's ids of the captions.
+    COCO's ids of the S images that were compared with T captions are (S,) and (T,).
 
     Raises:
         CusaError: the package is not installed, or the test split is not there whole.
@@ -52,8 +48,8 @@ def eccv_caption(found: Similarities, image_ids: Ids, caption_ids: Ids) -> dict[
     ids = image_ids[image_rows], caption_ids[caption_rows]
     taken = found.part(image_rows, caption_rows)
     retrieved = {
-        "i2t": dict(_by_id(ids[0], ids[1], top(taken.rows(), DEPTH))),
-        "t2i": dict(_by_id(ids[1], ids[0], top(taken.columns(), DEPTH))),
+        "i2t": _by_id(ids[0], ids[1], top(taken.rows(), DEPTH)),
+        "t2i": _by_id(ids[1], ids[0], top(taken.columns(), DEPTH)),
     }
     # The package shows progress on stderr whether or not that is asked for.
     with redirect_stderr(io.StringIO()):
@@ -71,10 +67,8 @@ def eccv_caption(found: Similarities, image_ids: Ids, caption_ids: Ids) -> dict[
 def coco_ids(store: Store, split: str, annotations: Path) -> tuple[Ids, Ids]:
     """Return COCO's ids of a split's images and captions: (S,) and (T,).
 
-    Args:
-        store: made from COCO, so that its source ids are COCO's image ids.
-        split: the split.
-        annotations: COCO's captions file (captions_val2014.json) or Karpathy's dataset_coco.json.
+    The store was made from COCO, so that its source ids are COCO's image ids; `annotations` is COCO's captions file
+    (captions_val2014.json) or Karpathy's dataset_coco.json.
 
     Raises:
         CusaError: the file cannot be read, or an image or caption is not COCO's.
@@ -143,10 +137,9 @@ def _places(ids: Ids, wanted: Iterable[int], what: str) -> Ids:
     return rows
 
 
-def _by_id(queries: Ids, candidates: Ids, ranked: Iterator[Ids]) -> Iterator[tuple[int, list[int]]]:
-    """Yield (query id, candidate ids, best first), as Python's own integers: the package looks them up in sets."""
-    for query, row in zip(queries.tolist(), (row for block in ranked for row in block), strict=True):
-        yield query, candidates[row].tolist()
+def _by_id(queries: Ids, candidates: Ids, ranked: Iterator[Ids]) -> dict[int, list[int]]:
+    """Return candidate ids, best first, by query id, as Python's own integers: the package looks them up in sets."""
+    return dict(zip(queries.tolist(), (candidates[row].tolist() for block in ranked for row in block), strict=True))
 
 
 def _percent(figures: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -53,7 +53,7 @@ def embed_split(
     with measuring(model), accelerator.autocast():
         for modality, given in inputs.items():
             numbers = items.numbers(given.level)
-            rows = _share(numbers.first + np.arange(len(numbers)), accelerator)
+            rows = process_share(numbers.first + np.arange(len(numbers)), accelerator)
             batches = item_batches(items, given, rows, batch_size, workers, accelerator.device.type == "cuda")
             kept = []
             try:
@@ -78,7 +78,7 @@ def _gathered(encoded: Encoded, accelerator: Accelerator) -> Encoded:
     return map_tensors(accelerator.gather, encoded)
 
 
-def _share(rows: NDArray[np.int64], accelerator: Accelerator) -> NDArray[np.int64]:
+def process_share(rows: NDArray[np.int64], accelerator: Accelerator) -> NDArray[np.int64]:
     """Return this process's equally long run of rows; past the end the last row is repeated, and cut off later."""
     size = -(-len(rows) // accelerator.num_processes)
     first = accelerator.process_index * size

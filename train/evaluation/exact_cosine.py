@@ -29,13 +29,15 @@ def unit_rows(embeddings: Tensor) -> Tensor:
     Raises:
         CusaError: there is no row, or one is not finite.
     """
-    check_shape(embeddings)
+    if embeddings.ndim < 2 or 0 in embeddings.shape:
+        raise CusaError(f"The embeddings are {tuple(embeddings.shape)}; expected at least one row and one column.")
     units = torch.empty(embeddings.shape, dtype=torch.float32, device=embeddings.device)
     step = _part(embeddings.device)
     for part, place in zip(torch.split(embeddings, step), torch.split(units, step), strict=True):
         rows = part.double()
         lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        check_finite(lengths)
+        if not torch.isfinite(lengths).all():
+            raise CusaError("The embeddings hold values that are not finite; the model is broken.")
         rows /= lengths.clamp_min_(torch.finfo(torch.float64).tiny)
         place.copy_(rows.mul_(GRID).round_().div_(GRID))
     return units
@@ -72,18 +74,6 @@ def full_precision(device: torch.device) -> Iterator[None]:
 def exact_device(device: torch.device) -> torch.device:
     """Return where exact cosines of a device's embeddings are computed: float64 is what Apple's accelerator lacks."""
     return torch.device("cpu") if device.type == "mps" else device
-
-
-def check_shape(embeddings: Tensor) -> None:
-    """Refuse embeddings without a row or a column."""
-    if embeddings.ndim < 2 or 0 in embeddings.shape:
-        raise CusaError(f"The embeddings are {tuple(embeddings.shape)}; expected at least one row and one column.")
-
-
-def check_finite(values: Tensor) -> None:
-    """Refuse embeddings, or their lengths, that are not finite."""
-    if not torch.isfinite(values).all():
-        raise CusaError("The embeddings hold values that are not finite; the model is broken.")
 
 
 def _part(device: torch.device) -> int:

@@ -1,6 +1,6 @@
 """Tables of figures: a column per model or training, the difference of two, and the paper's figures beside them.
 
-The terminal and the pages render the same `FigureTable`; a run's README and the ablation's tables are Markdown.
+The terminal and the pages render the same `FigureTable`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class FigureRow(NamedTuple):
     @property
     def texts(self) -> list[str]:
         """The values as they are written."""
-        return [_written(value) for value in self.values]
+        return [f"{one:.1f}" if isinstance(one, float) else "–" if one is None else str(one) for one in self.values]
 
     @property
     def change(self) -> Change | None:
@@ -121,22 +121,6 @@ def spoken(name: str) -> str:
 def printable(text: str) -> Text:
     """Return `text` with what might steer a terminal replaced; it is never taken for markup."""
     return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
-
-
-def markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
-    """Return a table in Markdown: the first `texts` columns are text, the others figures."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    rule = ["---"] * texts + ["---:"] * (len(names) - texts)
-    return "\n".join([line(names), line(rule), *map(line, rows)])
-
-
-def _written(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 def flattened(figures: dict[str, Any], above: FigurePath = ()) -> Iterator[tuple[FigurePath, float]]:

@@ -11,12 +11,32 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Final, NamedTuple
 
-from train.evaluation.labelled_images import LabelledImages, folder_images
+import numpy as np
+from numpy.typing import NDArray
+
 from train.evaluation.lines import read_rows, split_line
 from train.evaluation.result import DataSetError
 
 CUB_TEST: Final = range(101, 201)
 """The classes of CUB-200-2011 that retrieval is tested on; the first hundred are for training."""
+
+
+LARGEST_FILE: Final = 256 << 20
+"""Bytes; a larger file is no image of these data sets, and is not read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledImages:
+    """Images with classes."""
+
+    title: str
+    names: list[str]
+    labels: NDArray[np.str_]
+    """(n,) the class of each."""
+    queries: NDArray[np.bool_] | None = None
+    """(n,) which are queries against the others, the gallery; None: each is a query against all others."""
+    read: Callable[[int], bytes]
+    """Return the bytes of an image file by its place in `names`, in any thread; raises `OSError`."""
 
 
 class ListedImage(NamedTuple):
@@ -63,8 +83,24 @@ def open_benchmark(benchmark: Benchmark, folder: Path) -> LabelledImages:
 def _labelled(benchmark: Benchmark, base: Path, listed: list[ListedImage]) -> LabelledImages:
     if not listed:
         raise DataSetError("no test image is listed", path=base, where=benchmark.title, expected=benchmark.layout)
-    names, labels, queries = (list(column) for column in zip(*listed, strict=True))
-    return folder_images(benchmark.title, base, names, labels, queries if benchmark.has_queries else None)
+    names, labels, queries = zip(*listed, strict=True)
+    return LabelledImages(
+        title=benchmark.title,
+        names=list(names),
+        labels=np.array(labels, np.str_),
+        queries=np.array(queries) if benchmark.has_queries else None,
+        read=lambda place: _read(base / names[place]),
+    )
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():  # a folder, or a pipe, which would never end
+        raise FileNotFoundError("no such file")
+    with path.open("rb") as stream:
+        data = stream.read(LARGEST_FILE + 1)
+    if len(data) > LARGEST_FILE:
+        raise OSError(f"it is larger than {LARGEST_FILE >> 20} MiB")
+    return data
 
 
 def _inside(path: str, file: Path, number: int) -> str:

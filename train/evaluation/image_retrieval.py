@@ -18,8 +18,7 @@ from rich.markup import escape
 from torch import Tensor
 
 from stores.console import progress_bar
-from train.evaluation.image_folders import BENCHMARKS, Benchmark, open_benchmark
-from train.evaluation.labelled_images import LabelledImages
+from train.evaluation.image_folders import BENCHMARKS, Benchmark, LabelledImages, open_benchmark
 from train.evaluation.metrics import class_recall
 from train.evaluation.models import MeasuredModel, check_embeddings, require
 from train.evaluation.rankings import CosineRows, nearest, nearest_other
@@ -43,12 +42,8 @@ class ImageFault(NamedTuple):
 def measure_image_retrieval(model: MeasuredModel, folders: Mapping[str, Path], threads: int = 4) -> Result:
     """Return R@1 on each of the benchmarks in `folders`, and their average where all four are measured.
 
-    A benchmark that is absent or broken becomes a message, and the others are measured.
-
-    Args:
-        model: the model.
-        folders: by name (of `BENCHMARKS`), where each is; its parent folder will do.
-        threads: how many read and decode images.
+    A benchmark (by its name in `BENCHMARKS`; its parent folder will do) that is absent or broken becomes a message, and
+    the others are measured. So many `threads` read and decode images.
 
     Raises:
         CusaError: the model embeds no images, or gives what is not finite.
@@ -93,10 +88,8 @@ def recall_at_1(
 ) -> float:
     """Return the share in percent of queries whose nearest image has their label; ties go to the first.
 
-    Args:
-        embeddings: (n, D), finite.
-        labels: (n,).
-        queries: (n,) which are queries, against the others; None: each against all others.
+    Of (n, D) finite embeddings with (n,) labels, those that are `queries` (n,) are set against the others; without
+    `queries` each is set against all others.
 
     Raises:
         DataSetError: there is nothing to rank.

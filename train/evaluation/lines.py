@@ -40,16 +40,8 @@ def read_rows(path: Path) -> list[str]:
 def split_line(path: Path, number: int, line: str, columns: int, expected: str, tabs: bool = False) -> list[str]:
     """Return the columns of a line, separated by tabs or by any blanks; there are at least `columns`.
 
-    Args:
-        path: the file, for the message.
-        number: the line's number, from 1.
-        line: its text.
-        columns: how many it must have.
-        expected: what it should look like, for the message.
-        tabs: only a tab separates.
-
     Raises:
-        DataSetError: there are fewer; the message names file and line.
+        DataSetError: there are fewer; the message names the file, the line's `number` and what is `expected` there.
     """
     found = line.split("\t" if tabs else None)
     if len(found) < columns:

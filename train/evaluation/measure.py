@@ -14,7 +14,7 @@ from train.evaluation import image_retrieval, sts
 from train.evaluation.data import DataSets
 from train.evaluation.embed import SplitEncoded
 from train.evaluation.image_folders import BENCHMARKS
-from train.evaluation.models import MeasuredModel, StudentModel, TeacherModel, require
+from train.evaluation.models import MeasuredModel, StudentModel, require
 from train.evaluation.on_store import StudentOnStore, TeacherOnStore
 from train.evaluation.result import TASKS, Result
 from train.evaluation.similarities import Similarities
@@ -38,7 +38,7 @@ def tasks_of(data: DataSets) -> tuple[str, ...]:
 
 
 def measure(
-    models: Sequence[StudentModel | TeacherModel],
+    models: Sequence[MeasuredModel],
     tasks: Sequence[str],
     data: DataSets,
     accelerator: Accelerator,

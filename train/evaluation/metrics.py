@@ -72,12 +72,7 @@ def many_to_many(ranked: Iterable[NDArray[np.int64]], relevant: sparse.csr_array
 
 
 def class_recall(nearest: Array, labels: Array) -> float:
-    """Return the share in percent of queries whose nearest item has their label.
-
-    Args:
-        nearest: (Q,) label of each query's nearest item: the nearest other one, or the nearest of a gallery.
-        labels: (Q,) label of each query.
-    """
+    """Return the share in percent of queries whose nearest item has their label: (Q,) labels of both."""
     return float(100.0 * (nearest == labels).mean())
 
 

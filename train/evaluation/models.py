@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final, Literal, Protocol, TypeVar
+from typing import Final, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -31,28 +31,6 @@ from train.losses.objective import make_objective
 
 T = TypeVar("T")
 BEST: Final = "best.safetensors"
-TEXT_BATCH: Final = 64
-
-
-class MeasuredModel(Protocol):
-    """A model to measure."""
-
-    name: str
-    modalities: tuple[str, ...]
-    """What it embeds; the methods for another modality are not called (see `require`)."""
-
-    def prepare_image(self, data: bytes) -> Tensor:
-        """Return an image file as the model takes it, (3, S, S); called from threads.
-
-        Raises:
-            DecodingError: the bytes are no image, or a truncated one.
-        """
-
-    def encode_images(self, prepared: list[Tensor]) -> NDArray[np.float32]:
-        """Return the uni-modal embeddings of a batch of prepared images: (n, D), not normalised."""
-
-    def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
-        """Return the uni-modal embeddings of any number of texts: (n, D), not normalised."""
 
 
 class StudentModel:
@@ -63,6 +41,7 @@ class StudentModel:
     """
 
     modalities: tuple[str, ...] = ("image", "text")
+    """What it embeds; the methods for another modality are not called (see `require`)."""
 
     def __init__(
         self,
@@ -79,20 +58,23 @@ class StudentModel:
         self.aligned = aligned.eval().to(device)
 
     def prepare_image(self, data: bytes) -> Tensor:
+        """Return an image file as the model takes it, (3, S, S); called from threads.
+
+        Raises:
+            DecodingError: the bytes are no image, or a truncated one.
+        """
         return self._input("image", Pixels).prepare(data)
 
     def encode_images(self, prepared: list[Tensor]) -> NDArray[np.float32]:
+        """Return the uni-modal embeddings of a batch of prepared images: (n, D), not normalised."""
         with torch.inference_mode(), self._autocast():
             return _array(self.aligned.encode("image", torch.stack(prepared).to(self.device)).unimodal)
 
     def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
-        embedded = []
+        """Return the uni-modal embeddings of a batch of texts: (n, D), not normalised."""
         with torch.inference_mode(), self._autocast():
-            for start in range(0, len(texts), TEXT_BATCH):
-                tensors = self._input("text", Tokens).texts(texts[start : start + TEXT_BATCH])
-                tensors = map_tensors(lambda tensor: tensor.to(self.device), tensors)
-                embedded.append(_array(self.aligned.encode("text", tensors).unimodal))
-        return np.concatenate(embedded)
+            tensors = map_tensors(lambda tensor: tensor.to(self.device), self._input("text", Tokens).texts(texts))
+            return _array(self.aligned.encode("text", tensors).unimodal)
 
     def _input(self, modality: str, kind: type[T]) -> T:
         given = self.aligned.interface.inputs.get(modality)
@@ -108,7 +90,7 @@ class StudentModel:
 
 
 class TeacherModel:
-    """A teacher, which embeds one modality."""
+    """A teacher, which embeds one modality; its methods are those of a student."""
 
     def __init__(self, name: str, teacher: Teacher) -> None:
         self.name, self._teacher = name, teacher
@@ -123,24 +105,15 @@ class TeacherModel:
         return _array(self._teacher.encode(self._teacher.collate(prepared)))
 
     def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
-        prepared = self._teacher.prepare(texts)
-        embeddings = np.empty((len(texts), self._teacher.dim), np.float32)
-        # Texts of like length share a batch, which is padded to its longest.
-        order = sorted(range(len(texts)), key=lambda place: self._teacher.length(prepared[place]))
-        for start in range(0, len(order), TEXT_BATCH):
-            places = order[start : start + TEXT_BATCH]
-            batch = self._teacher.collate([prepared[place] for place in places])
-            embeddings[places] = _array(self._teacher.encode(batch))
-        return embeddings
+        return _array(self._teacher.encode(self._teacher.collate(self._teacher.prepare(texts))))
+
+
+MeasuredModel = StudentModel | TeacherModel
 
 
 def load_model(
-    spec: str,
-    weights: str | None = None,
-    device: str = "auto",
-    precision: Precision = "auto",
-    modality: str | None = None,
-) -> StudentModel | TeacherModel:
+    spec: str, weights: str | None = None, device: str = "auto", precision: Precision = "auto"
+) -> MeasuredModel:
     """Load the model to measure that `spec` names.
 
     Args:
@@ -149,7 +122,6 @@ def load_model(
         weights: a teacher's weights file, where its name does not say.
         device: "auto", or as torch names it.
         precision: "auto" is bf16 where the hardware has it.
-        modality: of a teacher, where a task needs one.
 
     Raises:
         CusaError: there is no such model, or it cannot be loaded; or weights are given that it does not take.
@@ -171,7 +143,7 @@ def load_model(
             f"model is the folder of a run (cusa-train --run), a checkpoint in it, open-clip:<model>/<pretrained tag "
             f"or file>, or a teacher (family:name)."
         )
-    return TeacherModel(spec, load_teacher(spec, weights, device, precision, modality))
+    return TeacherModel(spec, load_teacher(spec, weights, device, precision))
 
 
 def require(model: MeasuredModel, modality: str, task: str) -> None:

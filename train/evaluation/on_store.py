@@ -6,7 +6,9 @@ are those of its metrics.json. A teacher's features are taken from the store whe
 
 from __future__ import annotations
 
-from functools import cached_property
+import threading
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,8 +19,8 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.status import Status
 
+from stores import CusaError, Store
 from stores.console import console, progress_bar
-from stores.errors import CusaError
 from stores.layout import teacher_slug
 from train.evaluation.data import COCO_TEST, FOLDS, DataSets
 from train.evaluation.eccv import coco_ids, eccv_caption
@@ -32,8 +34,8 @@ from train.evaluation.evaluate import (
     ownership,
     true_relevance,
 )
+from train.evaluation.image_folders import LabelledImages
 from train.evaluation.image_retrieval import measure_images, recall_at_1
-from train.evaluation.labelled_images import split_images
 from train.evaluation.models import StudentModel, TeacherModel
 from train.evaluation.paper import COCO, ECCV
 from train.evaluation.result import DataSetError, Result
@@ -44,22 +46,17 @@ ELSEWHERE: Final = {"true_relevance", "image_class_R@1", "caption_spearman"}
 """What `evaluate` measures for other tasks than retrieval."""
 
 
+@dataclass(frozen=True)
 class StudentOnStore:
     """A student's embeddings and figures on a split."""
 
-    def __init__(
-        self,
-        model: StudentModel,
-        data: DataSets,
-        accelerator: Accelerator,
-        batch_size: int,
-        workers: int,
-        folder: Path,
-    ) -> None:
-        """`folder` is where an interrupted scoring goes on."""
-        self.model, self._folder = model, folder
-        self._model, self._data, self._accelerator = model.aligned, data, accelerator
-        self._name, self._batch_size, self._workers = model.name, batch_size, workers
+    model: StudentModel
+    data: DataSets
+    accelerator: Accelerator
+    batch_size: int
+    workers: int
+    folder: Path
+    """Where an interrupted scoring goes on."""
 
     @property
     def compared(self) -> tuple[SplitEncoded, Similarities] | None:
@@ -69,14 +66,11 @@ class StudentOnStore:
 
     def retrieval(self, result: Result) -> None:
         """Add R@K both ways, RSUM and median ranks; COCO 1K too, where it is COCO."""
-        title = self._data.title
-        figures, faults = self._evaluated
-        if "retrieval" in faults:
-            raise DataSetError(f"{title}: {faults['retrieval']}")
+        title, figures = self.data.title, self._figures("retrieval")
         result.figures[title] = {name: value for name, value in figures.items() if name not in ELSEWHERE}
         result.counts[title] = self._sizes
         if self._sizes["images"] == COCO_TEST:
-            own = ownership(self._data.opened, self._data.split)
+            own = ownership(self.data.opened, self.data.split)
             with self._ranking():
                 folds = cross_modal(self._similarities, own, folds=FOLDS)
             name = "COCO 1K" if title == COCO else f"{title} in fifths"
@@ -88,13 +82,13 @@ class StudentOnStore:
         Raises:
             DataSetError: the store carries no relevance, and its split is not COCO's test split.
         """
-        carried = true_relevance(self._data.opened, self._data.split) is not None
+        carried = true_relevance(self.data.opened, self.data.split) is not None
         if carried:
-            result.figures[self._data.title] = self._figure("true_relevance")
-            result.counts[self._data.title] = self._sizes
-        if carried and self._data.title != COCO and not self._data.coco_annotations:
+            result.figures[self.data.title] = self._figures("true_relevance")["true_relevance"]
+            result.counts[self.data.title] = self._sizes
+        if carried and self.data.title != COCO and not self.data.coco_annotations:
             return
-        ids = coco_ids(self._data.opened, self._data.split, self._data.annotations)
+        ids = coco_ids(self.data.opened, self.data.split, self.data.annotations)
         with self._ranking():
             found = eccv_caption(self._similarities, *ids)
         found["coco_5k"]["RSUM"] = sum(sum(figures.values()) for figures in found["coco_5k"].values())
@@ -102,47 +96,46 @@ class StudentOnStore:
 
     def image_retrieval(self, result: Result) -> None:
         """Add the R@1 by the split's labels."""
-        images = split_images(self._data.opened, self._data.split)
-        result.figures[self._data.title] = self._figure("image_class_R@1")
-        result.counts[self._data.title] = {"images": len(images.labels), "classes": len(np.unique(images.labels))}
+        images = split_images(self.data.opened, self.data.split)
+        result.figures[self.data.title] = self._figures("image_class_R@1")["image_class_R@1"]
+        result.counts[self.data.title] = {"images": len(images.labels), "classes": len(np.unique(images.labels))}
 
     def sts(self, result: Result) -> None:
         """Add the correlation with the split's graded caption pairs."""
-        first, _, _ = graded_pairs(self._data)
-        result.figures[self._data.title] = self._figure("caption_spearman")
-        result.counts[self._data.title] = {"pairs": len(first)}
+        first, _, _ = graded_pairs(self.data)
+        result.figures[self.data.title] = self._figures("caption_spearman")["caption_spearman"]
+        result.counts[self.data.title] = {"pairs": len(first)}
 
     @cached_property
     def _similarities(self) -> Similarities:
-        return compare_split(self._model, self._encoded, self._folder)
+        return compare_split(self.model.aligned, self._encoded, self.folder)
 
     @cached_property
     def _encoded(self) -> SplitEncoded:
-        store, split, size = self._data.opened, self._data.split, self._batch_size
-        levels = [given.level for given in self._model.interface.inputs.values()]
+        store, split, size = self.data.opened, self.data.split, self.batch_size
+        levels = [given.level for given in self.model.aligned.interface.inputs.values()]
         batches = sum(-(-len(store.rows(split, level)) // size) for level in levels)
+        title = escape(f"{self.model.name}: {self.data.title}, batches")
         with progress_bar() as progress:
-            task = progress.add_task(escape(f"{self._name}: {self._data.title}, batches"), total=batches, note="")
+            advance = partial(progress.advance, progress.add_task(title, total=batches, note=""))
             try:
-                return embed_split(
-                    self._model, store, split, self._accelerator, size, self._workers, lambda: progress.advance(task)
-                )
+                return embed_split(self.model.aligned, store, split, self.accelerator, size, self.workers, advance)
             except torch.OutOfMemoryError:
                 raise CusaError(
-                    f"{self._name}: the device has no room for batches of {size:,}. Say a smaller --batch-size."
+                    f"{self.model.name}: the device has no room for batches of {size:,}. Say a smaller --batch-size."
                 ) from None
 
     @cached_property
     def _evaluated(self) -> Evaluated:
         encoded = self._encoded
         with self._ranking():
-            return evaluate(self._model, encoded, lambda: self._similarities, self._data.opened, self._data.split)
+            return evaluate(self.model.aligned, encoded, lambda: self._similarities, self.data.opened, self.data.split)
 
-    def _figure(self, name: str) -> Any:
+    def _figures(self, needed: str) -> dict[str, Any]:
         figures, faults = self._evaluated
-        if name in faults:
-            raise DataSetError(f"{self._data.title}: {faults[name]}")
-        return figures[name]
+        if needed in faults:
+            raise DataSetError(f"{self.data.title}: {faults[needed]}")
+        return figures
 
     @property
     def _sizes(self) -> dict[str, int]:
@@ -151,26 +144,28 @@ class StudentOnStore:
 
     def _ranking(self) -> Status:
         """Show that rankings, which are one piece of work, are being made."""
-        return console.status(escape(f"{self._name}: ranking {self._data.title}"))
+        return console.status(escape(f"{self.model.name}: ranking {self.data.title}"))
 
 
+@dataclass(frozen=True)
 class TeacherOnStore:
     """A teacher's figures on a split, within its modality."""
 
-    def __init__(self, model: TeacherModel, data: DataSets, threads: int) -> None:
-        self._model, self._data, self._threads = model, data, threads
+    model: TeacherModel
+    data: DataSets
+    threads: int
 
     def image_retrieval(self, result: Result) -> None:
         """Add the R@1 by the split's labels."""
-        images = split_images(self._data.opened, self._data.split)
-        rows = self._data.opened.rows(self._data.split, "sample")
+        images = split_images(self.data.opened, self.data.split)
+        rows = self.data.opened.rows(self.data.split, "sample")
         if (found := self._extracted(rows)) is None:
-            measure_images(self._model, images, result, self._threads)
+            measure_images(self.model, images, result, self.threads)
             return
         features, valid = found
         labels = images.labels[valid]
-        result.figures[self._data.title] = recall_at_1(features[valid], labels)
-        result.counts[self._data.title] = {
+        result.figures[self.data.title] = recall_at_1(features[valid], labels)
+        result.counts[self.data.title] = {
             "images": len(labels),
             "classes": len(np.unique(labels)),
             "broken": int((~valid).sum()),
@@ -178,13 +173,13 @@ class TeacherOnStore:
 
     def sts(self, result: Result) -> None:
         """Add the correlation with the split's graded caption pairs."""
-        store, title = self._data.opened, self._data.title
-        first, second, gold = graded_pairs(self._data)
-        rows = store.rows(self._data.split, "caption")
+        store, title = self.data.opened, self.data.title
+        first, second, gold = graded_pairs(self.data)
+        rows = store.rows(self.data.split, "caption")
         asked, places = np.unique(np.concatenate([first, second]), return_inverse=True)
         if (found := self._extracted(rows[asked])) is None:
             texts = store.captions["text"].take(rows[asked]).to_pylist()
-            found = embed_texts(self._model, texts, title), np.ones(len(texts), dtype=np.bool_)
+            found = embed_texts(self.model, texts, title), np.ones(len(texts), dtype=np.bool_)
         features, valid = found
         one, other = places.reshape(2, len(gold))
         kept = valid[one] & valid[other]
@@ -193,9 +188,9 @@ class TeacherOnStore:
 
     def _extracted(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]] | None:
         """Return this very teacher's features of rows in the store, and which are valid; None if it has none."""
-        store, slug = self._data.opened, teacher_slug(self._model.name, self._model.modality)
+        store, slug = self.data.opened, teacher_slug(self.model.name, self.model.modality)
         extracted = store.manifest.teachers.get(slug)
-        if extracted is None or extracted.fingerprint != self._model.fingerprint:
+        if extracted is None or extracted.fingerprint != self.model.fingerprint:
             return None
         features = store.features(slug)
         return features.gather(rows).astype(np.float32), features.valid[rows]
@@ -211,3 +206,31 @@ def graded_pairs(data: DataSets) -> tuple[NDArray[np.int64], NDArray[np.int64], 
     if pairs is None:
         raise DataSetError(f"{data.title}: the store has no graded caption pairs there, so sts is not measured on it.")
     return pairs
+
+
+def split_images(store: Store, split: str) -> LabelledImages:
+    """Return the images of a store's split, with the labels that the store carries.
+
+    Raises:
+        DataSetError: some have no label.
+    """
+    rows = store.rows(split, "sample")
+    samples = store.samples.slice(rows[0], len(rows))
+    labels = samples["label"]
+    if labels.null_count:
+        raise DataSetError(
+            f"{store.root}: {labels.null_count:,} of the {len(rows):,} images of the split {split!r} have no label, "
+            f"so it is not measured for image retrieval. Labels come from the source (data.columns.label)."
+        )
+    lock = threading.Lock()
+
+    def read(place: int) -> bytes:
+        with lock:  # Arrow's readers are for one thread at a time
+            return store.images[int(rows[place])]
+
+    return LabelledImages(
+        title=f"{store.root.name}, {split}",
+        names=samples["key"].to_pylist(),
+        labels=np.array([str(label) for label in labels.to_pylist()], np.str_),
+        read=read,
+    )

@@ -36,14 +36,3 @@ PAPER: Final[dict[str, dict[FigurePath, tuple[float, float]]]] = {
         ("sts", AVERAGE): (71.9, 74.5),
     },
 }
-
-ABLATION: Final[dict[str, dict[str, float]]] = {
-    parts: dict(zip(("COCO RSUM", "Flickr RSUM", "ECCV average", "image average", "STS average"), found, strict=True))
-    for parts, found in {
-        "InfoNCE": (422.6, 520.0, 52.6, 40.7, 69.4),
-        "+ CSA": (427.7, 525.4, 54.5, 40.4, 66.5),
-        "+ USA": (425.7, 523.4, 53.6, 47.8, 73.1),
-        "+ CUSA": (429.7, 526.3, 54.5, 46.5, 73.2),
-    }.items()
-}
-"""Table 5, of CLIP B/32: what each part of the soft labels brings."""

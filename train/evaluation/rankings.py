@@ -70,11 +70,7 @@ class CosineRows:
 
 
 def first_ranks(rows: Rows, relevant: sparse.csr_array) -> Ranks:
-    """Return the best rank (from 0) among each query's relevant candidates: (Q,).
-
-    Args:
-        rows: the similarities.
-        relevant: (Q, C) sparse.
+    """Return the best rank (from 0) among each query's relevant candidates, (Q, C) sparse: (Q,).
 
     Raises:
         CusaError: an embedding is not finite, the shapes disagree, or a query has no relevant candidate.
@@ -116,7 +112,8 @@ def ranks_both_ways(
     row, column = (torch.from_numpy(index.astype(np.int64)).to(images.device) for index in (pairs.row, pairs.col))
     scores = pair_cosine(images, texts, row, column)
     image_side, text_side = _side(images, row, column, scores), _side(texts, column, row, scores)
-    height, width = block or _shape(images.device)
+    # A processor's blocks should stay in its cache.
+    height, width = block or ((4096, 16384) if images.device.type == "cuda" else (512, 2048))
     memory = torch.empty((2, min(height, len(images)), min(width, len(texts))), device=images.device)
     with full_precision(images.device):
         for first in range(0, len(images), height):
@@ -138,7 +135,8 @@ def top(rows: Rows, count: int) -> Iterator[NDArray[np.int64]]:
     for scores in rows:
         last = scores.topk(count, dim=1).values[:, -1:]
         taken = scores >= last
-        if len(over := (_sum(taken, 1) > count).nonzero()[:, 0]):
+        # As int8 in int32, booleans are summed several times faster than by torch's own sum of them.
+        if len(over := (taken.view(torch.int8).sum(1, dtype=torch.int32) > count).nonzero()[:, 0]):
             # Of those equal to the last, only the first so many by row.
             tied, spare = scores[over] == last[over], count - (scores[over] > last[over]).sum(dim=1, keepdim=True)
             taken[over] &= ~tied | (tied.cumsum(dim=1, dtype=torch.int32) <= spare)
@@ -236,16 +234,6 @@ def _count(rough: Tensor, marks: Tensor, side: _Side, first: int, candidates: Te
         side.ahead.index_add_(0, first + some[row], wins.long())
 
 
-def _sum(marks: Tensor, dim: int) -> Tensor:
-    """Sum booleans; as int8 in int32 that is several times faster than torch's own sum of booleans."""
-    return marks.view(torch.int8).sum(dim, dtype=torch.int32)
-
-
 def block_rows(device: torch.device, candidates: int) -> int:
     """Return how many queries a block of whole rows may have."""
     return max(32, (2**27 if device.type == "cuda" else 2**21) // candidates)
-
-
-def _shape(device: torch.device) -> tuple[int, int]:
-    """Return how many images and texts a block has; a processor's blocks should stay in its cache."""
-    return (4096, 16384) if device.type == "cuda" else (512, 2048)

@@ -22,8 +22,8 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from models.encoded import Encoded, map_tensors, tensors_of
+from models.loading import weights_digest
 from models.scoring import PAIRS_AT_ONCE, Cosine, Scorer, cosine_similarity
-from models.teachers.teacher import weights_digest
 from stores.atomic import write_json
 from stores.errors import CusaError
 from stores.ownership import json_object
@@ -138,15 +138,10 @@ def similarities(
     folder: Path,
     pause: Callable[[], None] = lambda: None,
 ) -> Similarities:
-    """Compare n items of one modality with m of another.
+    """Compare n items of one modality with m of another, both on the CPU; scores are computed on the `device`.
 
-    Args:
-        scorer: how.
-        first: n items, on the CPU.
-        second: m items, on the CPU.
-        device: where scores are computed.
-        folder: where scores are kept while they are computed: an interrupted scoring goes on there.
-        pause: called now and then; it may raise.
+    In the `folder` they are kept meanwhile: an interrupted scoring goes on there. `pause` is called now and then, and
+    may raise.
 
     Raises:
         CusaError: there are no items, or the scores are not finite or of another shape.
@@ -218,6 +213,4 @@ def _on(device: torch.device, items: Encoded) -> Encoded:
 
 
 def _taken(vectors: Tensor, places: Places | None) -> Tensor:
-    return (
-        vectors if places is None else vectors[torch.from_numpy(np.asarray(places, dtype=np.int64)).to(vectors.device)]
-    )
+    return vectors if places is None else vectors[torch.as_tensor(places, dtype=torch.int64, device=vectors.device)]

@@ -17,8 +17,7 @@ from train.evaluation.result import DataSetError, Result
 from train.evaluation.sts_files import PAIRS, SentencePairs, read_pairs
 
 TASK: Final = "sts"
-AT_ONCE: Final = 512
-"""Texts that are given to a model at once."""
+BATCH: Final = 64
 
 
 def measure_sts(model: MeasuredModel, folder: Path) -> Result:
@@ -74,18 +73,15 @@ def embed_texts(model: MeasuredModel, texts: list[str], name: str) -> NDArray[np
         CusaError: they are not finite.
     """
     # By length, so that a model which pads a batch to its longest text has little to pad.
-    order, parts = sorted(range(len(texts)), key=lambda place: len(texts[place])), []
+    order, parts = np.argsort([len(text) for text in texts], kind="stable"), []
     with progress_bar() as progress:
         task = progress.add_task(escape(f"{model.name}: {name}, texts"), total=len(texts), note="")
-        for start in range(0, len(order), AT_ONCE):
-            places = order[start : start + AT_ONCE]
+        for start in range(0, len(order), BATCH):
+            places = order[start : start + BATCH]
             encoded = model.encode_texts([texts[place] for place in places])
             parts.append(check_embeddings(encoded, len(places), model.name))
             progress.advance(task, len(places))
-    embeddings = np.concatenate(parts)
-    ordered = np.empty_like(embeddings)
-    ordered[order] = embeddings
-    return ordered
+    return np.concatenate(parts)[np.argsort(order)]
 
 
 def correlate(first: NDArray[np.float32], second: NDArray[np.float32], gold: NDArray[np.float64], name: str) -> float:

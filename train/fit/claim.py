@@ -47,10 +47,15 @@ def replaces_another(folder: Path, wanted: dict[str, Any], overwrite: bool) -> b
             name of a file that the run would write; or it is no run's folder at all; or it lies within a store.
     """
     kinds = run_kinds()
-    _check_place(folder)
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError("is a file", path=folder)
+    place = folder.resolve()
+    if store := next((above for above in (place, *place.parents) if Layout(above).mark.is_file()), None):
+        raise RunFolderError(f"lies within the store {store}", path=folder)
     if not folder.exists() or not set(folder.iterdir()) - set(leftovers(folder, kinds)):
         return False
-    _check_record(folder)
+    if not (is_plain(folder / "run.json") and json_object(folder / "run.json").keys() >= _IDENTITY):
+        raise RunFolderError("is not empty and holds no run of cusa-train", path=folder)
     if names := in_the_way(folder, kinds):
         advice = "Move them elsewhere (or delete them, if an older cusa-train made them), or choose another --run."
         raise RunFolderError("not as cusa-train wrote it", path=folder, where=", ".join(names), advice=advice)
@@ -74,25 +79,11 @@ def make_room(folder: Path) -> None:
         console.print(f"{folder}: the earlier run is removed; what it did not write stays: {', '.join(left)}")
 
 
-def _check_place(folder: Path) -> None:
-    place = folder.resolve()
-    if folder.exists() and not folder.is_dir():
-        raise RunFolderError("is a file", path=folder)
-    if store := next((above for above in (place, *place.parents) if Layout(above).mark.is_file()), None):
-        raise RunFolderError(f"lies within the store {store}", path=folder)
-
-
 def _lacks_its_best(training: Path) -> bool:
     """Tell whether a training has finished an epoch but lacks the weights of its best."""
     epochs = training / "epochs.csv"
     has_finished = epochs.is_file() and len(epochs.read_bytes().splitlines()) > 1
     return has_finished and not (training / BEST).is_file()
-
-
-def _check_record(folder: Path) -> None:
-    record = folder / "run.json"
-    if not (is_plain(record) and json_object(record).keys() >= _IDENTITY):
-        raise RunFolderError("is not empty and holds no run of cusa-train", path=folder)
 
 
 def run_kinds() -> Kinds:

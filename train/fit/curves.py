@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from dvclive import Live
@@ -36,47 +35,30 @@ CURVES: Final[Kinds] = _DVCLIVE | {
 """The files of a training's curves in its folder."""
 
 
-class Curves:
-    """The curves of one training in its folder; a context manager, for the main process alone.
-
-    Args:
-        folder: the training's; curves go to its `dvclive` and `tensorboard`.
-        history: the epochs that are finished.
-        steps_per_epoch: how many optimiser steps one has; TensorBoard's abscissa is the step of the whole training.
-        tensorboard: write TensorBoard's event files too.
-        first_step: steps of the unfinished epoch that are kept; points of later ones, of a run that was stopped, are
-            purged.
-
-    Raises:
-        ParameterError: TensorBoard is asked for and not installed.
-        TrainingError: dvclive cannot work here.
-    """
+class Curves(ExitStack):
+    """The curves of one training in its folder; a context manager, for the main process alone."""
 
     def __init__(
-        self,
-        folder: Path,
-        history: Sequence[Epoch],
-        steps_per_epoch: int,
-        tensorboard: bool,
-        first_step: int = 0,
+        self, folder: Path, history: Sequence[Epoch], steps_per_epoch: int, tensorboard: bool, first_step: int = 0
     ) -> None:
+        """Open the curves, and bring them to where the `history` ends.
+
+        TensorBoard's abscissa is the step of the whole training. Of the unfinished epoch, points after `first_step`
+        steps are purged: a run that was stopped takes them again.
+
+        Raises:
+            ParameterError: TensorBoard is asked for and not installed.
+            TrainingError: dvclive cannot work here.
+        """
+        super().__init__()
         self._steps_per_epoch = steps_per_epoch
-        self._open = ExitStack()
         self._tensorboard: tuple[Any, Any] | None = None
         if tensorboard:
             kept = len(history) * steps_per_epoch + first_step
             self._tensorboard = self._writer(folder, "steps", kept + 1), self._writer(folder, "epochs", 0)
-        self._dvclive = self._open.enter_context(_live(folder))
+        self._dvclive = self.enter_context(_live(folder))
         for figures in history:
             self.epoch(figures)
-
-    def __enter__(self) -> Curves:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._open.__exit__(kind, error, trace)
 
     def step(self, epoch: int, metrics: StepMetrics) -> None:
         """Add the figures within `epoch` (from 0) to TensorBoard."""
@@ -94,8 +76,7 @@ class Curves:
 
     def _writer(self, folder: Path, name: str, purge_step: int) -> Any:
         """Open a folder of event files, in which points from `purge_step` on, of an earlier run, no longer count."""
-        writer = event_writer()
-        return self._open.enter_context(writer(str(folder / "tensorboard" / name), purge_step=purge_step))
+        return self.enter_context(event_writer()(str(folder / "tensorboard" / name), purge_step=purge_step))
 
 
 def event_writer() -> Any:

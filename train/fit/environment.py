@@ -6,7 +6,6 @@ environment variable.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shlex
@@ -20,6 +19,7 @@ import torch
 from scmrepo.git import Git
 
 from stores.atomic import write_json
+from stores.ownership import json_object
 
 PACKAGES: Final = (
     *("accelerate", "cusa", "dvc", "dvclive", "faiss-cpu", "faiss-gpu", "h5py", "numpy", "open-clip-torch", "pillow"),
@@ -30,15 +30,9 @@ CHECKOUT: Final = Path(__file__).resolve().parents[2]
 
 
 def record_start(folder: Path, device: str, precision: str, processes: int) -> None:
-    """Add this start of a training to the `starts` in `folder`/environment.json.
-
-    Args:
-        folder: the run's.
-        device: what the main process trains on, such as cpu or cuda:0.
-        precision: fp32 or bf16.
-        processes: how many train together.
-    """
+    """Add this start of a training to the `starts` in `folder`/environment.json; one that cannot be read has none."""
     path = folder / "environment.json"
+    starts = json_object(path).get("starts")
     start = {
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command_line(),
@@ -53,7 +47,7 @@ def record_start(folder: Path, device: str, precision: str, processes: int) -> N
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
     }
-    write_json(path, {"starts": [*_starts(path), start]})
+    write_json(path, {"starts": [*(starts if isinstance(starts, list) else []), start]})
 
 
 def command_line() -> str:
@@ -68,15 +62,6 @@ def commit(checkout: Path) -> dict[str, Any] | None:
             return {"id": repository.get_rev(), "changed": repository.is_dirty()}
     except Exception:  # SCMError and its backends' own (no git, another owner's folder): a record stops no training
         return None
-
-
-def _starts(path: Path) -> list[Any]:
-    """Return the starts recorded so far; a file that cannot be read has none."""
-    try:
-        starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return []
-    return starts if isinstance(starts, list) else []
 
 
 def _version(package: str) -> str | None:

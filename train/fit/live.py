@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from types import TracebackType
 from typing import Final
 
 from rich.console import Group, RenderableType
@@ -30,19 +29,12 @@ _UNKNOWN: Final = "–"
 
 
 class LiveView:
-    """The live view of one training; a context manager, to be entered before the first epoch begins.
-
-    Args:
-        title: the training's name.
-        epochs: of the whole training.
-        steps: of one epoch.
-        batch_size: pairs of one step, over all processes.
-        validation_best: the best validation RSUM so far, if a training is resumed.
-    """
+    """The live view of one training; a context manager, to be entered before the first epoch begins."""
 
     def __init__(
         self, title: str, epochs: int, steps: int, batch_size: int, validation_best: float | None = None
     ) -> None:
+        """Show `epochs` of so many `steps` of `batch_size` pairs, over all processes; a resumed training has a best."""
         self._title, self._epochs, self._steps, self._batch_size = title, epochs, steps, batch_size
         self._best = -math.inf if validation_best is None else validation_best
         self._latest: StepMetrics | None = None
@@ -64,9 +56,7 @@ class LiveView:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._live.stop()
 
     def begin(self, epoch: int, first_step: int) -> None:
@@ -98,11 +88,9 @@ class LiveView:
         metrics = self._latest
         if metrics is None:
             return self._bar
-        groups = (
-            _figures("loss", _losses(metrics.loss, self._before)),
-            _figures("temperature", {name: (f"{value:.3f}",) for name, value in metrics.temperatures.items()}),
-            _figures("training", _speed(metrics, self._best)),
-        )
+        temperatures = {name: (f"{value:.3f}",) for name, value in metrics.temperatures.items()}
+        losses, speed = _losses(metrics.loss, self._before), _speed(metrics, self._best)
+        groups = (_figures("loss", losses), _figures("temperature", temperatures), _figures("training", speed))
         hint = [Text(_HINT, style="yellow", no_wrap=True, overflow="ellipsis")] if metrics.wait > WAIT_MARKED else []
         if console.width < _ABREAST:
             return Group(self._bar, *groups, *hint)
@@ -126,9 +114,8 @@ def _figures(heading: str, rows: Mapping[str, Sequence[str | Text]]) -> Table:
 
 def _losses(loss: dict[str, float], before: dict[str, float]) -> dict[str, tuple[str, str]]:
     """Return each term, and how it differs from its mean over the epoch before."""
-    formats = {name: _digits(value) for name, value in loss.items()}
-    changes = {name: f"{loss[name] - before[name]:+{formats[name]}}" for name in loss if name in before}
-    return {name: (f"{value:{formats[name]}}", changes.get(name, "")) for name, value in loss.items()}
+    changes = {name: f"{loss[name] - before[name]:+{_digits(loss[name])}}" for name in loss if name in before}
+    return {name: (f"{value:{_digits(value)}}", changes.get(name, "")) for name, value in loss.items()}
 
 
 def _speed(metrics: StepMetrics, best: float) -> dict[str, tuple[str | Text]]:
@@ -142,18 +129,15 @@ def _speed(metrics: StepMetrics, best: float) -> dict[str, tuple[str | Text]]:
 
 
 def _epoch_line(epoch: Epoch, title: str, epochs: int, better: bool) -> Text:
-    losses = " ".join(f"{name} {value:{_digits(value)}}" for name, value in _parts(epoch.loss).items())
+    # The total stands alone or not at all: it follows from its parts.
+    parts = {name: value for name, value in epoch.loss.items() if name != "total" or len(epoch.loss) == 1}
+    losses = " ".join(f"{name} {value:{_digits(value)}}" for name, value in parts.items())
     line = Text(f"{title} {epoch.epoch + 1}/{epochs} · ")
     line.append(f"RSUM {epoch.validation_rsum:.1f}{' ↑' if better else ''}", style="bold green" if better else "")
     line.append(f" · {losses} · {epoch.samples_per_second:,.0f}/s")
     if epoch.wait > WAIT_MARKED:
         line.append(f" · wait {epoch.wait:.0%}", style="yellow")
     return line
-
-
-def _parts(loss: dict[str, float]) -> dict[str, float]:
-    """Leave the total out where it stands beside its parts: it follows from them."""
-    return {name: value for name, value in loss.items() if name != "total" or len(loss) == 1}
 
 
 def _digits(value: float) -> str:

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_gather
 
@@ -55,6 +55,7 @@ class Processes:
     """What the processes of a training tell each other."""
 
     def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
         self.rank, self.count = accelerator.process_index, accelerator.num_processes
         self.is_main: bool = accelerator.is_main_process
         # Flags travel on the host, so that asking never waits for the device.
@@ -80,17 +81,12 @@ class Processes:
 
     def once(self, work: Callable[[], T]) -> T:
         """Let the main process alone do `work`, and give every process its (picklable) result."""
-        outcome = [self.alone(work)]
-        if self.count > 1:
-            broadcast_object_list(outcome)
-        result: T = outcome[0]  # type: ignore[assignment] # every process has the main one's by now
+        result: T = broadcast_object_list([self.alone(work)])[0]  # every process has the main one's by now
         return result
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give every process the main one's buffers: batch statistics differ, each process having seen its share."""
-        if self.count > 1:
-            for buffer in model.buffers():
-                distributed.broadcast(buffer, 0)
+        broadcast(list(model.buffers()))
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set in any process; all of them must ask."""
@@ -102,20 +98,13 @@ class Processes:
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean of a tensor over the processes."""
-        if self.count == 1:
-            return values
-        values = values.clone()
-        distributed.all_reduce(values)
-        mean: Tensor = values / self.count
+        mean: Tensor = self._accelerator.reduce(values, reduction="mean")
         return mean
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Return the equally long tensors of all processes, one after another, without gradient."""
-        if self.count == 1:
-            return tensor
-        parts = [torch.empty_like(tensor) for _ in range(self.count)]
-        distributed.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
+        whole: Tensor = self._accelerator.gather(tensor)
+        return whole
 
     def columns(self, rows: Instances) -> Instances:
         """Return the rows of all processes, each with as many; the gradient flows back to the process it came from.

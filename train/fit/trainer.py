@@ -33,11 +33,13 @@ from stores.console import console
 from stores.layout import teacher_slug
 from stores.parameters import as_dict
 from train.data.batches import Batch, TrainingData
+from train.data.mixture import opened
 from train.data.seeds import derived_seed
 from train.evaluation.embed import embed_split, measuring
 from train.evaluation.evaluate import compare_split, retrieval
 from train.fit.curves import Curves
 from train.fit.epoch import Epoch, StepMetrics
+from train.fit.frozen_towers import read_frozen_outputs
 from train.fit.grad_cache import cached_backward, check_cacheable
 from train.fit.learner import Learner
 from train.fit.live import LiveView
@@ -89,6 +91,10 @@ class Training:
         teachers = parameters.teachers
         slugs = {"image": teacher_slug(teachers.image, "image"), "text": teacher_slug(teachers.text, "text")}
         rank, processes = self._processes.rank, self._processes.count
+        measured = (parameters.eval.validation, parameters.eval.test)
+        splits = [(one, ("train",)) for one in opened(store, self._settings.mix_in, slugs)[1:]]
+        self.model.to(accelerator.device)
+        read_frozen_outputs(self.model, parameters, [(store, ("train", *measured)), *splits], accelerator, stop)
         inputs = self.model.interface.inputs
         self.data = TrainingData(store, self._settings, slugs, inputs, accelerator.device, rank, processes)
         self.model.train()  # pretrained towers may come in evaluation mode

@@ -1,14 +1,25 @@
-"""The figures of a finished run, and their table: a column per training, and what the soft labels change."""
+"""The figures of a finished run: their table, a column per training, and those that the CUSA paper has for CLIP."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from stores.errors import DamagedRunError
 from train.evaluation.figure_tables import FigureRow, FigureTable, flattened, spoken
+from train.evaluation.paper import AVERAGE, COCO, ECCV, FLICKR, PAPER
+
+_MEASURES: Final = (
+    ("RSUM", "COCO 5K", "RSUM", ("retrieval", COCO, "RSUM")),
+    ("RSUM", "Flickr30K 1K", "RSUM", ("retrieval", FLICKR, "RSUM")),
+    ("mAP@R, image→text", "ECCV Caption", "true · image→text · mAP@R", ("eccv", ECCV, "image_to_text", "mAP@R")),
+    ("mAP@R, text→image", "ECCV Caption", "true · text→image · mAP@R", ("eccv", ECCV, "text_to_image", "mAP@R")),
+    ("image R@1 by class", "mean of 4 sets", "image class R@1", ("image-retrieval", AVERAGE)),
+    ("caption Spearman", "STS, mean of 7", "caption spearman", ("sts", AVERAGE)),
+)
+"""By measure: the paper's data, the run's counterpart among its flat figures, the paper's figure."""
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -40,3 +51,26 @@ def flat_figures(figures: dict[str, Any]) -> dict[str, float]:
     """Return a training's figures under the names that they have in its table, such as "image→text · R@1"."""
     flat = flattened(figures)
     return {" · ".join(map(spoken, path)).replace("true relevance", "true"): value for path, value in flat}
+
+
+class PaperComparison(NamedTuple):
+    """One of the paper's figures with its counterpart: fine-tuned without soft labels, and with CUSA."""
+
+    measure: str
+    data: str
+    ours: FigureRow
+    paper: FigureRow
+
+
+def beside_the_paper(student: str, trainings: Sequence[dict[str, Any]]) -> tuple[str, list[PaperComparison]]:
+    """Return the paper's model nearest to a `student`, and its figures beside those that the trainings have.
+
+    Most runs have other data sets and students: what compares everywhere is the difference that soft labels make.
+    """
+    model = "CLIP L/14@336" if "ViT-L-14-336" in student else "CLIP B/32"
+    flat = [flat_figures(figures) for figures in trainings]
+    rows = []
+    for measure, data, name, path in _MEASURES:
+        ours = FigureRow(name, [found[name] for found in flat if name in found])
+        rows.append(PaperComparison(measure, data, ours, FigureRow(name, PAPER[model][path])))
+    return model, rows

@@ -6,21 +6,18 @@ drawn at random. A model alone has random ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stores import Store
 from stores.columns import Column
 from stores.thumbnails import thumbnail
 from train.evaluation.evaluate import ownership
-from train.evaluation.rankings import Ranks, Rows, top
+from train.evaluation.rankings import Ranks, top
 from train.report.page.page_models import PageModel
-from train.report.page.relevance import PairRelevance
-from train.report.page.sample import SEED
+from train.report.page.sample import SEED, PairRelevance
 
 SHOWN: Final = 5
 """Answers to a query."""
@@ -29,12 +26,8 @@ EACH: Final = 2
 THUMBNAIL: Final = 160
 """Longest side of a picture, in pixels."""
 
-_Query = Callable[[int], "Item"]
-_Answer = Callable[[int, int], "Item"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Item:
+class Item(NamedTuple):
     """A picture (a data URI, empty where it cannot be decoded) or a text, and how it stands to the query."""
 
     picture: str | None = None
@@ -43,8 +36,7 @@ class Item:
     """own, true or other."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answers:
+class Answers(NamedTuple):
     """What one model answers."""
 
     model: str
@@ -53,8 +45,7 @@ class Answers:
     items: list[Item]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
+class Case(NamedTuple):
     """A query, why it is shown, and its answers by every model."""
 
     chosen: str
@@ -62,8 +53,7 @@ class Case:
     answers: list[Answers]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cases:
+class Cases(NamedTuple):
     """The cases both ways."""
 
     to_images: list[Case]
@@ -72,44 +62,13 @@ class Cases:
     """Whether the store tells what is true beside its own pairs."""
 
 
-@dataclass(frozen=True)
-class _Ranked:
-    """One direction: rows of similarities and ranks (Q,) by model, and the chosen queries."""
-
-    rows: dict[str, Callable[[NDArray[np.int64]], Rows]]
-    ranks: dict[str, Ranks]
-
-    def chosen(self) -> list[tuple[int, str]]:
-        """Return places of queries, and why they are shown."""
-        ranks = np.log1p(np.stack(list(self.ranks.values())))
-        found: dict[int, str] = {}
-        if len(ranks) == 2:
-            gain = ranks[0] - ranks[1]
-            order = np.argsort(-gain, kind="stable")
-            names = list(self.ranks)
-            found |= {int(place): f"most in favour of {names[1]}" for place in order[:EACH] if gain[place] > 0}
-            found |= {int(place): f"most in favour of {names[0]}" for place in order[-EACH:] if gain[place] < 0}
-        elif len(ranks) > 2:
-            spread = np.ptp(ranks, axis=0)
-            order = np.argsort(-spread, kind="stable")[: 2 * EACH]
-            found |= {int(place): "the models differ most" for place in order if spread[place] > 0}
-        wanted = EACH if len(ranks) > 1 else 3 * EACH
-        drawn = [int(place) for place in np.random.default_rng(SEED).permutation(ranks.shape[1]) if place not in found]
-        return [*found.items(), *((place, "drawn at random") for place in drawn[:wanted])]
-
-    def answers(self, places: Sequence[int]) -> dict[str, NDArray[np.int64]]:
-        """Return the first answers to the queries at `places`, by model: (n, up to `SHOWN`)."""
-        return {name: np.concatenate(list(top(rows(np.array(places)), SHOWN))) for name, rows in self.rows.items()}
-
-
 def cases(store: Store, split: str, models: Sequence[PageModel]) -> Cases:
     """Choose the queries among images and texts of the `split`, and find their answers."""
-    to_texts, to_images = _ranked(store, split, models)
+    own = ownership(store, split)
+    ranks = {model.name: model.tested.similarities.ranks(own) for model in models}
+    images, texts = (_chosen({name: both[way] for name, both in ranks.items()}) for way in (0, 1))
     first_image, first_text = int(store.rows(split, "sample")[0]), int(store.rows(split, "caption")[0])
-    images, texts = to_texts.chosen(), to_images.chosen()
-    truth = PairRelevance(
-        store, (first_text + place for place, _ in texts), (first_image + place for place, _ in images)
-    )
+    truth = PairRelevance(store, [first_text + place for place in texts], [first_image + place for place in images])
     captions = Column(store.captions["text"])
 
     def picture(place: int, kind: str = "") -> Item:
@@ -118,42 +77,47 @@ def cases(store: Store, split: str, models: Sequence[PageModel]) -> Cases:
     def text(place: int, kind: str = "") -> Item:
         return Item(text=captions.values(np.array([first_text + place]))[0], kind=kind)
 
-    def kind(image: int, caption: int) -> str:
-        return truth.kind(first_text + caption, first_image + image)
+    def answer(way: int, query: int, item: int) -> Item:
+        image, caption = (query, item) if way == 0 else (item, query)
+        return (text, picture)[way](item, truth.kind(first_text + caption, first_image + image))
 
-    return Cases(
-        to_images=_cases(to_images, texts, text, lambda query, place: picture(place, kind(place, query))),
-        to_texts=_cases(to_texts, images, picture, lambda query, place: text(place, kind(query, place))),
-        known=truth.known,
-    )
+    def asked(way: int, queries: Mapping[int, str]) -> list[Case]:
+        places, found = np.array(list(queries)), {}
+        for model in models:
+            similarities = model.tested.similarities
+            rows = (similarities.rows, similarities.columns)[way](places)
+            found[model.name] = np.concatenate(list(top(rows, SHOWN))).tolist()
+        return [
+            Case(
+                why,
+                (picture, text)[way](place),
+                [
+                    Answers(
+                        name, int(ranks[name][way][place]) + 1, [answer(way, place, item) for item in items[number]]
+                    )
+                    for name, items in found.items()
+                ],
+            )
+            for number, (place, why) in enumerate(queries.items())
+        ]
 
-
-def _cases(ranked: _Ranked, chosen: list[tuple[int, str]], query: _Query, answer: _Answer) -> list[Case]:
-    found = ranked.answers([place for place, _ in chosen])
-    return [
-        Case(
-            chosen=why,
-            query=query(place),
-            answers=[
-                Answers(
-                    model=name,
-                    rank=int(ranked.ranks[name][place]) + 1,
-                    items=[answer(place, int(item)) for item in rows[number]],
-                )
-                for name, rows in found.items()
-            ],
-        )
-        for number, (place, why) in enumerate(chosen)
-    ]
+    return Cases(to_images=asked(1, texts), to_texts=asked(0, images), known=truth.known)
 
 
-def _ranked(store: Store, split: str, models: Sequence[PageModel]) -> tuple[_Ranked, _Ranked]:
-    """Return both directions, from images and from texts."""
-    own = ownership(store, split)
-    to_texts, to_images = _Ranked({}, {}), _Ranked({}, {})
-    for model in models:
-        found = model.tested.similarities
-        rows, ranks = (found.rows, found.columns), found.ranks(own)
-        for direction, its_rows, its_ranks in zip((to_texts, to_images), rows, ranks, strict=True):
-            direction.rows[model.name], direction.ranks[model.name] = its_rows, its_ranks
-    return to_texts, to_images
+def _chosen(ranks: Mapping[str, Ranks]) -> dict[int, str]:
+    """Return by place of a query why it is shown, from the models' ranks of its own answers: (Q,) each."""
+    logs = np.log1p(np.stack(list(ranks.values())))
+    found: dict[int, str] = {}
+    if len(ranks) == 2:
+        gain = logs[0] - logs[1]
+        order = np.argsort(-gain, kind="stable")
+        names = list(ranks)
+        found |= {int(place): f"most in favour of {names[1]}" for place in order[:EACH] if gain[place] > 0}
+        found |= {int(place): f"most in favour of {names[0]}" for place in order[-EACH:] if gain[place] < 0}
+    elif len(ranks) > 2:
+        spread = np.ptp(logs, axis=0)
+        order = np.argsort(-spread, kind="stable")[: 2 * EACH]
+        found |= {int(place): "the models differ most" for place in order if spread[place] > 0}
+    wanted = EACH if len(ranks) > 1 else 3 * EACH
+    drawn = [int(place) for place in np.random.default_rng(SEED).permutation(logs.shape[1]) if place not in found]
+    return found | dict.fromkeys(drawn[:wanted], "drawn at random")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Final, NamedTuple
+from dataclasses import replace
+from typing import Final, NamedTuple
 
 import numpy as np
 from matplotlib.ticker import Locator, LogLocator, MaxNLocator
@@ -29,8 +29,7 @@ class Tick(NamedTuple):
     text: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mark:
+class Mark(NamedTuple):
     """What stands for one series: a line, a filled area or dots."""
 
     name: str
@@ -41,14 +40,8 @@ class Mark:
     """line, dashed, area or dots."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Chart:
+class Chart(NamedTuple):
     """A titled chart."""
-
-    width: ClassVar[int] = WIDTH
-    height: ClassVar[int] = HEIGHT
-    left: ClassVar[int] = LEFT
-    right: ClassVar[int] = WIDTH - RIGHT
 
     title: str
     alt: str
@@ -56,6 +49,10 @@ class Chart:
     marks: list[Mark]
     x: list[Tick]
     y: list[Tick]
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
 
 
 class _Axis:

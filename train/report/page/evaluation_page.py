@@ -10,8 +10,7 @@ from typing import Any, Final, TypeVar
 import torch
 
 from models.encoded import tensors_of
-from stores import Store, TrainParameters
-from stores.errors import CusaError
+from stores import CusaError, Store, TrainParameters
 from stores.layout import teacher_slug
 from stores.pages import write_html
 from stores.parameters import Teachers
@@ -20,10 +19,10 @@ from train.evaluation.figure_tables import task_tables
 from train.evaluation.folder import REPORT
 from train.evaluation.measured_split import MeasuredSplit, measured_split
 from train.evaluation.models import StudentModel
-from train.evaluation.names import short_names
-from train.evaluation.result import Evaluation
+from train.evaluation.result import Evaluation, short_names
 from train.evaluation.similarities import Similarities
 from train.fit.epoch import read_epochs
+from train.losses.objective import make_objective
 from train.report.page.cases import cases
 from train.report.page.page_models import PageModel, dashed, learned_charts
 from train.report.page.projection import projections
@@ -53,13 +52,8 @@ class Embedded:
 def write_evaluation(folder: Path, evaluation: Evaluation, store: Store | None, embedded: Embedded) -> Path:
     """Write `folder`/report.html and return its path.
 
-    Args:
-        folder: where the figures are.
-        evaluation: what they are.
-        store: the store on which models were measured; None where there is none.
-        embedded: the students that have embedded the split of the store; without any, the page has no pictures.
-
-    A section whose data are unknown, such as an open_clip model's teachers, is left out; faults become messages.
+    Without a `store`, or a student that has `embedded` its split, the page has no pictures. A section whose data are
+    unknown, such as an open_clip model's teachers, is left out; faults become messages.
     """
     messages = list(dict.fromkeys(message for result in evaluation.results for message in result.messages))
     names = short_names(evaluation.models)
@@ -93,21 +87,16 @@ def _pictures(
             messages.append(error.message)
             return None
 
-    models = [
-        PageModel(
-            name=names[model.name],
-            tested=given,
-            loss=None if model.parameters is None else model.parameters.loss,
-            epochs=attempted(partial(_epochs, Path(model.name))) or [],
-        )
-        for model, given in embedded.pictured
-    ]
+    models = []
+    for model, tested in embedded.pictured:
+        epochs = attempted(partial(_epochs, Path(model.name))) or []
+        loss = model.parameters.loss if model.parameters else None
+        models.append(PageModel(name=names[model.name], tested=tested, loss=loss, epochs=epochs))
     trained = [model.parameters for model, _ in embedded.pictured if model.parameters is not None]
     labels, teachers = _soft_parameters(store, trained), _teachers(store, trained)
-    with_epochs = [model for model in models if model.epochs]
     return {
         "curves": learned_charts(models),
-        "dashed": dashed(with_epochs),
+        "dashed": dashed([model for model in models if model.epochs]),
         "projections": attempted(lambda: projections(store, split, models)),
         "soft": labels and attempted(lambda: soft_labels(store, split, labels, models)),
         "cases": attempted(lambda: cases(store, split, models)),
@@ -124,20 +113,16 @@ def _epochs(folder: Path) -> list[dict[str, float]]:
 def _soft_parameters(store: Store, trained: Sequence[TrainParameters]) -> TrainParameters | None:
     """Return the first parameters whose teachers the store has, of a training with soft labels if there is one."""
     known = [parameters for parameters in trained if _has(store, parameters.teachers)]
-    softly = [parameters for parameters in known if parameters.loss.alpha or parameters.loss.beta]
-    return next(iter([*softly, *known]), None)
+    return max(known, key=lambda parameters: make_objective(parameters.loss).soft, default=None)
 
 
 def _teachers(store: Store, trained: Sequence[TrainParameters]) -> Teachers | None:
     """Return the teachers of the first training, if the store has them, else the only ones of the store."""
     if trained and _has(store, trained[0].teachers):
         return trained[0].teachers
-    specs: dict[str, list[str]] = {"image": [], "text": []}
-    for teacher in store.manifest.teachers.values():
-        specs[teacher.modality].append(teacher.spec)
-    if any(len(found) != 1 for found in specs.values()):
-        return None
-    return Teachers(image=specs["image"][0], text=specs["text"][0])
+    teachers = store.manifest.teachers.values()
+    images, texts = ([one.spec for one in teachers if one.modality == modality] for modality in ("image", "text"))
+    return Teachers(image=images[0], text=texts[0]) if len(images) == len(texts) == 1 else None
 
 
 def _has(store: Store, teachers: Teachers) -> bool:

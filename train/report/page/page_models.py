@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from stores.parameters import Loss
 from train.evaluation.measured_split import MeasuredSplit
+from train.losses.objective import Objective, make_objective
 from train.report.page.charts import Chart, line_chart
 from train.report.training_curves import LEARNED, TrainingCurves, curve_plots
 
@@ -23,10 +25,15 @@ class PageModel:
     epochs: Sequence[Mapping[str, float]] = ()
     """Of its training, by the names of epochs.csv; what that leaves empty is absent."""
 
+    @cached_property
+    def objective(self) -> Objective | None:
+        """The terms of its loss, which say whether they are soft, or teach uni-modal heads."""
+        return make_objective(self.loss) if self.loss else None
+
     @property
     def plain(self) -> bool:
         """Whether it is known to have been trained without soft labels."""
-        return self.loss is not None and not (self.loss.alpha or self.loss.beta)
+        return self.objective is not None and not self.objective.soft
 
 
 def dashed(models: Sequence[PageModel]) -> PageModel | None:

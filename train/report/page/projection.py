@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.manifold import TSNE  # type: ignore[import-untyped]
 from torch import Tensor
+from torch.nn import functional
 
 from stores import Store
 from stores.columns import Column
@@ -39,17 +40,16 @@ def projections(store: Store, split: str, models: Sequence[PageModel]) -> list[C
     for modality in ("images", "texts"):
         for model in models:
             rows = model.tested.images[pairs.images] if modality == "images" else model.tested.texts[pairs.captions]
-            alt = (
-                f"{len(rows)} points in the plane, one for each of the {modality}; near points are alike to the model."
-            )
+            alt = f"{len(rows)} points, one for each of the {modality}; near points are alike to the model."
             charts.append(scatter(f"{modality.capitalize()}, {_named(model)}", _project(rows), groups, names, alt))
     return charts
 
 
 def _named(model: PageModel) -> str:
-    if model.loss is None:
+    if model.objective is None:
         return model.name
-    return f"{model.name} ({'with' if model.loss.beta else 'without'} USA)"
+    taught = " and ".join(term.name for term in model.objective.terms if term.unimodal)
+    return f"{model.name} ({f'with {taught}' if taught else 'without uni-modal heads'})"
 
 
 def _points(store: Store, split: str) -> tuple[ImageCaptionPairs, NDArray[np.int64], dict[int, str]]:
@@ -70,8 +70,7 @@ def _points(store: Store, split: str) -> tuple[ImageCaptionPairs, NDArray[np.int
 
 def _project(rows: Tensor) -> NDArray[np.float64]:
     """Return (n, D) embeddings in the plane, (n, 2), by their cosine distances."""
-    unit = rows.double().numpy()
-    unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+    unit = functional.normalize(rows.double()).numpy()
     perplexity = min(30.0, (len(unit) - 1) / 3)
     # For unit vectors the squared Euclidean distance is proportional to the cosine distance.
     # Where all rows are equal, there is no principal axis to start from.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -35,8 +34,7 @@ AT_START: Final = 0.45
 """The temperature of a model that has not learned one: where it would have started."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SoftLabels:
+class SoftLabels(NamedTuple):
     """What the page says of one batch."""
 
     size: int
@@ -51,27 +49,19 @@ class SoftLabels:
 
     @property
     def at_start(self) -> list[tuple[str, str]]:
-        """The models that have not learned all temperatures, and the parts of the loss that lack one."""
-        weights = [
-            (model.name, {"CSA": model.loss.alpha, "USA": model.loss.beta}) for model in self.models if model.loss
-        ]
-        idle = [(name, " and ".join(part for part, weight in parts.items() if not weight)) for name, parts in weights]
-        return [(name, parts) for name, parts in idle if parts]
+        """The models that have not learned all temperatures, and the terms that would have them."""
+        learned = {model.name: model.tested.temperatures or {} for model in self.models}
+        lacking = {name: {tau.split()[0] for tau in PANELS.values() if tau not in its} for name, its in learned.items()}
+        return [(name, " and ".join(sorted(terms))) for name, terms in lacking.items() if terms]
 
 
 def soft_labels(
     store: Store, split: str, parameters: TrainParameters, models: Sequence[PageModel]
 ) -> SoftLabels | None:
-    """Return the distributions over a batch of the `split`.
+    """Return the distributions over a batch of the `split`; None where fewer than two pairs can be had.
 
-    Args:
-        store: has the features of both teachers.
-        split: where the batch is drawn.
-        parameters: whose soft labels are P.
-        models: whose are Q, those of which the temperatures are known, and no other soft labels than P.
-
-    Returns:
-        None where fewer than two pairs can be had.
+    P are the soft labels of the `parameters`, Q of those `models` whose temperatures are known, and that were trained
+    with no other soft labels.
     """
     pairs = draw_pairs(store, split, min(parameters.train.batch_size, LARGEST))
     pairs, images, texts = _features(store, split, parameters.teachers, pairs)
@@ -91,9 +81,7 @@ def soft_labels(
         scores = [panels[panel] for panels in of_models]
         charts.append(_chart(panel, target, known, scores))
         divergences.append((panel, [f"{float(soft_alignment(one, target, 1.0)):.3f}" for one in scores]))
-    return SoftLabels(
-        size=size, parameters=parameters, charts=charts, models=known, others=others, divergences=divergences
-    )
+    return SoftLabels(size, parameters, charts, known, others, divergences)
 
 
 def _taught_by(model: PageModel, loss: Loss) -> bool:

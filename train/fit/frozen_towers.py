@@ -1,0 +1,175 @@
+"""What frozen towers make of a store's items, computed once: a training reads it as it reads a teacher's features.
+
+A tower that learns nothing and sees every item as it is gives the same outputs in every epoch and every run. They lie
+beside the store, in `<store>.towers/<modality>-<digest>/`: `outputs.npy`, a row for each row of the store, and
+`outputs.json`, which says how far each split is. Deleting them costs the time to compute them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from filelock import FileLock, Timeout
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from models.aligned import AlignedModel
+from models.encoded import map_tensors
+from models.inputs import Input
+from models.loading import weights_digest
+from models.student import Parts, StudentOfTwoTowers
+from stores import Store, TrainingError, TrainParameters
+from stores.atomic import atomic_path, write_json
+from stores.console import console, progress_bar
+from stores.digests import value_digest
+from stores.images import DECODING
+from stores.ownership import json_object
+from train.data.items import item_batches
+from train.data.mixture import Mixture
+from train.data.output_tables import OutputTable, StoredOutputs
+from train.evaluation.embed import process_share
+from train.fit.processes import precision_of
+from train.fit.stops import Stop
+
+AT_ONCE: Final = 8192
+"""Rows after which it is written down how far the outputs are."""
+PROBE: Final = 8
+"""Rows that are computed again, to see that outputs on disk are this tower's."""
+AGREES: Final = 0.999
+"""Cosine of a row on disk with the same row computed again, which rounds otherwise in another batch."""
+
+Splits = Sequence[tuple[Store, Sequence[str]]]
+
+
+def read_frozen_outputs(
+    model: AlignedModel, parameters: TrainParameters, splits: Splits, accelerator: Accelerator, stop: Stop
+) -> None:
+    """Let a model, on its device, read what its frozen towers make of the splits of each store; first compute it.
+
+    That is done where a student tells the halves of its towers, and training does not augment what the tower sees.
+
+    Raises:
+        TrainingError: there is no room for the outputs beside a store.
+        Stopped: a stop was asked for; what is computed is kept.
+    """
+    student = model.interface
+    if not isinstance(student, StudentOfTwoTowers):
+        return
+    for modality in parameters.student.freeze:
+        given = student.inputs[modality]
+        if modality in student.halves and not (parameters.train.augment and given.augmented):
+            tower = _FrozenTower(student, modality, model.student.towers[modality], parameters, accelerator, stop)
+            tables = {store.root: tower.table(store, names) for store, names in splits}
+            student.read_outputs(modality, StoredOutputs(modality, given.level, tables))
+
+
+class _FrozenTower:
+    def __init__(
+        self,
+        student: StudentOfTwoTowers,
+        modality: str,
+        parts: Parts,
+        parameters: TrainParameters,
+        accelerator: Accelerator,
+        stop: Stop,
+    ) -> None:
+        self._student, self._modality, self._parameters = student, modality, parameters
+        self._given: Input = student.inputs[modality]
+        self._accelerator, self._stop = accelerator, stop
+        modules = [part if isinstance(part, torch.nn.Module) else torch.nn.ParameterList([part]) for part in parts]
+        self._weights = [weights_digest(module) for module in modules]
+
+    def table(self, store: Store, splits: Sequence[str]) -> OutputTable:
+        """Return the tower's outputs of some splits of a store."""
+        precision, source = precision_of(self._accelerator), store.manifest.source_fingerprint
+        digest = value_digest([self._parameters.student.model, self._weights, precision, source, DECODING])
+        folder = store.root.with_name(f"{store.root.name}.towers") / f"{self._modality}-{digest[:16]}"
+        processes = self._stop.processes
+        lock = FileLock(folder.with_suffix(".lock"))
+        try:
+            processes.alone(lambda: self._locked(lock))
+            return self._filled(store, splits, folder)
+        except OSError as error:
+            advice = f"Make room, or leave {self._modality} out of student.freeze."
+            fault = f"cannot hold what the frozen tower makes of the items ({error})"
+            raise TrainingError(fault, path=folder, advice=advice) from None
+        finally:
+            lock.release()
+
+    def _locked(self, lock: FileLock) -> None:
+        """Wait for another run that computes the same outputs."""
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=1)
+            except Timeout:
+                self._stop.check_alone()
+
+    def _filled(self, store: Store, splits: Sequence[str], folder: Path) -> OutputTable:
+        path, state, level = folder / "outputs.npy", folder / "outputs.json", self._given.level
+        processes = self._stop.processes
+        probe = self._computed(store, splits[0], store.rows(splits[0], level)[:PROBE])
+        done: dict[str, int] = processes.once(lambda: json_object(state).get("rows", {}) if path.is_file() else {})
+        table = OutputTable(path, level)
+        if done and not processes.once(lambda: _agrees(table, store.rows(splits[0], level), probe)):
+            console.print(f"{folder} is not what this tower makes of the items; it is computed anew.", style="yellow")
+            table, done = OutputTable(path, level), {}
+        if not done:
+            count = sum(shard.rows(level) for shard in store.manifest.shards)
+            processes.alone(lambda: _begin(path, (count, *probe.shape[1:])))
+        for split in splits:
+            self._fill(table, store, split, done, state)
+        return table
+
+    def _fill(self, table: OutputTable, store: Store, split: str, done: dict[str, int], state: Path) -> None:
+        """Compute the rows of a split that the table lacks, each process its share."""
+        rows, first = store.rows(split, table.level), done.get(split, 0)
+        if first == len(rows):
+            return
+        with progress_bar() as bar:
+            task = bar.add_task(f"frozen {self._modality} tower, {split}", total=len(rows), completed=first, note="")
+            for start in range(first, len(rows), AT_ONCE):
+                some = rows[start : start + AT_ONCE]
+                mine = process_share(some, self._accelerator)
+                table.write(mine, self._computed(store, split, mine))
+                done[split] = start + len(some)
+                self._stop.processes.any(False)  # all have written
+                self._stop.processes.alone(lambda: write_json(state, {"rows": done}))
+                bar.update(task, completed=done[split])
+
+    def _computed(self, store: Store, split: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the outputs of rows: (n, …)."""
+        device, settings = self._accelerator.device, self._parameters
+        items = Mixture([store], split, {self._modality: self._given})
+        batches = item_batches(
+            items, self._given, rows, settings.eval.batch_size, settings.train.workers, device.type == "cuda"
+        )
+        found: list[Any] = []
+        try:
+            with torch.inference_mode(), self._accelerator.autocast():
+                for batch in batches:
+                    tensors = map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch)
+                    found.append(self._student.frozen_half(self._modality, tensors).float().cpu().numpy())
+                    self._stop.check()
+        finally:
+            del batches  # else a loader's workers would outlive a stop
+        return np.concatenate(found)
+
+
+def _agrees(table: OutputTable, rows: NDArray[np.int64], probe: NDArray[np.float32]) -> bool:
+    stored = table.gather(rows[: len(probe)])
+    if stored.shape != probe.shape:
+        return False
+    one, other = (torch.from_numpy(array.reshape(len(array), -1)) for array in (stored, probe))
+    return bool((torch.cosine_similarity(one, other) > AGREES).all())
+
+
+def _begin(path: Path, shape: tuple[int, ...]) -> None:
+    """Make room for the outputs; whoever reads earlier ones goes on reading them."""
+    with atomic_path(path) as temporary:
+        open_memmap(temporary, "w+", np.float32, shape)
