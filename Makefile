@@ -1,11 +1,11 @@
-# make repro | ablation | test | lint | bench | soak — each makes .venv first, where it is missing or out of date.
+# make repro | ablation | photos | test | lint | bench | soak — each makes .venv first, where it is missing or out of date.
 PYTHON ?= python3
 BIN := .venv/bin
 FAISS := $(if $(wildcard /proc/driver/nvidia/version),gpu,cpu)
 export DVC_NO_ANALYTICS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro ablation test lint bench soak clean
+.PHONY: repro ablation photos test lint bench soak clean
 .DELETE_ON_ERROR:
 
 repro: .venv/ready-$(FAISS)
@@ -14,6 +14,9 @@ repro: .venv/ready-$(FAISS)
 
 ablation: .venv/ready-$(FAISS)
 	python -m experiments.ablation
+
+photos: .venv/ready-photos
+	python -m experiments.photos
 
 test: .venv/ready-test
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONUTF8=1 python -m pytest -n 2 --dist worksteal -m "not soak"

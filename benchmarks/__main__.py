@@ -14,7 +14,9 @@ import torch
 from benchmarks import (
     commands,
     extraction,
+    frozen,
     gather,
+    heads,
     index,
     large_batch,
     neighbours,
@@ -22,6 +24,7 @@ from benchmarks import (
     ranking,
     step,
     texts,
+    transport,
 )
 from benchmarks.measure import Result
 from stores.atomic import write_json
@@ -40,7 +43,14 @@ def main() -> None:
     measured: list[Result | None] = [*commands.benchmark(), *neighbours.benchmark()]
     measured += [gather.benchmark(1), gather.benchmark(100), pixels.benchmark(), extraction.benchmark()]
     measured += [texts.benchmark(repeated=True), texts.benchmark(repeated=False), index.benchmark()]
-    measured += [*(step.benchmark() or [None]), *large_batch.benchmark(), *ranking.benchmark()]
+    measured += [
+        *(step.benchmark() or [None]),
+        *(frozen.benchmark() or [None]),
+        *large_batch.benchmark(),
+        *ranking.benchmark(),
+    ]
+    measured += heads.benchmark()
+    measured.append(transport.benchmark())
     results = [result for result in measured if result is not None]
     machine = {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     machine["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

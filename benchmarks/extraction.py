@@ -14,7 +14,7 @@ from models.teachers import Teacher, TeacherSpec
 from models.teachers.unicom import MODELS, UnicomViT
 from pipeline.batch_size import batch_size
 from pipeline.encode import extract_features
-from pipeline.encode.local import InProcess
+from pipeline.encode.engine import InProcess
 from pipeline.ingest import ingest
 from pipeline.sources import open_source
 from stores import Shard

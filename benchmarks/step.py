@@ -42,7 +42,7 @@ def benchmark() -> list[Result]:
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
     settings = Train(batch_size=BATCH[device.type], learning_rate=1e-5, epochs=1000, captions="all")
     with tempfile.TemporaryDirectory() as folder:
-        store = _store(Path(folder), pairs=(WAITS + 3) * settings.batch_size)
+        store = small_store(Path(folder), pairs=(WAITS + 3) * settings.batch_size)
 
         stop = Stop(Processes(accelerator))
 
@@ -69,7 +69,7 @@ def benchmark() -> list[Result]:
         return results
 
 
-def _store(folder: Path, pairs: int) -> Store:
+def small_store(folder: Path, pairs: int) -> Store:
     """Return a store of the pictures as published, each several times under captions of its own."""
     pictures = sorted(PICTURES.glob("*.jpg"))
     each = -(-pairs // len(pictures))

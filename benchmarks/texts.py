@@ -17,7 +17,7 @@ from benchmarks.measure import Result, in_turn, seconds
 from models.packaged_weights import packaged_file
 from models.teachers import TeacherSpec
 from pipeline.encode import extract_features
-from pipeline.encode.local import InProcess
+from pipeline.encode.engine import InProcess
 from pipeline.ingest import ingest
 from pipeline.sources import open_source
 from stores import Shard

@@ -107,6 +107,7 @@ def _values(tensors: Tensors) -> Tensor:
 
 
 MEMBERS: Final = (*Student.__annotations__, "encode")
+HEADS: Final = "heads"
 TWO_TOWERS: Final = (*TwoTowers.__annotations__, "encode_image", "encode_text")
 
 
@@ -123,13 +124,13 @@ def load_student(settings: parameters.Student) -> Any:
 
     Args:
         settings: `model` is `open-clip:<model>[/<pretrained tag or file>]`, `towers:<image encoder>+<text encoder>`,
-            or `package.module:factory`: a factory is called without arguments and returns a torch module that is a
-            `Student` or a `TwoTowers`.
+            `heads` (models/heads.py), or `package.module:factory`: a factory is called without arguments and returns
+            a torch module that is a `Student` or a `TwoTowers`.
 
     Raises:
         StudentError: there is no such student, or it cannot be loaded, or lacks what the settings ask for.
     """
-    student = _load(settings.model)
+    student = _heads(settings) if settings.model == HEADS else _load(settings.model)
     for tower in settings.freeze:
         for part in _parts(student, tower, settings.model):
             part.requires_grad_(False)
@@ -144,6 +145,12 @@ def load_student(settings: parameters.Student) -> Any:
             )
         switch_on()
     return student
+
+
+def _heads(settings: parameters.Student) -> Any:
+    from models.heads import StudentOfHeads  # here, since it takes this module's students for towers
+
+    return StudentOfHeads(settings, _load)
 
 
 def _load(spec: str) -> Any:
@@ -161,7 +168,7 @@ def _load(spec: str) -> Any:
     if not re.fullmatch(r"[\w.]+:\w+", spec):
         raise StudentError(
             f"No student is called {spec!r}. Expected open-clip:<model>[/<pretrained tag or file>], "
-            f"towers:<image encoder>+<text encoder>[@<dimensions>], or package.module:factory."
+            f"towers:<image encoder>+<text encoder>[@<dimensions>], {HEADS}, or package.module:factory."
         )
     student: Any = import_factory(spec, StudentError)()
     members = MEMBERS if hasattr(student, "encode") else TWO_TOWERS

@@ -7,7 +7,7 @@ damaged, and has nothing to do the second time.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,10 @@ from typing import Any, Final
 from models.teachers import TeacherSpec
 from pipeline.encode import Engine, open_engines
 from pipeline.feature_sets import FeatureSets
-from pipeline.imports import FeatureImport
+from pipeline.imports import FeatureImport, GivenImport
 from pipeline.indices import check_index_kind
 from pipeline.ingest import Ingested, ingest
-from pipeline.sources import open_source
+from pipeline.sources import HasFeatures, Source, open_source
 from pipeline.unplanned import STORE_KINDS
 from stores import ExtractParameters, Manifest, ParameterError, StoreError, TeacherError
 from stores.atomic import write_text
@@ -65,17 +65,17 @@ def extract(parameters: ExtractParameters, store: Path, *, retry: bool = False) 
     layout, settings = Layout(store), parameters.extract
     source = open_source(parameters.data)
     made: dict[str, str] = {}
-    imports = [FeatureImport.of(name, file) for name, file in parameters.data.features.items()]
+    imports = _imports(source, parameters)
     with ExitStack() as stack:
         engines = stack.enter_context(open_engines(_teachers(parameters), settings))
-        _check(engines, parameters)
+        _check(engines, parameters, imports)
         made |= _claim(layout)
         stack.enter_context(write_lock(layout))
         progress = stack.enter_context(progress_bar())
         remove_leftovers(layout.root, STORE_KINDS)
         finished, before = layout.manifest.exists(), _previous(layout)
         wanted_here = {engine.card.slug: engine.card.spec for engine in engines}
-        _check_folders({**wanted_here, **dict.fromkeys(parameters.data.features)}, before)
+        _check_folders({**wanted_here, **dict.fromkeys(imports)}, before)
         ingested = ingest(source, parameters.data, settings.shard_size, layout, progress, before=before, retry=retry)
         made |= ingested.made
         sets = FeatureSets(
@@ -86,25 +86,13 @@ def extract(parameters: ExtractParameters, store: Path, *, retry: bool = False) 
             classes=class_shards(ingested.classes, ingested.files),
             before=before,
         )
-        sets.keep(wanted_here.keys() | parameters.data.features.keys())
+        sets.keep(wanted_here.keys() | imports.keys())
         for engine in engines:
             sets.extract(engine)
-        for wanted in imports:
+        for wanted in imports.values():
             sets.import_(wanted)
         made |= sets.made
-        manifest = Manifest(
-            format_version=FORMAT_VERSION,
-            source=source.description,
-            source_fingerprint=value_digest([shard.sha256 for shard in ingested.shards]),
-            files=ingested.files,
-            shards=ingested.shards,
-            features=dict(sorted(sets.features.items())),
-            indices=dict(sorted(sets.indices.items())),
-            classes=ingested.classes,
-            parameters=_recorded(parameters),
-            merged=ingested.merged,
-            shared=ingested.shared,
-        )
+        manifest = _manifest(source, ingested, sets, parameters)
         if before is None or manifest != before:
             made["manifest.json"] = "missing" if before is None else "other content"
         if not layout.manifest.exists() or manifest != read_manifest(layout):
@@ -112,6 +100,22 @@ def extract(parameters: ExtractParameters, store: Path, *, retry: bool = False) 
     seconds = time.monotonic() - started
     return Extracted(
         manifest=manifest, ingested=ingested, made=made, repaired=finished, rows=sets.encoded, seconds=seconds
+    )
+
+
+def _manifest(source: Source, ingested: Ingested, sets: FeatureSets, parameters: ExtractParameters) -> Manifest:
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        source=source.description,
+        source_fingerprint=value_digest([shard.sha256 for shard in ingested.shards]),
+        files=ingested.files,
+        shards=ingested.shards,
+        features=dict(sorted(sets.features.items())),
+        indices=dict(sorted(sets.indices.items())),
+        classes=ingested.classes,
+        parameters=_recorded(parameters),
+        merged=ingested.merged,
+        shared=ingested.shared,
     )
 
 
@@ -131,14 +135,23 @@ def _teachers(parameters: ExtractParameters) -> list[TeacherSpec]:
     ]
 
 
-def _check(engines: Sequence[Engine], parameters: ExtractParameters) -> None:
+def _imports(source: Source, parameters: ExtractParameters) -> dict[str, FeatureImport | GivenImport]:
+    """Return what is imported by name: what the data set has, and what the user has, who may name it the same."""
+    given = source.features if isinstance(source, HasFeatures) else {}
+    return {
+        **{name: GivenImport(name, features) for name, features in given.items()},
+        **{name: FeatureImport.of(name, file) for name, file in parameters.data.features.items()},
+    }
+
+
+def _check(engines: Sequence[Engine], parameters: ExtractParameters, imports: Collection[str]) -> None:
     """See that all features can share a store, and that their indices can be built."""
     for engine in engines:
         check_index_kind(parameters.extract, engine.card.dim)
     one, other = (engine.card for engine in engines)
     if one.slug == other.slug:
         raise TeacherError(f"{one.spec} and {other.spec} would share the folder features/{one.slug}. Rename one.")
-    if taken := {one.slug, other.slug} & parameters.data.features.keys():
+    if taken := {one.slug, other.slug} & set(imports):
         raise ParameterError(f"data.features.{taken.pop()} bears the name of a teacher's features. Rename it.")
 
 

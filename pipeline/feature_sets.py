@@ -9,7 +9,7 @@ from functools import partial
 from rich.progress import Progress
 
 from pipeline.encode import Engine, extract_features
-from pipeline.imports import FeatureImport, entry, import_features
+from pipeline.imports import FeatureImport, GivenImport
 from pipeline.indices import ensure_index
 from pipeline.unplanned import check_replaced_parts, unplanned_indices, unplanned_parts
 from stores import Features, Manifest, Shard, SourceError
@@ -83,9 +83,9 @@ class FeatureSets:
         )
         self._add(teacher.slug, self._counted(teacher.slug, made))
 
-    def import_(self, wanted: FeatureImport) -> None:
-        """Copy what is missing of features that the user has."""
-        name, level = wanted.name, wanted.settings.level
+    def import_(self, wanted: FeatureImport | GivenImport) -> None:
+        """Copy what is missing of features that the user or the data set has."""
+        name, level = wanted.name, wanted.level
         held = self.before.features.get(name) if self.before else None
         shape = held.shape if held is not None and held.fingerprint == wanted.fingerprint else None
         shards = self._of(level)
@@ -99,12 +99,22 @@ class FeatureSets:
             total = sum(shard.rows(level) for shard in pending)
             task = self.progress.add_task(f"import · {name}", total=total, note="")
             try:
-                shape = import_features(wanted, shards, pending, self.layout, partial(self.progress.advance, task))
+                shape = wanted.write(shards, pending, self.layout, partial(self.progress.advance, task))
             except SourceError:
                 for shard in pending:  # those before the fault are of a file that will be another one
                     self.layout.features(name, shard.name).unlink(missing_ok=True)
                 raise
-        made = entry(wanted, shape, self._digests(name, shards), 0)
+        made = FeatureSet(
+            spec=wanted.spec,
+            modality=name,
+            level=level,
+            shape=shape,
+            unit=wanted.unit,
+            precision=None,
+            fingerprint=wanted.fingerprint,
+            parts=self._digests(name, shards),
+            invalid=0,
+        )
         self._add(name, self._counted(name, made))
 
     def _of(self, level: Level) -> tuple[Shard, ...]:
@@ -144,7 +154,7 @@ class FeatureSets:
         """Take in features that are whole, and bring their indices up to date."""
         self.features[slug] = entry
         recorded = self.before.indices.get(slug, {}) if self.before else {}
-        splits = {shard.split for shard in self.shards} if self._indexed(entry) else set()
+        splits = {shard.split for shard in self.shards} if entry.indexed else set()
         for path in unplanned_indices(slug, splits, recorded, self.layout):
             path.unlink(missing_ok=True)
         if not splits:
@@ -158,9 +168,6 @@ class FeatureSets:
             if why:
                 self.made[f"indices/{slug}/{split}"] = why
         self.indices[slug] = digests
-
-    def _indexed(self, entry: FeatureSet) -> bool:
-        return entry.indexed and entry.level != "class"
 
     def _withdraw(self, slug: str) -> None:
         """Take features out of the manifest before their parts change, so that no reader finds old and new mixed."""

@@ -28,7 +28,9 @@ class FirstSeen:
 
     def rows(self, contents: Iterable[str | bytes], first: int) -> NDArray[np.int64]:
         """Take contents (n,) at the rows `first`, `first` + 1, …; return for each the row at which it first came."""
-        digests = [hashlib.blake2b(_as_bytes(content), digest_size=_DIGEST_BYTES).digest() for content in contents]
+        # A source's id may hold half of a surrogate pair, which has no UTF-8.
+        data = (text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text for text in contents)
+        digests = [hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest() for content in data]
         rows = range(first, first + len(digests))
         with system_errors():
             added = self._database.executemany(
@@ -74,8 +76,3 @@ def system_errors() -> Iterator[None]:
     except sqlite3.OperationalError as error:
         number = errno.ENOSPC if "full" in str(error) else errno.EIO
         raise OSError(number, f"{os.strerror(number)}: the list of contents seen cannot grow ({error})") from None
-
-
-def _as_bytes(content: str | bytes) -> bytes:
-    # A source's id may hold half of a surrogate pair, which has no UTF-8.
-    return content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content

@@ -19,6 +19,7 @@ from rich.progress import Progress
 
 from pipeline.first_seen import FirstSeen, first_seen
 from pipeline.merge import MergedSource, merged
+from pipeline.pairing import ensure_pairing
 from pipeline.pictures import shared_pictures
 from pipeline.receipts import read_receipt
 from pipeline.shards import PlannedShard, make_shard, shard_fault
@@ -31,7 +32,7 @@ from stores import Manifest, Shard, SourceError
 from stores.digests import file_digest
 from stores.layout import SAFE_NAME, Layout, shard_name
 from stores.manifest import withdraw_manifest
-from stores.parameters import Data
+from stores.parameters import Data, Noise
 
 _PASSING: Final = {"missing-file", "unreadable-file", "changed-file"}
 """Reasons for which the disk or the network may be to blame, rather than the data set."""
@@ -104,7 +105,7 @@ def ingest(
             if tally.rejected:
                 progress.update(task, note=f"{tally.rejected.total():,} rejected")
         progress.update(task, total=tally.samples)
-        return _finish(source, once, tally, layout, before)
+        return _finish(source, once, tally, layout, before, data.noise)
 
 
 @dataclass(frozen=True)
@@ -143,11 +144,20 @@ def _worth_another_try(name: str, layout: Layout, *, every: bool, unfinished: bo
     return any(every or entry.reason in _PASSING for entry in rejected)
 
 
-def _finish(source: Source, once: Source, tally: Tally, layout: Layout, before: Manifest | None) -> Ingested:
+def _finish(
+    source: Source, once: Source, tally: Tally, layout: Layout, before: Manifest | None, noise: Noise
+) -> Ingested:
     """Write the tables, unless `before` shows that they are whole; return what there is."""
     if not tally.names:
         raise SourceError("The source holds no records: there is nothing to extract.")
-    tables = (layout.samples, layout.captions, layout.classes, layout.relevance, layout.caption_pairs)
+    tables = (
+        layout.samples,
+        layout.captions,
+        layout.pairing,
+        layout.classes,
+        layout.relevance,
+        layout.caption_pairs,
+    )
     found = _digests(*tables, layout.quarantine)
     if unplanned := unplanned_shards(set(tally.names), before, layout):
         withdraw_manifest(layout)
@@ -167,6 +177,7 @@ def _finish(source: Source, once: Source, tally: Tally, layout: Layout, before: 
         shared = None
     if not layout.classes.exists():
         write_classes(layout)
+    ensure_pairing(noise, shards, layout, before)
     if shared is None:
         shared = shared_pictures(layout, shards)
     files = _digests(*tables, layout.quarantine)

@@ -26,7 +26,7 @@ from rich.progress import Progress
 
 from pipeline.first_seen import FirstSeen, system_errors, temporary_database
 from pipeline.sources import BadRecord, KnowsTruth, Record, Rejected, Source
-from pipeline.sources.records import Caption, EncodedImage
+from pipeline.sources.records import EncodedImage
 
 Merge = Literal["path", "bytes", "none"]
 _AT_ONCE: Final = 128
@@ -102,12 +102,8 @@ def merged(
 ) -> Iterator[Source]:
     """Yield the source with the records of each picture as one, while a file in `folder` says which these are.
 
-    Args:
-        source: the data set; one that knows its own truth knows its pictures too, and stays as it is.
-        merge: path: by the picture's path, or its bytes where it has none; bytes: by its bytes; none: not at all.
-        folder: where the file lies.
-        readers: threads that read pictures.
-        progress: where a bar is shown.
+    `merge` is path (by the picture's path, or its bytes where it has none), bytes, or none (not at all). A source that
+    knows its own truth knows its pictures too, and stays as it is.
     """
     if merge == "none" or isinstance(source, KnowsTruth):
         yield source
@@ -144,11 +140,11 @@ def _note_later(
     rows = range(first, first + len(records))
     keys = (f"{split}\0{name}" if name else f"\0{row}" for name, row in zip(names, rows, strict=True))
     firsts = seen.rows(keys, first).tolist()
-    later = [
-        (row, of, json.dumps([[_noted(caption) for caption in record.captions], record.label]))
-        for row, of, record in zip(rows, firsts, records, strict=True)
-        if row != of and isinstance(record, Record)
-    ]
+    later = []
+    for row, of, record in zip(rows, firsts, records, strict=True):
+        if row != of and isinstance(record, Record):
+            captions = [said if isinstance(said, str) else (said.reason, said.detail) for said in record.captions]
+            later.append((row, of, json.dumps([captions, record.label])))
     with system_errors():
         database.executemany("INSERT INTO later VALUES (?, ?, ?)", later)
     return len(later)
@@ -157,23 +153,18 @@ def _note_later(
 def _named(records: Sequence[Record | BadRecord], merge: Merge, readers: ThreadPoolExecutor) -> list[str | None]:
     """Return what tells each record's picture; None for one that cannot be read, which is like no other."""
     names = [record.image.place() if isinstance(record, Record) and merge == "path" else None for record in records]
-    unnamed = [place for place, name in enumerate(names) if name is None and isinstance(records[place], Record)]
-    runs = [[records[place] for place in unnamed[start : start + _RUN]] for start in range(0, len(unnamed), _RUN)]
-    for place, digest in zip(unnamed, chain.from_iterable(readers.map(_digests, runs)), strict=True):
+    unnamed = [(place, r.image) for place, r in enumerate(records) if isinstance(r, Record) and names[place] is None]
+    runs = [[image for _, image in unnamed[start : start + _RUN]] for start in range(0, len(unnamed), _RUN)]
+    for (place, _), digest in zip(unnamed, chain.from_iterable(readers.map(_digests, runs)), strict=True):
         names[place] = digest
     return names
 
 
-def _digests(records: Sequence[Record | BadRecord]) -> list[str | None]:
-    return [_digest(record.image) if isinstance(record, Record) else None for record in records]
-
-
-def _digest(image: EncodedImage) -> str | None:
-    try:
-        return "\0" + hashlib.sha256(image.read()).hexdigest()
-    except Rejected:
-        return None
-
-
-def _noted(caption: Caption) -> str | list[str]:
-    return [caption.reason, caption.detail] if isinstance(caption, Rejected) else caption
+def _digests(images: Sequence[EncodedImage]) -> list[str | None]:
+    found: list[str | None] = []
+    for image in images:
+        try:
+            found.append("\0" + hashlib.sha256(image.read()).hexdigest())
+        except Rejected:
+            found.append(None)
+    return found

@@ -41,7 +41,6 @@ class Receipt:
     """Of all the rest, so that a receipt that was damaged is not believed."""
 
     def computed_checksum(self) -> str:
-        """Return what `checksum` must be."""
         values = _RECEIPT.dump_python(self, mode="json")
         return value_digest({name: value for name, value in values.items() if name != "checksum"})
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import IO, Annotated, Any, Final
 
 import pydantic
-import webdataset
 from pydantic import NonNegativeInt
 from pydantic.dataclasses import dataclass as checked_dataclass
 
@@ -129,7 +128,9 @@ def make_shard(shard: PlannedShard, fingerprint: str, layout: Layout, readers: T
         write_receipt(receipt, layout.shard_receipt(shard.name))
 
 
-def _tar_writer(stream: IO[bytes]) -> webdataset.TarWriter:
+def _tar_writer(stream: IO[bytes]) -> Any:
+    import webdataset  # here, since it loads torch, and whoever reads a shard needs neither
+
     return webdataset.TarWriter(stream, encoder=False, mtime=0, user="", group="", format=tarfile.USTAR_FORMAT)
 
 

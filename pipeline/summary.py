@@ -8,6 +8,7 @@ from rich.table import Table
 
 from pipeline.extract import Extracted
 from pipeline.pictures import picture_lines
+from pipeline.tally import lost_captions
 from stores.console import Listing
 
 
@@ -16,11 +17,9 @@ def summary(extracted: Extracted, store: Path) -> Table:
     manifest, rejected, examples = extracted.manifest, extracted.ingested.rejected, extracted.ingested.examples
     table = Listing(title=f"store {store}", show_header=False, title_justify="left")
     for split in manifest.splits:
-        of_split = [shard for shard in manifest.shards if shard.split == split]
-        samples, captions = sum(s.samples for s in of_split), sum(s.captions for s in of_split)
-        table.add_row(
-            split, f"{samples:,} samples, {captions:,} captions, {len(of_split):,} shard{'s' * (len(of_split) != 1)}"
-        )
+        samples, captions = manifest.rows(split, "sample"), manifest.rows(split, "caption")
+        shards = sum(shard.split == split for shard in manifest.shards)
+        table.add_row(split, f"{samples:,} samples, {captions:,} captions, {shards:,} shard{'s' * (shards != 1)}")
     for slug, entry in manifest.features.items():
         left_out = f", {entry.invalid:,} rows {'failed' if entry.precision else 'absent'}" if entry.invalid else ""
         shape = " × ".join(map(str, entry.shape))
@@ -30,8 +29,7 @@ def summary(extracted: Extracted, store: Path) -> Table:
     if relabelled := extracted.ingested.relabelled:
         table.add_row("pictures", f"{relabelled:,} samples had several labels; the first is kept")
     reasons = [f"{reason} {count:,}, first {examples[reason]}" for reason, count in rejected.most_common()]
-    if lost := extracted.ingested.lost_captions:
-        reasons.append(f"{lost:,} caption{'s' * (lost != 1)} went with these samples")
+    reasons += [lost] if (lost := lost_captions(extracted.ingested.lost_captions)) else []
     table.add_row("left out", "\n".join([*reasons, "all are listed in quarantine.jsonl"]) if reasons else "none")
     repaired = [
         f"{name} ({why})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -19,19 +19,31 @@ from stores.layout import Layout
 
 def write_tables(shards: Sequence[Shard], layout: Layout) -> None:
     """Write samples.arrow and captions.arrow from the shards, one batch of rows a shard."""
-    # Arrow's files hold one dictionary a column, so all names are in it from the first batch on.
-    splits = pa.array(dict.fromkeys(shard.split for shard in shards))
-    names = pa.array([shard.name for shard in shards])
+    batches = table_batches(shards, layout)
     with (
         tables.table_writer(layout.samples, tables.SAMPLES) as samples,
         tables.table_writer(layout.captions, tables.CAPTIONS) as captions,
     ):
-        for number, shard in enumerate(shards):
-            stored = list(read_shard(layout.shard(shard.name)))
-            split = splits.index(shard.split).as_py()
-            codes = {"split": _repeated(split, len(stored), splits), "shard": _repeated(number, len(stored), names)}
-            samples.write_batch(pa.record_batch({**_sample_columns(shard, stored), **codes}, schema=tables.SAMPLES))
-            captions.write_batch(pa.record_batch(_caption_columns(shard, stored), schema=tables.CAPTIONS))
+        for number in range(len(shards)):
+            for writer, batch in zip((samples, captions), batches(number), strict=True):
+                writer.write_batch(batch)
+
+
+def table_batches(shards: Sequence[Shard], layout: Layout) -> Callable[[int], tuple[pa.RecordBatch, pa.RecordBatch]]:
+    """Return what reads the rows of a shard, by its number, as batches of samples.arrow and of captions.arrow."""
+    # Arrow's files hold one dictionary a column, so all names are in it from the first batch on.
+    splits = pa.array(dict.fromkeys(shard.split for shard in shards))
+    names = pa.array([shard.name for shard in shards])
+
+    def batches(number: int) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+        shard = shards[number]
+        stored = list(read_shard(layout.shard(shard.name)))
+        split = splits.index(shard.split).as_py()
+        codes = {"split": _repeated(split, len(stored), splits), "shard": _repeated(number, len(stored), names)}
+        samples = pa.record_batch({**_sample_columns(shard, stored), **codes}, schema=tables.SAMPLES)
+        return samples, pa.record_batch(_caption_columns(shard, stored), schema=tables.CAPTIONS)
+
+    return batches
 
 
 def _repeated(code: int, count: int, names: pa.Array) -> pa.DictionaryArray:

@@ -88,11 +88,6 @@ class Tally:
         if receipt.quarantined:
             self.check()
 
-    def lost(self) -> str:
-        """Say how many captions went with rejected samples, in a line of its own; nothing where none did."""
-        count = self.lost_captions
-        return f"{count:,} caption{'s' * (count != 1)} went with these samples.\n" if count else ""
-
     def check(self, *, final: bool = False) -> None:
         """Raise a `TooManyRejectedError` if more are bad than the source, as far as its size is known, may hold."""
         known = 0 if final else self.expected or 0
@@ -114,8 +109,13 @@ class Tally:
             expected = f"at most {self.fraction:.0%} of {total:,} (data.max_bad_fraction)"
             advice, path = "Mend the source, or raise that; --retry tries all again.", self.layout.quarantine
             error = TooManyRejectedError(path=path, where=what, found=bad.total(), expected=expected, advice=advice)
-            error.add_note(f"{listed}\n{self.lost()}".rstrip())
+            error.add_note(f"{listed}\n{lost_captions(self.lost_captions)}".rstrip())
             raise error
+
+
+def lost_captions(count: int) -> str:
+    """Say how many captions went with rejected samples; nothing where none did."""
+    return f"{count:,} caption{'s' * (count != 1)} went with these samples." if count else ""
 
 
 def write_quarantine(names: Sequence[str], layout: Layout) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +23,7 @@ _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 _SHARD: Final = SHARD.replace("?P<split>", "")
 STORE_KINDS: Final[Kinds] = {
     r"(store\.txt|(manifest|manifest\.former)\.json|quarantine\.jsonl|first-seen|merge)": is_plain,
-    r"(samples|captions|relevance|caption_pairs)\.arrow": is_plain,
+    r"(samples|captions|pairing|relevance|caption_pairs)\.arrow": is_plain,
     rf"shards/{_SHARD}\.(tar|json)": is_plain,
     rf"features/{_NAME}/{_SHARD}\.h5": is_plain,
     rf"indices/{_NAME}/{_NAME}\.(faiss|json)": is_plain,
@@ -99,9 +99,18 @@ def check_truth(before: Manifest | None, layout: Layout) -> None:
     Raises:
         StoreError: there is a table that the manifest does not name as it is.
     """
+    check_known((layout.relevance, layout.caption_pairs), before)
+
+
+def check_known(paths: Iterable[Path], before: Manifest | None) -> None:
+    """See that those of these tables which are there are the store's own.
+
+    Raises:
+        StoreError: there is one that the manifest does not name as it is.
+    """
     known = before.files if before else {}
-    tables = [path for path in (layout.relevance, layout.caption_pairs) if os.path.lexists(path)]
-    if others := [path for path in tables if not is_plain(path) or file_digest(path) != known.get(path.name)]:
+    there = [path for path in paths if os.path.lexists(path)]
+    if others := [path for path in there if not is_plain(path) or file_digest(path) != known.get(path.name)]:
         raise _foreign(others)
 
 

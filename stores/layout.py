@@ -51,6 +51,8 @@ class Layout:
         self.classes = root / "classes.arrow"
         self.relevance = root / "relevance.arrow"
         """Every (caption row, sample row) that truly belong together, where the source knows."""
+        self.pairing = root / "pairing.arrow"
+        """The sample that each caption is paired with, where noise was added on purpose."""
         self.caption_pairs = root / "caption_pairs.arrow"
         """Graded pairs of captions (row, row, similarity), where the source knows."""
         self.quarantine = root / "quarantine.jsonl"

@@ -80,8 +80,8 @@ class FeatureSet:
 
     @property
     def indexed(self) -> bool:
-        """Whether rows can be searched by cosine."""
-        return self.unit and len(self.shape) == 1
+        """Whether rows can be searched by cosine; classes are few, and need no index."""
+        return self.unit and len(self.shape) == 1 and self.level != "class"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +119,10 @@ class Manifest:
     def splits(self) -> tuple[str, ...]:
         """The splits in the order of their rows."""
         return tuple(dict.fromkeys(shard.split for shard in self.shards))
+
+    def shard_of(self, level: Level, row: int) -> Shard:
+        """Return the shard that holds the global `row` of a level, which the store must have."""
+        return next(s for s in self.shards if s.first_row(level) <= row < s.first_row(level) + s.rows(level))
 
     def rows(self, split: str, level: Level) -> int:
         """Return how many rows of a level a split has."""

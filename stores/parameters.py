@@ -21,7 +21,19 @@ Precision = Literal["auto", "fp32", "bf16"]
 BatchSize = PositiveInt | Literal["auto"]
 Column = str | PositiveInt
 SourceFormat = Literal[
-    "auto", "karpathy", "coco", "csv", "tsv", "jsonl", "parquet", "folder", "webdataset", "huggingface"
+    "auto",
+    "karpathy",
+    "coco",
+    "csv",
+    "tsv",
+    "jsonl",
+    "parquet",
+    "folder",
+    "webdataset",
+    "huggingface",
+    "cub",
+    "facc",
+    "store",
 ]
 
 
@@ -45,6 +57,12 @@ class Scenes:
     val: NonNegativeInt = 300
     test: NonNegativeInt = 500
     pixels: Annotated[int, Field(ge=16, le=1024)] = 64
+    # further modalities: attributes (of each sample), speech (of each caption), class_embedding (of each class)
+    modalities: list[Literal["attributes", "speech", "class_embedding"]] = Field(default_factory=list)
+    # share of the training rows that lack attributes, and of those that lack speech
+    missing: Fraction = 0.0
+    # classes that the test split alone has, of 64
+    unseen: Annotated[int, Field(ge=0, le=48)] = 0
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -83,6 +101,19 @@ class FeatureFile:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Noise:
+    """Wrong pairs made on purpose in the split "train", to study them; the store keeps the true pairs beside them."""
+
+    # share of the images, or of the captions, that are permuted among themselves
+    ratio: Fraction = 0.0
+    # image: all captions of an image move together; caption: each by itself
+    level: Literal["image", "caption"] = "image"
+    seed: NonNegativeInt = 0
+    # .npy with the number of an image for each image or caption, as released by others; in place of the ratio
+    file: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Data:
     """The data set to ingest."""
 
@@ -104,7 +135,13 @@ class Data:
     max_pixels: Annotated[int, Field(gt=0, le=2**27)] = 50_000_000
     # the run stops when a larger share of the samples, or of the captions, is quarantined
     max_bad_fraction: Fraction = 0.05
+    # of a store (format: store), its clean column: pairs below the bound are left out
+    clean: str | None = None
+    clean_at_least: Fraction = 0.5
     scenes: Scenes = Field(default_factory=Scenes)
+    noise: Noise = Field(default_factory=Noise)
+    # of spoken captions: package.module:factory of what encodes a recording; null: they are not encoded
+    speech: str | None = None
     # features of yours to import, by name: {regions: {file: regions.npy}}
     features: dict[Annotated[str, Field(pattern=SAFE_NAME)], FeatureFile] = Field(default_factory=dict)
 
@@ -145,13 +182,32 @@ class Extract:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Head:
+    """A modality of the student `heads`."""
+
+    # features that the store holds under this name; or else
+    features: str | None = None
+    # a student (named as `student.model` is) whose tower of this modality is trained along
+    tower: str | None = None
+    # a hidden layer: Linear, GELU, Linear
+    hidden: bool = False
+    # rows and width of the features; null: as the store has them
+    level: Level | None = None
+    width: PositiveInt | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Student:
     """The model to train."""
 
-    # open-clip:<model>[/<pretrained tag or file>], or package.module:factory
+    # open-clip:<model>[/<pretrained tag or file>], package.module:factory, or heads
     model: str = "open-clip:small-clip"
-    # towers that are not trained: image, text
-    freeze: list[Literal["image", "text"]] = Field(default_factory=list)
+    # of the student `heads`, by modality, those of samples first: {image: {features: hog-color}, …}
+    heads: dict[Annotated[str, Field(pattern=SAFE_NAME)], Head] = Field(default_factory=dict)
+    # of the student `heads`: numbers of an embedding
+    dim: PositiveInt = 512
+    # towers that are not trained, by modality: image, text
+    freeze: list[str] = Field(default_factory=list)
     # recompute activations in the backward pass: less memory, a third more time
     gradient_checkpointing: bool = False
 
@@ -170,10 +226,47 @@ class Hinge:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Rematching:
+    """How wrong pairs are found and matched anew, where `loss.recipe` is l2rm (L2RM, arXiv 2403.05105)."""
+
+    # epochs in which all pairs are learned by a symmetric cross-entropy, which bears wrong ones
+    warm_up: NonNegativeInt = 3
+    # the two components of the pairs' losses
+    mixture: Literal["beta", "gaussian"] = "beta"
+    # ρ, the mass that is transported
+    mass: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    # λ, the weight of the transport's entropy
+    reg: PositiveFloat = 0.07
+    # fixed: 1 − score; learned: a monotone map of the score, from the clean pairs
+    cost: Literal["fixed", "learned"] = "fixed"
+    # τ of the symmetric losses
+    tau: PositiveFloat = 0.05
+    # of the pairs that are matched anew
+    weight: NonNegativeFloat = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Coordination:
+    """Every modality against every other, where `loss.original` is pcmc or pcmr (arXiv 2401.16347)."""
+
+    # of PCMC: one for all pairs of modalities, or each its own
+    temperatures: Literal["one", "each"] = "one"
+    # of PCMR: γ, the weight of what matches; the rest is that of what does not
+    gamma: Fraction = 0.5
+    # of PCMR, what does not match: zero: should have a cosine of 0; below: of 0 or less
+    far: Literal["zero", "below"] = "zero"
+    # of pairs of modalities, such as {image/text: 2.0}; the others weigh 1
+    weights: dict[Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")], NonNegativeFloat] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Loss:
     """The student's original loss + alpha · CSA + beta · USA (CUSA, arXiv 2403.05261, eq. 9)."""
 
-    # infonce, hinge, or package.module:factory of a term of your own
+    # cusa: these alone; l2rm: wrong pairs are found, and matched anew
+    recipe: Literal["cusa", "l2rm"] = "cusa"
+
+    # infonce, hinge, pcmc, pcmr, or package.module:factory of a term of your own
     original: str = "infonce"
     alpha: NonNegativeFloat = 1.0
     beta: NonNegativeFloat = 1.5
@@ -186,6 +279,11 @@ class Loss:
     # mean: the paper's InfoNCE; reference: divided by the batch size once more, as the authors' code does
     reduction: Literal["mean", "reference"] = "mean"
     hinge: Hinge = Field(default_factory=Hinge)
+    rematching: Rematching = Field(default_factory=Rematching)
+    coordination: Coordination = Field(default_factory=Coordination)
+    # where items of two modalities match: those of one caption (of modalities that both have one), of one sample, or
+    # of one class. With a class's own modality it is always the class
+    match: Level = "caption"
     # further terms of your own: {package.module:factory: weight}
     extra: dict[str, NonNegativeFloat] = Field(default_factory=dict)
 
@@ -213,8 +311,11 @@ class Train:
     augment: bool = False
     # other stores mixed into every batch: {path: share of the pairs}; an epoch is one pass over the main store
     mix_in: dict[str, Annotated[float, Field(gt=0.0, lt=1.0)]] = Field(default_factory=dict)
-    # share of the training images whose captions are swapped with other images', to study wrong pairs
-    noise: Fraction = 0.0
+    # clean column of the store's pairs, made by cusa-store suspects or a training: what l2rm splits by, in place of its
+    # own survey
+    clean: str | None = None
+    # pairs whose clean probability is less are left out
+    clean_at_least: Fraction = 0.0
     # shards that are read and shuffled together
     shuffle_shards: PositiveInt = 16
     device: str = "auto"
@@ -246,6 +347,13 @@ class Evaluation:
     # measured once, with the best checkpoint
     test: str = "test"
     batch_size: PositiveInt = 256
+    # of a student of more than two modalities, what is a hit: the same caption (of two modalities that both have one
+    # for each), the same sample, or the same class
+    hits: Level = "caption"
+    # modalities combined as one query or item, such as [image+text]: each against every one that is not in it
+    enriched: list[str] = Field(default_factory=list)
+    # unit: the sum of the parts' vectors, at length one; sum: as it is, so that similarities are sums of the parts'
+    enrichment: Literal["unit", "sum"] = "unit"
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

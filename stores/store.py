@@ -66,6 +66,11 @@ class Store:
         return self._optional(self._layout.relevance, tables.RELEVANCE)
 
     @property
+    def pairing(self) -> pa.Table | None:
+        """The sample that each caption is paired with; None where each is with its own."""
+        return self._optional(self._layout.pairing, tables.PAIRING)
+
+    @property
     def caption_pairs(self) -> pa.Table | None:
         """Graded caption pairs, or None where the source has none."""
         return self._optional(self._layout.caption_pairs, tables.CAPTION_PAIRS)
@@ -82,8 +87,10 @@ class Store:
         return shards
 
     def rows(self, split: str, level: Level) -> NDArray[np.int64]:
-        """Return the global rows of a split's samples or captions; they are consecutive."""
+        """Return the global rows of a split's samples or captions, which are consecutive; classes are of no split."""
         shards = self.shards(split)
+        if level == "class":
+            return np.arange(self.manifest.classes)
         last = shards[-1]
         return np.arange(shards[0].first_row(level), last.first_row(level) + last.rows(level))
 

@@ -35,6 +35,9 @@ SAMPLES: Final = pa.schema(
 CAPTIONS: Final = pa.schema([("text", pa.large_string()), ("sample", pa.int64())])
 """One row a caption."""
 
+PAIRING: Final = pa.schema([("sample", pa.int64())])
+"""One row a caption: the sample that it is paired with in training, where that is not its own; a batch a shard."""
+
 CLASSES: Final = pa.schema([("name", pa.string())])
 """One row a class: what samples have as label, sorted."""
 

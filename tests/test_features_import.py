@@ -91,6 +91,11 @@ def test_rows_are_found_by_their_keys_in_any_order(bare: Store, tmp_path: Path, 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.h5")}
     assert extract(parameters(regions=setting), tmp_path / "store").made == {}
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.h5")} == before
+    part = next((tmp_path / "store" / "features" / "regions").iterdir())
+    part.write_bytes(part.read_bytes()[:-1])
+    (fault,) = (fault for check in verify(tmp_path / "store").checks for fault in check.faults)
+    assert (fault.file, fault.found) == (f"features/regions/{part.name}", "damaged: checksum")
+    assert f"--features regions={file}" in fault.remedy
 
 
 def test_rows_in_order_have_a_file_per_split(bare: Store, tmp_path: Path) -> None:
@@ -163,7 +168,7 @@ def broken(values: np.ndarray, place: tuple[int, ...], number: float) -> np.ndar
         (regions(18), False, {"file": "dev"}, r"the store has no split 'dev'; it has train, val, test"),
         (regions(18), True, {"array": "boxs"}, r"it has no 'boxs'; it has boxes, id"),
         (regions(18), True, {"key": "name"}, r"it has no 'name'; it has boxes, id"),
-        (regions(18), True, {"level": "caption"}, r"captions have no ids"),
+        (regions(18), True, {"level": "caption"}, r"18 keys that the store does not know .* such as '.*#0'"),
         (regions(18).astype(str), True, {}, r"not numbers"),
         (regions(18)[:, 0, 0], True, {}, r"holds an array of the shape \(18,\)"),
     ],

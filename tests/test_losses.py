@@ -16,6 +16,8 @@ from train.losses.functional import (
     mixed_targets,
     soft_alignment,
     soft_targets,
+    symmetric_cross_entropy,
+    symmetric_divergence,
     usa_loss,
 )
 
@@ -263,3 +265,56 @@ def test_autocast_does_not_lower_the_precision() -> None:
         cast = losses()
     assert [value.dtype for value in cast] == [torch.float32] * 2
     torch.testing.assert_close(cast, plain, rtol=0, atol=0)
+
+
+def test_the_warm_up_is_bounded_cross_entropy_both_ways() -> None:
+    """½ [CE(Y ‖ Q) + CE(Q ‖ Y + 1e-7)] both ways (L2RM); the second part is 16.118 (1 − Q_ii)."""
+    image, text = embeddings(7, 5, 5)
+
+    def loop(image: Tensor, text: Tensor) -> Tensor:
+        scores = loop_cosine(image, text)
+        total = torch.zeros((), dtype=torch.float64)
+        for matrix in (scores, scores.T):
+            for i, row in enumerate(loop_rows(matrix)):
+                probability = loop_softmax(row, 0.3)
+                total = total - torch.log(probability[i])
+                for j, q in enumerate(probability):
+                    total = total - q * math.log((i == j) + 1e-7)
+        return total / (2 * len(image))
+
+    agree(lambda a, b: symmetric_cross_entropy(cosine_similarity(a, b), 0.3), loop, [image, text])
+    far = symmetric_cross_entropy(torch.tensor([[-1.0, 1.0], [1.0, -1.0]], dtype=torch.float64), 0.05)
+    torch.testing.assert_close(float(far), 40 - math.log(1e-7), rtol=1e-6, atol=0)
+
+
+def test_the_warm_up_counts_all_of_a_group_as_its_own() -> None:
+    scores, same = torch.zeros(3, 3, dtype=torch.float64), torch.eye(3, dtype=torch.bool)
+    same[0, 1] = same[1, 0] = True
+    expected = math.log(3) - math.log(1e-7) * (1 / 3 + 1 / 3 + 2 / 3) / 3
+    torch.testing.assert_close(float(symmetric_cross_entropy(scores, 1.0, same)), expected, rtol=1e-6, atol=0)
+
+
+def test_the_symmetric_divergence_is_both_kl() -> None:
+    image, text = embeddings(6, 4, 4)
+    targets = soft_targets(torch.randn(6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64), 0.1)
+    targets = targets.masked_fill(torch.eye(6, dtype=torch.bool), 0)
+    allowed = torch.tensor([True, True, False, True, True, True])
+    weights = torch.tensor([1.0, 0.0, 2.0, 1.0, 1.0, 0.5], dtype=torch.float64)
+
+    def loop(image: Tensor, text: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for i, row in enumerate(loop_rows(loop_cosine(image, text))):
+            kept = [j for j in range(6) if allowed[j]]
+            clipped = [max(float(targets[i, j]), 1e-10) for j in kept]
+            wanted = [p / sum(clipped) for p in clipped]
+            for p, q in zip(wanted, loop_softmax([row[j] for j in kept], 0.4), strict=True):
+                total = total + weights[i] * (p * (math.log(p) - torch.log(q)) + q * (torch.log(q) - math.log(p)))
+        return total / 6
+
+    masked = targets.masked_fill(~allowed, 0)
+    for given in (masked, targets):
+        agree(
+            lambda a, b, given=given: symmetric_divergence(cosine_similarity(a, b), given, 0.4, weights, allowed),
+            loop,
+            [image, text],
+        )

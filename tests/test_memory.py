@@ -26,8 +26,8 @@ from stores.features import PART_FORMAT
 from stores.layout import Layout, shard_name
 from stores.manifest import FeatureSet
 from stores.tables import CAPTIONS, table_writer
-from train.data.captions import Captions
-from train.data.mixture import MixedFeatures, Numbers
+from train.data.mixture import MixedFeatures
+from train.data.numbers import Numbers
 from train.data.pairing import Pairing
 from train.data.passes import Passes, Unusable
 from train.data.shares import MixtureShares
@@ -119,7 +119,7 @@ def stream_everything(root: str, shards: str) -> None:
     entries = [shard_entry(n, size, size, n * size, n * size) for n in range(int(shards))]
     store, none = Store(Path(root), manifest(entries)), np.empty(0, dtype=np.int64)
     before, most, seen = anonymous(), 0, 0
-    pairing = Pairing(Captions(store))
+    pairing = Pairing(store, "train")
     passes = Passes(store, "train", Unusable(none, none), pairing, captions="one", shuffle_shards=16, seed=(0, 0))
     for draw in PairStream([passes], MixtureShares(()), batch_size=1000):
         seen += len(draw.samples)

@@ -102,3 +102,28 @@ def test_pictures_are_drawn_and_captions_name_what_is_there() -> None:
     words = " ".join(text for record in captions for text in record.captions)
     assert all(value in words for value in ("circle", "red", "small"))
     assert len(VALUES["shape"]) == len(VALUES["colour"]) == 8
+
+
+def test_further_modalities_miss_what_the_setting_says_and_unseen_classes_are_of_the_test_split_alone() -> None:
+    """And neither changes a picture: those of seen classes are as without the settings."""
+    names = ["attributes", "speech", "class_embedding"]
+    settings = Scenes(train=300, val=30, test=300, modalities=names, missing=0.4, unseen=12)
+    source, plain = ScenesSource(settings), ScenesSource(Scenes(train=300, val=30, test=300))
+    labels = {split: [record.label for record in source.records(split)] for split in source.splits}
+    assert len(set(labels["test"]) - set(labels["train"])) >= 12
+    before = [record.label for record in plain.records("train")]
+    unseen = set(before) - set(labels["train"])
+    assert len(unseen) == 12
+    same = [one == other for one, other in zip(before, labels["train"], strict=True)]
+    assert same == [label not in unseen for label in before]
+    features = source.features
+    ids = [record.source_id for record in source.records("train")]
+    for name, rows in (("attributes", 1), ("speech", 5)):
+        found = np.stack([features[name].of(one) for one in ids])
+        assert found.shape == (300, rows, *features[name].shape)
+        absent = np.isnan(found).any(axis=2)
+        assert absent.mean() == pytest.approx(0.4, abs=0.08)
+        assert not np.isnan(features[name].of("test-0")).any()
+    first, second = (features["class_embedding"].of(name)[0] for name in ("red circle", "red star"))
+    assert float(first @ second) > 0.2 > float(first @ features["class_embedding"].of("blue star")[0])
+    assert np.array_equal(features["speech"].of("test-3"), features["speech"].of("test-3"))

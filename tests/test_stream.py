@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ from numpy.typing import NDArray
 from refusals import refused
 from written_stores import write_store
 
+from pipeline.pairing import ensure_pairing
 from stores import Store, StoreError, TrainingError
+from stores.digests import file_digest
 from stores.errors import DamagedStoreError
+from stores.layout import Layout
+from stores.parameters import Noise
 from train.data.captions import Captions
-from train.data.pairing import Pairing, noisy_pairing
+from train.data.pairing import Pairing
 from train.data.passes import Passes, Unusable
 from train.data.shares import PERIOD, MixtureShares
 from train.data.stream import PairStream
@@ -23,6 +28,14 @@ from train.data.stream import PairStream
 Pair = tuple[int, int]
 FAR = 10_000
 """Offset of a second store's rows in these tests."""
+
+
+def noisy(store: Store, share: float) -> Store:
+    """The store with a share of its images' captions permuted."""
+    layout = Layout(store.root)
+    ensure_pairing(Noise(ratio=share, seed=3), store.manifest.shards, layout, store.manifest)
+    files = {path.name: file_digest(path) for path in store.root.glob("pairing.arrow")}
+    return Store(store.root, replace(store.manifest, files=files))
 
 
 def rows(*numbers: int) -> NDArray[np.int64]:
@@ -33,7 +46,7 @@ def passes(store: Store, number: int = 0, **changes: Any) -> Passes:
     settings = {"captions": "all", "shuffle_shards": 2, "seed": (0, number), "offsets": (number * FAR, number * FAR)}
     settings = {**settings, **changes}
     unusable = settings.pop("unusable", Unusable(rows(), rows()))
-    pairing = settings.pop("pairing", Pairing(Captions(store)))
+    pairing = settings.pop("pairing", Pairing(store, "train"))
     return Passes(store, "train", unusable, pairing, **settings)
 
 
@@ -43,7 +56,9 @@ def test_noise_swaps_the_captions_of_a_share_of_the_images(tmp_path: Path) -> No
     own = [(sample, caption) for caption, sample in enumerate(store.captions["sample"].to_pylist())]
     assert sorted(epoch(stream(store, 20), 0)) == own
     for share, expected in ((0.0, 0), (0.5, 4), (1.0, 9)):
-        pairing = noisy_pairing(store, "train", share, seed=3)
+        store = noisy(store, share)
+        pairing = Pairing(store, "train")
+        wrong = pairing.wrong()
         pairs = epoch(stream(store, 20, pairing=pairing), 0)
         assert sorted(caption for _, caption in pairs) == list(range(20))
         goes = {own[caption][0]: {sample for sample, c in pairs if own[c][0] == own[caption][0]} for _, caption in own}
@@ -52,12 +67,14 @@ def test_noise_swaps_the_captions_of_a_share_of_the_images(tmp_path: Path) -> No
         assert sorted(to) == sorted(to.values()), "a permutation"
         moved = [sample for sample, other in to.items() if other != sample]
         assert expected / 2 <= len(moved) <= expected
-        again = epoch(stream(store, 20, pairing=noisy_pairing(store, "train", share, seed=3)), 0)
+        again = epoch(stream(noisy(store, share), 20, pairing=Pairing(store, "train")), 0)
         assert again == pairs
+        told = set() if wrong is None else set(np.flatnonzero(wrong).tolist())
+        assert told == {caption for sample, caption in pairs if sample != own[caption][0]}
         one = epoch(stream(store, 9, captions="one", pairing=pairing), 0)
         assert sorted(sample for sample, _ in one) == list(range(9)), "every image once, whoever its captions are"
     failed = Unusable(rows(4), rows(0, 7))
-    left = stream(store, 4, pairing=noisy_pairing(store, "train", 1.0, seed=3), unusable=failed)
+    left = stream(store, 4, unusable=failed)
     kept = [pair for number in range(3) for pair in epoch(left, number)]
     assert len(kept) >= 3 * 4
     assert all(sample != 4 and caption not in (0, 7) for sample, caption in kept)
@@ -143,7 +160,7 @@ def test_what_cannot_be_trained_on_is_refused(scenes_store: Store, tmp_path: Pat
             scenes_store,
             "dev",
             Unusable(rows(), rows()),
-            Pairing(Captions(scenes_store)),
+            Pairing(scenes_store, "train"),
             captions="all",
             shuffle_shards=2,
             seed=(0, 0),

@@ -91,7 +91,7 @@ def test_tables_are_readable_in_few_columns(
     printed = CliRunner().invoke(main, [name, str(scenes_store.root), *arguments]).stdout
     assert max(map(len, printed.splitlines())) <= columns
     assert "…" not in printed
-    words = {"info": "caption_pairs.arrow", "verify": "receipts", "neighbours": "similarity"}
+    words = {"info": "caption_pairs.arrow", "verify": "absent rows", "neighbours": "similarity"}
     assert words[name] in printed
 
 

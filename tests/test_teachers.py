@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import open_clip
 import pytest
 import timm
 import torch
+from conftest import small_scenes
 from PIL import Image
 from refusals import refused
 from safetensors.torch import save_file
@@ -24,10 +26,11 @@ from transformers import MPNetConfig, MPNetModel, PreTrainedTokenizerFast, Rober
 from models.packaged_weights import packaged_file
 from models.teachers import TeacherCard, load_teacher
 from models.teachers.teacher import Teacher
-from models.teachers.unicom import MODELS, UnicomViT
+from models.teachers.unicom import MODELS, UnicomTeacher, UnicomViT
 from pipeline.batch_size import batch_size, encode_backing_off, largest_batch, precision_cosine
 from pipeline.extract import extract
-from stores import ExtractParameters, TeacherError
+from pipeline.inspection.neighbours import Query, neighbours
+from stores import CusaError, ExtractParameters, Store, TeacherError
 from stores.errors import WeightsError
 from stores.parameters import Data, Extract, Scenes, Teachers
 
@@ -112,6 +115,20 @@ def test_unicom_b32_computes_what_its_description_says() -> None:
         x = functional.batch_norm(x, mean, variance, state[f"{norm}.weight"], state[f"{norm}.bias"], eps=2e-5)
     with torch.inference_mode():
         torch.testing.assert_close(network(images), x, rtol=1e-3, atol=1e-4)
+
+
+def test_unicom_s_patch_tokens_are_a_choice(tmp_path: Path) -> None:
+    path = tmp_path / "unicom.pt"
+    torch.save(unicom_checkpoint("ViT-B/32"), path)
+    teacher = load_teacher("unicom:ViT-B/32@tokens", str(path), device="cpu", precision="fp32")
+    assert (teacher.dim, TeacherCard.of(teacher).slug) == (37_632, "unicom-ViT-B-32-tokens")
+    batch = teacher.collate([teacher.preprocess(picture())])
+    tokens = teacher.encode(batch)
+    head = load_teacher("unicom:ViT-B/32", str(path), device="cpu", precision="fp32")
+    assert isinstance(head, UnicomTeacher)
+    with torch.inference_mode():
+        torch.testing.assert_close(head.network.feature(tokens), head.encode(batch), rtol=1e-4, atol=1e-5)
+    assert tokens.view(49, 768).mean(dim=1).abs().max() < 0.2, "each token is normalised"
 
 
 def test_unicom_refuses_other_checkpoints(tmp_path: Path) -> None:
@@ -401,6 +418,31 @@ def test_open_clip_s_towers_equal_the_library_s(small_clip: str) -> None:
         "open-clip-tiny-clip-text",
     )
     assert image.fingerprint != text.fingerprint
+
+
+def test_a_text_and_an_image_are_one_query_in_the_space_of_one_model(
+    small_clip: str, scenes_store: Store, tmp_path: Path
+) -> None:
+    """Ranked as the sums of both similarities are."""
+    teachers = Teachers(
+        image="open-clip:tiny-clip", image_weights=small_clip, text="open-clip:tiny-clip", text_weights=small_clip
+    )
+    small = small_scenes(train=20, val=0, test=0)
+    extract(replace(small, teachers=teachers, extract=replace(small.extract, precision="fp32")), tmp_path / "store")
+    store = Store.open(tmp_path / "store")
+    (tmp_path / "query.png").write_bytes(store.images[3])
+    said = store.captions["text"][50].as_py()
+    query = Query(text=said, image=tmp_path / "query.png", teacher="open-clip-tiny-clip-image")
+    found = neighbours(tmp_path / "store", query, 20).found
+    images, texts = (store.features(f"open-clip-tiny-clip-{name}") for name in ("image", "text"))
+    vector = images.gather(np.array([3])) + texts.gather(np.array([50])).astype(np.float32)
+    scores = (images.gather(np.arange(20)).astype(np.float32) @ vector[0]) / np.linalg.norm(vector)
+    assert [one.similarity for one in found] == pytest.approx(np.sort(scores)[::-1], abs=2e-3)
+    assert scores[found[0].row] == pytest.approx(scores.max(), abs=2e-3)
+    captions = neighbours(tmp_path / "store", replace(query, teacher="open-clip-tiny-clip-text"), 3)
+    assert captions.modality == "text"
+    with pytest.raises(CusaError, match="hog-color has no tower for texts"):
+        neighbours(scenes_store.root, replace(query, teacher=None), 3)
 
 
 def test_an_open_clip_tower_that_reads_its_padding_gets_it(small_clip: str) -> None:

@@ -218,6 +218,7 @@ def test_a_term_of_ones_own_is_added_by_name() -> None:
             make_objective(wrong)
 
 
+EVERY = Loss(extra={"train.losses.coordination:PCMC": 0.5, "train.losses.coordination:PCMR": 0.7})
 TOGETHER = """
 import os, sys, torch
 from accelerate import Accelerator
@@ -227,7 +228,7 @@ from models.encoded import map_tensors
 from train.fit.processes import Processes
 from train.losses.objective import compare
 processes = Processes(Accelerator(cpu=True))
-whole, objective = t.instances(present=t.absent() if sys.argv[1] == "absent" else None), t.three(t.Loss())
+whole, objective = t.instances(present=t.absent() if sys.argv[1] == "absent" else None), t.three(t.EVERY)
 share = t.COUNT // processes.count
 mine = map_tensors(lambda tensor: tensor[processes.rank * share : (processes.rank + 1) * share], whole)
 total, _ = compare(objective, mine, processes.columns(mine), Cosine())
@@ -243,7 +244,7 @@ torch.distributed.destroy_process_group()
 @pytest.mark.parametrize("kind", ["whole", "absent"])
 def test_two_processes_give_what_one_gives(tmp_path: Path, kind: str) -> None:
     """In float64, to the last few bits."""
-    rows, objective = instances(present=absent() if kind == "absent" else None), three(Loss())
+    rows, objective = instances(present=absent() if kind == "absent" else None), three(EVERY)
     total, _ = compare(objective, rows, rows, Cosine())
     expected = [total.detach(), *torch.autograd.grad(total, [*leaves(rows), *objective.parameters()])]
     (tmp_path / "together.py").write_text(TOGETHER)

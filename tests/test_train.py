@@ -55,7 +55,8 @@ def weights(path: Path) -> dict[str, Tensor]:
 def figures(model: AlignedModel, encoded: SplitEncoded, store: Store) -> Evaluated:
     """Measure on the test split."""
     first, second = (encoded[modality].vector for modality in ("image", "text"))
-    return evaluate(model, encoded, lambda: CosineSimilarities(first, second), store, "test")
+    found = CosineSimilarities(first, second)
+    return evaluate(model, encoded, lambda: found, store, "test", Evaluation(), Path("unused"))
 
 
 def test_heads_start_as_the_identity_after_layer_norm() -> None:

@@ -14,16 +14,18 @@ from accelerate.utils.memory import clear_device_cache
 
 from models.checkpoint import load_checkpoint
 from models.export import export_student
+from models.heads import with_widths
 from models.student import as_student, load_student
 from stores import Store, TrainingError, TrainParameters
 from stores.atomic import write_json
 from stores.console import console
+from stores.digests import file_digest
 from stores.layout import teacher_slug
 from stores.lock import lock_held
 from stores.ownership import remove_leftovers
 from stores.parameters import Loss, as_dict
 from train.evaluation.embed import embed_split
-from train.evaluation.evaluate import compare_split, evaluate
+from train.evaluation.evaluate import compare_split, evaluate, shows_pairs
 from train.evaluation.measured_split import MeasuredSplit, measured_split
 from train.fit.claim import make_room, replaces_another, run_kinds
 from train.fit.curves import event_writer
@@ -53,6 +55,7 @@ def run(
         CusaError: the folder holds another run, the store lacks something, or the loss is no longer finite.
         SystemExit: the run was stopped by a signal, with the exit code that goes with it.
     """
+    parameters = replace(parameters, student=with_widths(parameters.student, store))
     for split in ("train", parameters.eval.validation, parameters.eval.test):
         store.shards(split)
     for slug in _slugs(parameters):
@@ -102,7 +105,10 @@ def _write(folder: Path, store: Store, finished: dict[str, _Finished], report: b
     """Write what the trainings gave; pages of folders last, since they list what lies there."""
     write_json(folder / "metrics.json", {title: training.measured for title, training in finished.items()})
     draw_curves({title: training.history for title, training in finished.items()}, folder / "plots")
-    if report:
+    shows = all("RSUM" not in one.measured or one.tested is not None for one in finished.values())
+    if report and not shows:
+        console.print("No report.html: it shows samples beside captions, and the student does not compare these.")
+    if report and shows:
         # Imported late: the libraries behind it take seconds, which a run without a report need not wait for.
         from train.report.page import write_report
 
@@ -142,11 +148,17 @@ def _identity(parameters: TrainParameters, store: Store) -> dict[str, Any]:
     mixed = [(path, _fingerprints(Store.open(Path(path)), names)) for path in parameters.train.mix_in]
     return {
         "parameters": as_dict(parameters),
-        "data": _fingerprints(store, names),
+        "data": _fingerprints(store, names) | _clean(parameters),
         # In their order, which gives each its part of every batch.
         "mixed_in": [list(pair) for pair in mixed],
         "versions": VERSIONS,
     }
+
+
+def _clean(parameters: TrainParameters) -> dict[str, str]:
+    """Return what tells the clean column that the training reads from others; an absent one is reported when read."""
+    path = parameters.train.clean
+    return {"clean": file_digest(Path(path))} if path is not None and Path(path).is_file() else {}
 
 
 def _read_by_the_student(parameters: TrainParameters) -> list[str]:
@@ -160,7 +172,8 @@ def _read_by_the_student(parameters: TrainParameters) -> list[str]:
 def _fingerprints(store: Store, names: Sequence[str]) -> dict[str, str]:
     """Return what tells a store's data and its features of these names from others."""
     features = {name: store.features(name).fingerprint for name in names}
-    return {"shards": store.manifest.source_fingerprint, **features}
+    paired = {name: digest for name, digest in store.manifest.files.items() if name == "pairing.arrow"}
+    return {"shards": store.manifest.source_fingerprint, **paired, **features}
 
 
 def _slugs(parameters: TrainParameters) -> tuple[str, str]:
@@ -183,7 +196,7 @@ def _train_and_measure(
 
     def measure() -> dict[str, Any]:
         export_student(model.student, folder / "student.safetensors", temperatures.get("InfoNCE"))
-        figures, faults = evaluate(model, encoded, compared, store, split)
+        figures, faults = evaluate(model, encoded, compared, store, split, settings, folder)
         for name, fault in faults.items():
             console.print(f"{name} is not measured on {split}: {fault}", style="yellow")
         return figures
@@ -192,6 +205,6 @@ def _train_and_measure(
     measured = stop.processes.once(measure)
     measured |= {"best_epoch": record["epoch"] + 1, "validation_RSUM": record["validation_rsum"]}
     console.print(f"{title}: best epoch {record['epoch'] + 1}, checkpoint {training.best}")
-    is_shown = stop.processes.is_main and "RSUM" in measured
+    is_shown = stop.processes.is_main and "RSUM" in measured and shows_pairs(model)
     shown = measured_split(model, encoded, compared(), temperatures) if is_shown else None
     return _Finished(measured, history, training.facts(), folder, shown)

@@ -21,7 +21,7 @@ FAMILIES: Final = (
     "minilm",
     "mpnet",
     "efficientnet-lite0, -lite1 or -lite2",
-    "unicom:<ViT-B/32, ViT-B/16, ViT-L/14 or ViT-L/14@336px>",
+    "unicom:<ViT-B/32, ViT-B/16, ViT-L/14 or ViT-L/14@336px>[@tokens]",
     "sentence-transformers:<hub name or folder>",
     "timm:<model>",
     "open-clip:<model>/<pretrained>",

@@ -22,6 +22,7 @@ from models.teachers.image_teacher import ImageTeacher
 from stores.errors import TeacherError
 
 RELEASES: Final = "https://github.com/deepglint/unicom/releases/download"
+TOKENS: Final = "@tokens"
 MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 STD: Final = (0.26862954, 0.26130258, 0.27577711)
 
@@ -82,25 +83,36 @@ class UnicomViT(nn.Module):
             nn.BatchNorm1d(model.dim, eps=2e-5),
         )
 
-    def forward(self, images: Tensor) -> Tensor:
+    def tokens(self, images: Tensor) -> Tensor:
+        """Return the normalised patch tokens, flattened position by position: (B, P·W)."""
         tokens = self.patch_embed(images) + self.pos_embed
         for block in self.blocks:
             tokens = block(tokens)
-        features: Tensor = self.feature(self.norm(tokens).flatten(1))
+        normalised: Tensor = self.norm(tokens)
+        return normalised.flatten(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.feature(self.tokens(images))
         return features
 
 
 class UnicomTeacher(ImageTeacher):
-    """A Unicom model with a published or local checkpoint."""
+    """A Unicom model with a published or local checkpoint.
+
+    Its features are the head's, as published, or with `@tokens` after the name the flattened patch tokens before it
+    (37,632 numbers of ViT-B/32), which by its size is what the CUSA authors' released file holds.
+    """
 
     def __init__(
         self, name: str, weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]
     ) -> None:
+        spec = f"unicom:{name}"
+        name = name.removesuffix(TOKENS)
         model = _model(name)
         network = UnicomViT(model)
         path = weights_file(weights, f"unicom:{name}") if weights else _download(name, model)
         _load_strictly(network, path, name)
-        self._network = network.eval().to(device)
+        self.network = network.eval().to(device)
         transform = v2.Compose(
             [
                 v2.Resize(model.image_size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
@@ -111,17 +123,12 @@ class UnicomTeacher(ImageTeacher):
             ]
         )
         weighed = weights_digest(network)
-        super().__init__(
-            spec=f"unicom:{name}",
-            dim=model.dim,
-            precision=precision,
-            device=device,
-            weights=weighed,
-            transform=transform,
-        )
+        self._features = network.tokens if spec.endswith(TOKENS) else network
+        dim = network.pos_embed[0].numel() if spec.endswith(TOKENS) else model.dim
+        super().__init__(spec=spec, dim=dim, precision=precision, device=device, weights=weighed, transform=transform)
 
     def forward(self, batch: Tensor) -> Tensor:
-        features: Tensor = self._network(batch.to(self.device, non_blocking=True))
+        features: Tensor = self._features(batch.to(self.device, non_blocking=True))
         return features
 
 

@@ -1,9 +1,9 @@
 """Feature extraction: a teacher over the rows of a store.
 
 1. `windows` cuts the rows into windows of whole shards and finds rows of equal content, which are encoded once;
-2. an engine (`local`, or `ray_engine`) hands windows to encoders, one a device;
+2. an `engine` (of this process, of several, or `ray_engine`) hands windows to encoders, one a device;
 3. `encoder` decodes or tokenises beside the model, in batches of little padding;
-4. `parts` puts the features back in the order of rows and writes each shard's part.
+4. `extraction` puts the features back in the order of rows and writes each shard's part.
 
 Rounding may depend on what else is in a batch. So the batches are a function of the whole store, never of what is
 still missing, nor of the engine: a resumed, repaired or distributed store is byte-identical to an undisturbed one.

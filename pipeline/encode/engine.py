@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Protocol
 
 import torch
 
 from models.teachers import TeacherCard, TeacherSpec
-from pipeline.encode.encoder import WindowFeatures
-from pipeline.encode.local import InProcess
+from pipeline.batch_size import batch_size
+from pipeline.encode.encoder import Encoder, WindowFeatures
 from pipeline.encode.process_engine import open_processes
 from pipeline.encode.windows import Job, Window
 from stores.parameters import Extract
@@ -19,20 +20,34 @@ from stores.parameters import Extract
 class Engine(Protocol):
     """Encodes windows with one teacher."""
 
-    @property
-    def card(self) -> TeacherCard:
-        """What is known of the teacher."""
+    card: TeacherCard
+    description: str
+    """Where it runs, in a word or two."""
 
     @property
     def batch_size(self) -> int:
         """What the settings ask for, or what fits where it runs."""
 
-    @property
-    def description(self) -> str:
-        """Where it runs, in a word or two."""
-
     def encode(self, windows: Iterator[Window], job: Job, advance: Callable[[int], None]) -> Iterator[WindowFeatures]:
         """Yield what each window asks for, in order, calling `advance` with the rows done since."""
+
+
+class InProcess:
+    """Encodes in this process."""
+
+    def __init__(self, spec: TeacherSpec, settings: Extract, device: str) -> None:
+        self.teacher = spec.load(device, settings.precision)
+        self._settings = settings
+        self.card = TeacherCard.of(self.teacher)
+        self.description = str(self.teacher.device)
+
+    def encode(self, windows: Iterator[Window], job: Job, advance: Callable[[int], None]) -> Iterator[WindowFeatures]:
+        yield from Encoder(self.teacher, job, self._settings.workers).encode(windows, advance)
+
+    @cached_property
+    def batch_size(self) -> int:
+        """Finding it may take a moment, so it is done when it is first asked for."""
+        return batch_size(self.teacher, self._settings)
 
 
 @contextmanager

@@ -48,10 +48,8 @@ class _Worker:
             except Empty:
                 if self.process.is_alive():
                     continue
-                raise TeacherError(
-                    f"The process that encodes on {self.device} was lost (exit code {self.process.exitcode}). "
-                    f"Run the same command again: finished parts are kept."
-                ) from None
+                problem = f"The process that encodes on {self.device} was lost (exit code {self.process.exitcode})"
+                raise TeacherError(problem, advice="Run the same command again: finished parts are kept.") from None
             if isinstance(result, BaseException):
                 raise result
             return result
@@ -66,7 +64,6 @@ class ProcessEngine:
         self.description = ", ".join(worker.device for worker in workers)
 
     def encode(self, windows: Iterator[Window], job: Job, advance: Callable[[int], None]) -> Iterator[WindowFeatures]:
-        """Yield what each window asks for, in order."""
         for worker in self._workers:
             worker.tasks.put((self._number, job))
         faults: list[BaseException] = []

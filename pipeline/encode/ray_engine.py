@@ -78,7 +78,6 @@ class RayEngine:
         self.description = f"Ray, {len(actors)} actor{'s' * (len(actors) > 1)}"
 
     def encode(self, windows: Iterator[Window], job: Job, advance: Callable[[int], None]) -> Iterator[WindowFeatures]:
-        """Yield what each window asks for, in order."""
         shared = ray.put(replace(job, layout=Layout(job.layout.root.resolve())))
         free = deque([actor for _ in range(_AT_ONCE) for actor in self._actors])
         running: dict[Any, Any] = {}
@@ -168,10 +167,8 @@ def _taken(task: Any, rows: int, advance: Callable[[int], None]) -> WindowFeatur
     try:
         encoded = ray.get(task)
     except ray.exceptions.RayActorError as error:
-        raise TeacherError(
-            f"An encoding actor was lost {_RESTARTS} times over ({_first_line(error)}). Run the same command again: "
-            f"finished parts are kept."
-        ) from None
+        problem = f"An encoding actor was lost {_RESTARTS} times over ({_first_line(error)})"
+        raise TeacherError(problem, advice="Run the same command again: finished parts are kept.") from None
     except ray.exceptions.RayError as error:
         raise TeacherError(
             f"An encoding actor failed: {_first_line(getattr(error, 'cause', None) or error)}. All machines must see "

@@ -39,7 +39,6 @@ class Window:
     """Whether it is the run's first, on which a teacher's precision is checked."""
 
     def first_row(self, level: Level) -> int:
-        """Return the store's row at which the window begins."""
         return self.shards[0].first_row(level)
 
     def rows(self, level: Level) -> NDArray[np.int64]:
@@ -57,13 +56,8 @@ def plan_windows(
 ) -> Iterator[Window]:
     """Yield the windows that hold pending shards, in the order of rows.
 
-    Args:
-        shards: all shards of the store.
-        pending: the names of those whose parts are to be written.
-        level: of the rows that the teacher encodes.
-        size: how many rows a window holds at least, the last one excepted.
-        layout: the store.
-        seen: an empty map, to find equal contents by.
+    `pending` names those of the store's `shards` whose parts are to be written. A window holds at least `size` rows of
+    the `level`, the last one excepted; `seen` is an empty map, to find equal contents by.
     """
     contents = _contents(layout, level)
     left = len(pending)

@@ -1,5 +1,6 @@
-"""Import of features that a user has: from NumPy, Parquet and HDF5 files into the store, checked, in flat memory."""
+"""Features that no teacher makes: a user's files and what a data set has itself, into the store, in flat memory."""
 
-from pipeline.imports.importing import FeatureImport, entry, import_features
+from pipeline.imports.given import GivenImport
+from pipeline.imports.importing import FeatureImport
 
-__all__ = ["FeatureImport", "entry", "import_features"]
+__all__ = ["FeatureImport", "GivenImport"]

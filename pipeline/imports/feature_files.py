@@ -6,9 +6,10 @@ ever unpickled.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, Final
@@ -39,7 +40,6 @@ class Spool:
         self._open.close()
 
     def open(self) -> IO[bytes]:
-        """Return a new file."""
         return self._open.enter_context(tempfile.TemporaryFile(dir=self._folder))
 
 
@@ -57,13 +57,9 @@ class FeatureRows:
 
 
 def open_rows(path: Path, array: str | None, key: str | None, spool: Spool) -> FeatureRows:
-    """Open a file of features.
+    """Open a file of features: its `array` (dataset, column), or the only one; rows are named by that called `key`.
 
-    Args:
-        path: the file.
-        array: the name of the array, dataset or column; None: the only one.
-        key: the name of that which names the rows; None: none.
-        spool: where what must be copied to be read is kept, as long as it is open.
+    What must be copied to be read lies in `spool`, as long as it is open.
 
     Raises:
         SourceError: there is no such file or array, it is of another kind, or not of numbers.
@@ -88,67 +84,57 @@ def open_rows(path: Path, array: str | None, key: str | None, spool: Spool) -> F
 def _npy(path: Path, array: str | None, key: str | None, spool: Spool) -> FeatureRows:
     if array or key:
         raise ValueError("an .npy file holds one array and no keys; leave `array` and `key` out, or use an .npz")
-    held = np.load(path, mmap_mode="r", allow_pickle=False)
-    _check_numbers(held.dtype)
-
-    def read(rows: Array) -> Array:
-        # Mapped anew each time: what a map has touched counts as this process's memory as long as it lives.
-        taken: Array = np.load(path, mmap_mode="r", allow_pickle=False)[rows]
-        return taken
-
-    return FeatureRows(path, held.shape, read, None)
+    return _mapped(path, path, None)
 
 
 def _npz(path: Path, array: str | None, key: str | None, spool: Spool) -> FeatureRows:
     with zipfile.ZipFile(path) as archive:
-        names = [name.removesuffix(".npy") for name in archive.namelist()]
-        chosen = _chosen(array, key, names)
+        chosen = _chosen(array, key, [name.removesuffix(".npy") for name in archive.namelist()])
+        plain = spool.open()
         with archive.open(f"{chosen}.npy") as member:
-            shape, dtype = _npy_head(member)
-            row = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
-            size = max(1, _SPOOLED_BYTES // max(1, row)) * row
-            chunks = iter(lambda: member.read(size), b"")
-            blocks = (np.frombuffer(data, dtype).reshape(-1, *shape[1:]) for data in chunks)
-            read = _spooled(blocks, shape, dtype, spool)
-        keys = None
-        if key is not None:
-            with np.load(path, allow_pickle=False) as file:
-                keys = _texts(file[key])
-    return FeatureRows(path, shape, read, keys)
+            shutil.copyfileobj(member, plain, _SPOOLED_BYTES)
+        plain.flush()
+    keys = None
+    if key is not None:
+        with np.load(path, allow_pickle=False) as file:
+            keys = _texts(file[key])
+    return _mapped(path, Path(f"/dev/fd/{plain.fileno()}"), keys)
 
 
-def _npy_head(member: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    version = npy.read_magic(member)
-    reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, fortran, dtype = reader(member)
-    _check_numbers(dtype)
-    if fortran and len(shape) > 1:
-        raise ValueError("its array is stored by columns; save numpy.ascontiguousarray of it")
-    return shape, dtype
+def _mapped(path: Path, plain: Path, keys: Array | None) -> FeatureRows:
+    """Return the rows of the array in the file `plain`, in NumPy's format."""
+
+    def load() -> Array:
+        held: Array = npy.open_memmap(plain, "r")
+        return held
+
+    _check_numbers(load().dtype)
+    # Mapped anew each time: what a map has touched counts as this process's memory as long as it lives.
+    return FeatureRows(path, load().shape, lambda rows: load()[rows], keys)
 
 
 def _parquet(path: Path, array: str | None, key: str | None, spool: Spool) -> FeatureRows:
     file = pq.ParquetFile(path)
     chosen = _chosen(array, key, file.schema_arrow.names)
-    columns = [chosen, *([key] if key else [])]
-    keys: list[Array] = []
-    width: set[tuple[int, ...]] = set()
+    plain, keys, first = spool.open(), [np.empty(0, object)], None
+    for batch in file.iter_batches(batch_size=1024, columns=[chosen, *([key] if key else [])]):
+        if key:
+            keys.append(_texts(np.array(batch[key].to_pylist(), dtype=object)))
+        values = _listed(batch[chosen])
+        first = values if first is None else first
+        if values.shape[1:] != first.shape[1:]:
+            raise ValueError(f"its rows have the shapes {first.shape[1:]} and {values.shape[1:]}")
+        plain.write(np.ascontiguousarray(values, first.dtype).data)
+    plain.flush()
+    first = np.empty((0, 0), np.float32) if first is None else first
+    shape, dtype = (file.metadata.num_rows, *first.shape[1:]), first.dtype
+    if plain.tell() != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+        raise ValueError("it ends before its last row")
 
-    def blocks() -> Iterator[Array]:
-        for batch in file.iter_batches(batch_size=1024, columns=columns):
-            if key:
-                keys.append(_texts(np.array(batch[key].to_pylist(), dtype=object)))
-            values = _listed(batch[chosen])
-            width.add(values.shape[1:])
-            if len(width) > 1:
-                raise ValueError(f"its rows have the shapes {' and '.join(map(str, sorted(width)))}")
-            yield values
+    def read(rows: Array) -> Array:
+        return np.memmap(plain, dtype, "r", shape=shape)[rows] if shape[0] else np.empty(shape, dtype)[rows]
 
-    made = blocks()
-    first = next(made, np.empty((0, 0), np.float32))
-    shape = (file.metadata.num_rows, *first.shape[1:])
-    read = _spooled(_chained(first, made), shape, first.dtype, spool)
-    return FeatureRows(path, shape, read, np.concatenate(keys) if keys else None)
+    return FeatureRows(path, shape, read, np.concatenate(keys) if key else None)
 
 
 def _hdf5(path: Path, array: str | None, key: str | None, spool: Spool) -> FeatureRows:
@@ -169,29 +155,6 @@ def _hdf5(path: Path, array: str | None, key: str | None, spool: Spool) -> Featu
         return taken[places]
 
     return FeatureRows(path, shape, read, keys)
-
-
-def _spooled(
-    blocks: Iterator[Array], shape: tuple[int, ...], dtype: np.dtype[Any], spool: Spool
-) -> Callable[[Array], Array]:
-    """Write blocks of rows to a nameless file, and return what reads rows from it."""
-    file = spool.open()
-    for block in blocks:
-        _check_numbers(block.dtype)
-        file.write(np.ascontiguousarray(block, dtype).data)
-    file.flush()
-    if file.tell() != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
-        raise ValueError("it ends before its last row")
-
-    def read(rows: Array) -> Array:
-        return np.memmap(file, dtype, "r", shape=shape)[rows] if shape[0] else np.empty(shape, dtype)[rows]
-
-    return read
-
-
-def _chained(first: Array, others: Iterator[Array]) -> Iterator[Array]:
-    yield first
-    yield from others
 
 
 def _listed(column: pa.Array) -> Array:

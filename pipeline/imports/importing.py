@@ -5,6 +5,7 @@ Shapes: n rows of a shard.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,12 @@ from stores import Shard, SourceError, tables
 from stores.digests import file_digest, value_digest
 from stores.features import PartOrigin, write_part
 from stores.layout import Layout
-from stores.manifest import FeatureSet
+from stores.modality import Level
 from stores.parameters import FeatureFile
 
 LARGEST: Final = 65504.0
 """Of float16."""
+_CAPTION: Final = re.compile(r"#\d+$")
 _NAMED: Final = 3
 """Rows and keys that a message names."""
 Rows = NDArray[np.int64]
@@ -37,6 +39,19 @@ class FeatureImport:
     name: str
     settings: FeatureFile
     fingerprint: str
+
+    @property
+    def level(self) -> Level:
+        return self.settings.level
+
+    @property
+    def unit(self) -> bool:
+        return self.settings.unit
+
+    @property
+    def spec(self) -> str:
+        """The files."""
+        return ", ".join(map(str, _files(self.settings).values()))
 
     @classmethod
     def of(cls, name: str, settings: FeatureFile) -> FeatureImport:
@@ -54,32 +69,27 @@ class FeatureImport:
         identity = [settings.level, settings.array, settings.key, settings.unit, digests]
         return cls(name=name, settings=settings, fingerprint=value_digest(["imported", *identity]))
 
+    def write(
+        self, shards: Sequence[Shard], pending: Sequence[Shard], layout: Layout, advance: Callable[[int], None]
+    ) -> tuple[int, ...]:
+        """Write the parts of the `pending` ones among all `shards` from the files; return the shape of a row.
 
-def import_features(
-    wanted: FeatureImport,
-    shards: Sequence[Shard],
-    pending: Sequence[Shard],
-    layout: Layout,
-    advance: Callable[[int], None],
-) -> tuple[int, ...]:
-    """Write the parts of the `pending` ones among all `shards` from the user's files; return the shape of a row.
-
-    Raises:
-        SourceError: a file cannot be read, has another number of rows than the store, keys that the store does not
-            know, or a number that is not finite.
-    """
-    with Spool(layout.root) as spool:
-        files = _opened(wanted, spool)
-        places = _by_key if wanted.settings.key else _in_order
-        for shard, found, rows in places(wanted, files, shards, layout):
-            if shard in pending:
-                features = np.zeros((len(rows), *found.shape[1:]), np.float16)
-                valid = rows >= 0
-                features[valid] = _checked(found, rows[valid], wanted)
-                origin = PartOrigin(teacher_fingerprint=wanted.fingerprint, shard_sha256=shard.sha256)
-                write_part(layout.features(wanted.name, shard.name), features, valid, origin)
-                advance(len(rows))
-        return next(iter(files.values())).shape[1:]
+        Raises:
+            SourceError: a file cannot be read, has another number of rows than the store, keys that the store does not
+                know, or a number that is not finite.
+        """
+        with Spool(layout.root) as spool:
+            files = _opened(self, spool)
+            places = _by_key if self.settings.key else _in_order
+            for shard, found, rows in places(self, files, shards, layout):
+                if shard in pending:
+                    features = np.zeros((len(rows), *found.shape[1:]), np.float16)
+                    valid = rows >= 0
+                    features[valid] = _checked(found, rows[valid], self)
+                    origin = PartOrigin(teacher_fingerprint=self.fingerprint, shard_sha256=shard.sha256)
+                    write_part(layout.features(self.name, shard.name), features, valid, origin)
+                    advance(len(rows))
+            return next(iter(files.values())).shape[1:]
 
 
 def _opened(wanted: FeatureImport, spool: Spool) -> dict[str, FeatureRows]:
@@ -89,21 +99,6 @@ def _opened(wanted: FeatureImport, spool: Spool) -> dict[str, FeatureRows]:
         shapes = ", ".join(f"{found.path} {found.shape[1:]}" for found in files.values())
         raise SourceError(f"data.features.{wanted.name}: the rows are not of one shape: {shapes}.")
     return files
-
-
-def entry(wanted: FeatureImport, shape: tuple[int, ...], parts: Mapping[str, str], invalid: int) -> FeatureSet:
-    """Return what the manifest says of imported features."""
-    return FeatureSet(
-        spec=", ".join(map(str, _files(wanted.settings).values())),
-        modality=wanted.name,
-        level=wanted.settings.level,
-        shape=shape,
-        unit=wanted.settings.unit,
-        precision=None,
-        fingerprint=wanted.fingerprint,
-        parts=dict(parts),
-        invalid=invalid,
-    )
 
 
 def _files(settings: FeatureFile) -> dict[str, Path]:
@@ -156,15 +151,9 @@ def _in_order(
 def _by_key(
     wanted: FeatureImport, files: Mapping[str, FeatureRows], shards: Sequence[Shard], layout: Layout
 ) -> Iterator[Place]:
-    """Find each row of the store by its name: a sample's id in the source, or a class's name."""
+    """Find each row of the store by its name: a sample's id in the source, with `#n` its n-th caption, or a class's."""
     level, where = wanted.settings.level, f"data.features.{wanted.name}"
-    if level == "caption":
-        raise SourceError(f"{where}: captions have no ids to name them by. Leave key out; rows are then in order.")
-    names = (
-        tables.read_table(layout.samples, tables.SAMPLES)["source_id"]
-        if level == "sample"
-        else tables.read_table(layout.classes, tables.CLASSES)["name"]
-    )
+    names = _names(level, layout)
     for split, found in files.items():
         own = names if not split else _of_split(names, split, shards, level)
         _check_keys(where, found, own, layout)
@@ -176,6 +165,19 @@ def _by_key(
             continue
         places = pc.index_in(held, value_set=pa.array(of_split.keys, pa.string()))
         yield shard, of_split, pc.fill_null(places, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _names(level: Level, layout: Layout) -> pa.ChunkedArray:
+    """Return what keys call the rows of a level; captions count from 0 within their sample."""
+    if level == "class":
+        return tables.read_table(layout.classes, tables.CLASSES)["name"]
+    samples = tables.read_table(layout.samples, tables.SAMPLES)
+    if level == "sample":
+        return samples["source_id"]
+    counts = samples["caption_count"].to_numpy()
+    ids = samples["source_id"].take(np.repeat(np.arange(len(counts)), counts))
+    places = np.arange(len(ids)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return pc.binary_join_element_wise(ids, pa.array(places).cast(pa.string()), "#")
 
 
 def _of_split(names: pa.ChunkedArray, split: str, shards: Sequence[Shard], level: Any) -> pa.ChunkedArray:
@@ -191,8 +193,8 @@ def _check_keys(where: str, found: FeatureRows, names: pa.ChunkedArray, layout: 
     known = pc.is_in(keys, value_set=pa.concat_arrays(names.chunks) if names.num_chunks else pa.array([], pa.string()))
     unknown = keys.filter(pc.invert(known)).to_pylist()
     if unknown:
-        left_out = layout.quarantine.read_text(encoding="utf-8") if layout.quarantine.is_file() else ""
-        unknown = [key for key in unknown if f'"{key}"' not in left_out]
+        text = layout.quarantine.read_text(encoding="utf-8") if layout.quarantine.is_file() else ""
+        unknown = [key for key in unknown if not any(f'"{name}"' in text for name in {key, _CAPTION.sub("", key)})]
     if unknown:
         shown, like = ", ".join(map(repr, unknown[:_NAMED])), ", ".join(map(repr, names.slice(0, _NAMED).to_pylist()))
         raise SourceError(

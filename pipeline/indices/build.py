@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import faiss
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipeline.indices.kinds import EXACT, new_index
@@ -58,13 +57,8 @@ def build_index(
 ) -> Index:
     """Return an index of `kind` over the features of the global `rows` (n,), which are its ids.
 
-    Args:
-        kind: a factory string that `new_index` accepts.
-        features: where the rows are gathered from.
-        rows: what is indexed.
-        sample: what it is trained on.
-        device: "cpu" keeps faiss off the GPUs.
-        seen: called with each block (b, dim) and its rows (b,) when it has been added.
+    `seen` is called with each block (b, dim) and its rows (b,) when it has been added; the device "cpu" keeps faiss off
+    the GPUs.
 
     Raises:
         RuntimeError: faiss cannot train or add.
@@ -124,6 +118,8 @@ def _to_gpu(index: Any, rows: int, device: str) -> Any:
     """
     if device.startswith("cpu") or not hasattr(faiss, "get_num_gpus") or not faiss.get_num_gpus():
         return index
+    import torch  # here, since nothing else of indices needs it
+
     number = int(device.split(",")[0].partition(":")[2] or 0)
     free, _ = torch.cuda.mem_get_info(number)
     try:

@@ -39,7 +39,7 @@ def index_fault(path: Path, card_path: Path, origin: IndexOrigin) -> tuple[str |
     """Return why the index must be built (again), or None if it is whole; and then its checksum."""
     if not path.is_file() or not card_path.is_file():
         return "missing", ""
-    card = _read(card_path)
+    card = read_card(card_path)
     if card is None:
         return "damaged: card", ""
     for name, wanted in asdict(origin).items():
@@ -49,7 +49,7 @@ def index_fault(path: Path, card_path: Path, origin: IndexOrigin) -> tuple[str |
     return (None, digest) if card.get("sha256") == digest else ("damaged: checksum", "")
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_card(path: Path) -> dict[str, Any] | None:
     """Return a card that is intact to the byte, else None."""
     try:
         text = path.read_text(encoding="utf-8")

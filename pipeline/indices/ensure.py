@@ -31,14 +31,8 @@ def ensure_index(
 ) -> tuple[str, str | None]:
     """Build the index of one split unless a whole one is there; an index that cannot be built leaves the old one.
 
-    Args:
-        features: the teacher's, over the whole store.
-        split: whose rows are indexed, but for those that the teacher could not encode.
-        shards: those of the split, in the order of their rows.
-        parts: the checksum of each shard's feature part.
-        layout: of the store.
-        settings: kind, threshold, least recall, device.
-        progress: shows a bar for an index that is not exact.
+    Rows that the teacher could not encode are left out. `shards` are those of the split, `parts` the checksums of their
+    feature parts.
 
     Returns:
         The index file's checksum, and why the index was built now; None where the one there is whole.
@@ -49,7 +43,9 @@ def ensure_index(
     """
     path, card_path = layout.index(features.slug, split), layout.index_card(features.slug, split)
     rows = _valid_rows(features, shards)
-    origin = _origin([parts[shard.name] for shard in shards], choose_kind(settings, len(rows)), settings)
+    kind = choose_kind(settings, len(rows))
+    least = None if kind == EXACT else settings.min_recall
+    origin = IndexOrigin(features=value_digest([parts[shard.name] for shard in shards]), kind=kind, min_recall=least)
     why, digest = index_fault(path, card_path, origin)
     if why is None:
         return digest, None
@@ -58,11 +54,6 @@ def ensure_index(
     digest = file_digest(path)
     write_card(card_path, origin, digest, {**measured, "bytes": path.stat().st_size})
     return digest, why
-
-
-def _origin(parts: list[str], kind: str, settings: Extract) -> IndexOrigin:
-    least = None if kind == EXACT else settings.min_recall
-    return IndexOrigin(features=value_digest(parts), kind=kind, min_recall=least)
 
 
 def _build(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -25,12 +26,12 @@ def main() -> None:
 def info(store: Path, as_json: bool) -> None:
     """Say what is in STORE."""
     # Imported late, as in every command here: the libraries behind them take seconds, a wrong flag should not.
-    from pipeline.inspection.info import describe, render, to_json
+    from pipeline.inspection.info import describe, render
 
     with resumable():
         found = describe(store)
         if as_json:
-            click.echo(to_json(found))
+            click.echo(json.dumps(found, indent=2, ensure_ascii=False))
         else:
             output().print(*render(found), sep="\n")
 
@@ -91,9 +92,9 @@ def neighbours(
     count: int,
     weights: str | None,
 ) -> None:
-    """Show the rows of STORE that are nearest to a row, a text or an image."""
-    if sum(given is not None for given in (row, text, image)) != 1:
-        raise click.UsageError("Name one of --row, --text and --image.")
+    """Show the rows of STORE that are nearest to a row, a text, an image, or to a text and an image together."""
+    if (row is not None) == (text is not None or image is not None):
+        raise click.UsageError("Name one of --row, --text and --image, or both of these.")
     from pipeline.inspection.neighbours import Query, neighbours, render
 
     with resumable():
@@ -114,3 +115,18 @@ def missing(store: Path, split: str, count: int, width: int, shown: int, out: Pa
 
     with resumable():
         output().print(missing(store, split=split, count=count, width=width, shown=shown, out=out))
+
+
+@main.command(short_help="List pairs whose caption does not fit.")
+@STORE
+@click.option("--split", default="train", help="Whose pairs are judged.")
+@click.option("--count", type=click.IntRange(min=1), default=1000, help="How many pairs are listed.")
+@click.option("--neighbours", "width", type=click.IntRange(min=1), default=50, help="Near rows looked at for each row.")
+@click.option("--html", "shown", type=click.IntRange(min=0), default=100, help="Pairs shown on the page.")
+@click.option("--out", type=FILE, help="Folder of the results; <store>-suspects-<split> beside it if not said.")
+def suspects(store: Path, split: str, count: int, width: int, shown: int, out: Path | None) -> None:
+    """List the pairs of STORE whose caption does not fit its image by its teachers, the least fitting first."""
+    from pipeline.inspection.suspects import suspects
+
+    with resumable():
+        output().print(suspects(store, split=split, count=count, width=width, shown=shown, out=out))

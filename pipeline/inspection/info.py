@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -17,12 +16,14 @@ from stores import ExtractParameters, Manifest, Store, tables
 from stores.console import Listing
 from stores.errors import DamagedStoreError
 from stores.layout import Layout
+from stores.ownership import json_object
 from stores.parameters import as_dict
 
 _SCHEMAS = {
     "samples.arrow": tables.SAMPLES,
     "captions.arrow": tables.CAPTIONS,
     "classes.arrow": tables.CLASSES,
+    "pairing.arrow": tables.PAIRING,
     "relevance.arrow": tables.RELEVANCE,
     "caption_pairs.arrow": tables.CAPTION_PAIRS,
 }
@@ -62,8 +63,8 @@ def _split(manifest: Manifest, split: str) -> dict[str, Any]:
     shards = [shard for shard in manifest.shards if shard.split == split]
     return {
         "split": split,
-        "samples": sum(shard.samples for shard in shards),
-        "captions": sum(shard.captions for shard in shards),
+        "samples": manifest.rows(split, "sample"),
+        "captions": manifest.rows(split, "caption"),
         "shards": len(shards),
         "bytes": sum(shard.bytes for shard in shards),
     }
@@ -87,11 +88,7 @@ def _features(manifest: Manifest, slug: str, layout: Layout) -> dict[str, Any]:
 
 
 def _index(slug: str, split: str, layout: Layout) -> dict[str, Any]:
-    try:
-        card = json.loads(layout.index_card(slug, split).read_bytes())
-    except (OSError, ValueError):
-        card = None
-    card = card if isinstance(card, dict) else {}
+    card = json_object(layout.index_card(slug, split))
     return {
         "teacher": slug,
         "split": split,
@@ -122,44 +119,42 @@ def _quarantined(path: Path) -> dict[str, dict[str, int]]:
     return {"samples": dict(samples.most_common()), "captions": dict(captions.most_common())}
 
 
-def to_json(found: dict[str, Any]) -> str:
-    """Return what `describe` found as indented JSON."""
-    return json.dumps(found, indent=2, ensure_ascii=False)
+_COLUMNS: Final = {
+    "splits": ("split", "samples", "captions", "shards", "size"),
+    "features": ("name", "from", "modality", "level", "shape", "values", "rows", "absent", "size", "fingerprint"),
+    "indices": ("teacher", "split", "kind", "rows", "recall@10", "size"),
+    "tables": ("table", "rows", "size"),
+}
+_NUMBERS: Final = ("samples", "captions", "shards", "rows", "absent", "size")
 
 
 def render(found: dict[str, Any]) -> list[RenderableType]:
     """Return what `describe` found as tables."""
-    splits = _listed(
-        "splits",
-        ("split", "samples", "captions", "shards", "size"),
-        ([s["split"], s["samples"], s["captions"], s["shards"], _mib(s["bytes"])] for s in found["splits"]),
-    )
-    features = _listed(
-        "features",
-        ("name", "from", "modality", "level", "shape", "values", "rows", "absent", "size", "fingerprint"),
-        (
-            [
-                *(f[name] for name in ("features", "from", "modality", "level")),
-                " × ".join(map(str, f["shape"])),
-                f"{'unit vectors' if f['unit'] else 'as given'}, {f['precision'] or 'imported'}",
-                *(f[name] for name in ("rows", "absent")),
-                _mib(f["bytes"]),
-                f["fingerprint"][:12],
-            ]
-            for f in found["features"]
-        ),
-    )
-    indices = _listed(
-        "indices",
-        ("teacher", "split", "kind", "rows", "recall@10", "size"),
-        ([*list(i.values())[:4], _recall(i), _mib(i["bytes"])] for i in found["indices"]),
-    )
-    held = _listed(
-        "tables",
-        ("table", "rows", "size"),
-        ([t["table"], t["rows"], _mib(t["bytes"])] for t in found["tables"]),
-    )
-    return [Group(table, "") for table in (_overview(found), splits, features, indices, held)]
+    shown = [_overview(found)]
+    for title, columns in _COLUMNS.items():
+        table = Listing(title=title, title_justify="left")
+        for column in columns:
+            table.add_column(column, justify="right" if column in _NUMBERS else "left")
+        for held in found[title]:
+            values = _readable(held)
+            cells = (values[column] for column in columns)
+            table.add_row(*(f"{v:,}" if isinstance(v, int) else cell("–" if v is None else str(v)) for v in cells))
+        shown.append(table)
+    return [Group(table, "") for table in shown]
+
+
+def _readable(held: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of a table with what is shown in place of some of its values."""
+    values = {**held, "size": _mib(held["bytes"])}
+    if "features" in held:
+        values["name"], values["shape"] = held["features"], " × ".join(map(str, held["shape"]))
+        values["values"] = f"{'unit vectors' if held['unit'] else 'as given'}, {held['precision'] or 'imported'}"
+        values["fingerprint"] = held["fingerprint"][:12]
+    if "recall" in held:
+        recall = held["recall"].get("recall_at_10")
+        measured = f"{recall:.3f}" if isinstance(recall, int | float) else "–"
+        values["recall@10"] = "exact" if held["kind"] == "Flat" else measured
+    return values
 
 
 def _overview(found: dict[str, Any]) -> Table:
@@ -204,26 +199,9 @@ def _changed(parameters: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in _flat(parameters).items() if name not in usual or usual[name] != value}
 
 
-def _recall(index: dict[str, Any]) -> str:
-    if index["kind"] == "Flat":
-        return "exact"
-    value = index["recall"].get("recall_at_10")
-    return f"{value:.3f}" if isinstance(value, int | float) else "–"
-
-
 def _mib(size: int) -> str:
     return f"{size / 2**20:,.1f} MiB"
 
 
 def _facts(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value:,}" if type(value) is int else f"{name} {value}" for name, value in values.items())
-
-
-def _listed(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    table = Listing(title=title, title_justify="left")
-    numbers = ("samples", "captions", "shards", "rows", "absent", "size")
-    for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left")
-    for row in rows:
-        table.add_row(*(f"{v:,}" if isinstance(v, int) else cell("–" if v is None else str(v)) for v in row))
-    return table

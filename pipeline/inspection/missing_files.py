@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,37 +30,45 @@ _RELEVANT: Final = pa.field("relevant", pa.bool_())
 """What the store's truth says of a pair; null where it says nothing."""
 
 
-def claim_folder(store: Path, folder: Path) -> Path:
-    """Return `folder` if the results may be written there.
+def claim_folder(store: Path, folder: Path, kinds: Kinds, expected: str) -> Path:
+    """Return `folder` if results of these kinds, `expected` in words, may be written there.
 
     Raises:
         StoreError: it lies in the store, or holds what is not ours.
     """
     if folder.resolve().is_relative_to(store.resolve()):
         raise StoreError(f"lies in the store {store}", where="--out", path=folder, advice="Choose another --out.")
-    if others := _others(folder):
-        expected = "an earlier list of missing matches"
+    if others := _others(folder, kinds):
         raise StoreError(path=folder, found=others, expected=expected, advice="Choose another --out.")
     return folder
 
 
-def _others(folder: Path) -> list[str]:
+def _others(folder: Path, kinds: Kinds) -> list[str]:
     """Return the names of all in the folder that this command did not write, or not so."""
     if not folder.is_dir():
         return [folder.name] if folder.exists() else []
     paths = set(folder.iterdir())
-    ours = {*ours_below(folder, _KINDS), *leftovers(folder, _KINDS)}
+    ours = {*ours_below(folder, kinds), *leftovers(folder, kinds)}
     return sorted(path.name for path in paths - ours)
 
 
-def _is_list(path: Path) -> bool:
-    try:
-        return bool(pq.read_schema(path).names == [*LISTED.names, _RELEVANT.name])
-    except (OSError, pa.ArrowInvalid):
-        return False
+def holds_columns(names: list[str]) -> Callable[[Path], bool]:
+    """Return a test of whether a file is Parquet with these columns."""
+
+    def test(path: Path) -> bool:
+        try:
+            return bool(pq.read_schema(path).names == names)
+        except (OSError, pa.ArrowInvalid):
+            return False
+
+    return test
 
 
-_KINDS: Final[Kinds] = {re.escape(LIST_NAME): _is_list, re.escape(PAGE_NAME): is_signed}
+KINDS: Final[Kinds] = {
+    re.escape(LIST_NAME): holds_columns([*LISTED.names, _RELEVANT.name]),
+    re.escape(PAGE_NAME): is_signed,
+}
+"""The files of a list of missing matches."""
 
 
 def write_list(folder: Path, listed: pa.Table, truth: ListedRelevance | None) -> None:

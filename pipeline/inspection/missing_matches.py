@@ -12,7 +12,7 @@ import pyarrow as pa
 from rich.table import Table
 
 from pipeline.inspection.known_truth import ListedRelevance, read_truth
-from pipeline.inspection.missing_files import claim_folder, write_list, write_page
+from pipeline.inspection.missing_files import KINDS, claim_folder, write_list, write_page
 from pipeline.inspection.output import cell
 from pipeline.inspection.teachers import default_slug
 from stores import Store, StoreError
@@ -37,7 +37,7 @@ def missing(path: Path, *, split: str, count: int, width: int, shown: int, out: 
     """
     store = Store.open(path)
     samples = store.rows(split, "sample")
-    folder = claim_folder(store.root, out or _beside(store.root, split))
+    folder = claim_folder(store.root, out or _beside(store.root, split), KINDS, "an earlier list of missing matches")
     if len(samples) < 2:
         advice = "Name another --split."
         raise StoreError("samples", path=path, where=split, found=len(samples), expected="two or more", advice=advice)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
 from pipeline.inspection.output import cell
-from pipeline.inspection.rows import shard_of
-from pipeline.inspection.teachers import default_slug
+from pipeline.inspection.teachers import default_slug, encode, load_stored
 from stores import CusaError, Store, StoreError
 from stores.columns import Column
 from stores.console import Listing
@@ -24,7 +22,7 @@ _CAPTIONS_SHOWN = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """What the neighbours of are wanted: one of a row, a text and an image; and by which teacher, in which split."""
+    """What the neighbours of are wanted: a row, a text, an image, or the latter two; by which teacher, and where."""
 
     row: int | None = None
     text: str | None = None
@@ -81,8 +79,13 @@ def neighbours(path: Path, query: Query, count: int) -> Neighbours:
 
 
 def _slug(store: Store, query: Query) -> str:
-    """Return the folder name of the query's teacher, which must be of the query's modality."""
+    """Return the folder name of the teacher whose rows are searched, which must be of the query's modality.
+
+    A text and an image together may search either.
+    """
     asked = query.modality if query.row is not None else "text" if query.text is not None else "image"
+    if query.text is not None and query.image is not None:
+        return query.teacher or default_slug(store, "image")
     if query.row is None and query.modality not in (None, asked):
         raise CusaError(f"given with --{asked}", where="--modality", advice="Leave it out: it says what --row counts.")
     if query.teacher is None:
@@ -100,13 +103,36 @@ def _vector(store: Store, slug: str, query: Query) -> NDArray[np.float32]:
         if not vector.any():
             raise StoreError(f"{slug} could not encode row {query.row}, so nothing is near it. Ask for another row.")
         return vector
-    from pipeline.inspection.loaded import encode, load_stored  # here, since a row's neighbours need no teacher
+    items: dict[str, object] = {}
+    if query.text is not None:
+        items["text"] = _text(query.text)
+    if query.image is not None:
+        items["image"] = _picture(query.image)
+    total = np.zeros(store.features(slug).dim, np.float32)
+    for modality, item in items.items():
+        tower = _tower(store, slug, modality)
+        encoded = encode(load_stored(store, tower, query.weights), [item])[0]
+        if not encoded.any():
+            raise CusaError(f"{tower} could not encode this {modality}. Try another.")
+        total += encoded
+    return total / np.float32(np.linalg.norm(total) or 1)
 
-    item = _text(query.text) if query.text is not None else _picture(cast(Path, query.image))
-    encoded: NDArray[np.float32] = encode(load_stored(store, slug, query.weights), [item])[0]
-    if not encoded.any():
-        raise CusaError(f"{slug} could not encode this {'text' if query.text is not None else 'image'}. Try another.")
-    return encoded
+
+def _tower(store: Store, slug: str, modality: str) -> str:
+    """Return the teacher of a modality in whose space the rows of `slug` lie: itself, or its model's other tower.
+
+    Raises:
+        CusaError: there is none.
+    """
+    teachers = store.manifest.teachers
+    own = teachers[slug]
+    found = (name for name, one in teachers.items() if (one.spec, one.modality) == (own.spec, modality))
+    if (tower := next(found, None)) is None:
+        raise CusaError(
+            f"{slug} has no tower for {modality}s, so a text and an image cannot be one query. Extract both towers of "
+            f"one model (--image-teacher and --text-teacher open-clip:…), and name one with --teacher."
+        )
+    return tower
 
 
 def _text(text: str) -> str:
@@ -126,7 +152,7 @@ def _split(store: Store, level: Level, row: int | None) -> str:
     """Return the split of `row`, or the first split."""
     if row is None:
         return store.manifest.splits[0]
-    return shard_of(store, level, row).split
+    return store.manifest.shard_of(level, row).split
 
 
 def _described(

@@ -23,8 +23,10 @@ def retry(path: Path) -> tuple[Table, str]:
         CusaError: there is no finished store, or its source or teachers cannot be used.
     """
     store = Store.open(path)
-    before, samples = _quarantined(path), len(store.samples)
-    parameters = recorded_parameters(ExtractParameters, store.manifest.parameters, Layout(path).manifest)
+    layout = Layout(path)
+    before = layout.quarantine.read_bytes().count(b"\n") if layout.quarantine.is_file() else 0
+    samples = len(store.samples)
+    parameters = recorded_parameters(ExtractParameters, store.manifest.parameters, layout.manifest)
     try:
         extracted = extract(parameters, path, retry=True)
     except SourceError as error:
@@ -37,11 +39,3 @@ def retry(path: Path) -> tuple[Table, str]:
     more = len(Store.open(path).samples) - samples
     said = f"{before:,} were in quarantine, {left:,} still are; the store has {more:,} more sample{'s' * (more != 1)}."
     return summary(extracted, path), said
-
-
-def _quarantined(path: Path) -> int:
-    listed = Layout(path).quarantine
-    if not listed.exists():
-        return 0
-    with listed.open("rb") as lines:
-        return sum(1 for _ in lines)

@@ -12,10 +12,9 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
-from pipeline.inspection.checks import AGAIN, Check, Fault
-from pipeline.inspection.file_checks import file_checks, strays
+from pipeline.inspection.checks import Check, Fault
+from pipeline.inspection.dry_run import DryRun
 from pipeline.inspection.output import cell
-from pipeline.inspection.rows import row_check
 from pipeline.pictures import shared_lines
 from stores import Store, StoreError
 from stores.console import Listing, progress_bar
@@ -32,17 +31,13 @@ class Report:
 
     @property
     def whole(self) -> bool:
-        """Whether everything holds."""
         return not any(check.faults for check in self.checks)
 
 
 def verify(path: Path, sample: int | None = None, weights: Mapping[str, str | None] | None = None) -> Report:
-    """Check the store at `path`.
+    """Check the store at `path`; deeply if `sample` says how many rows of each teacher are encoded again.
 
-    Args:
-        path: where it lies.
-        sample: how many rows of each teacher are encoded again; None leaves out the deep checks.
-        weights: checkpoints of the "image" and the "text" teacher, where they are not at the recorded place.
+    `weights` are checkpoints of the "image" and the "text" teacher, where they are not at the recorded place.
 
     Raises:
         StoreError: there is no finished store.
@@ -53,34 +48,20 @@ def verify(path: Path, sample: int | None = None, weights: Mapping[str, str | No
     except StoreError as error:
         if not Layout(path).manifest.exists():
             raise
-        return Report(store=path, checks=(_broken_manifest(error),), remarks=())
+        broken = Check("manifest", (), lambda _: (), counted=1, faults=[Fault("manifest.json", error.message)])
+        return Report(store=path, checks=(broken,), remarks=())
     remarks: list[str] = []
-    tables, *files = file_checks(store)
-    checks = [tables, row_check(store, tables), *files]
+    run = DryRun(store)
+    checks = run.all
     if sample is not None:
-        from pipeline.inspection.deep import (
-            deep_checks,  # here, since it alone needs teachers, which take seconds to load
-        )
+        from pipeline.inspection.deep import deep_checks  # here, since it alone needs teachers: seconds to load
 
-        checks += deep_checks(store, sample, weights or {}, tables, remarks)
+        checks += deep_checks(store, sample, weights or {}, run.tables, remarks)
     with progress_bar() as progress:
         for check in checks:
-            task = progress.add_task(check.name, total=check.total, note="")
-            for faults in check.run(check):
-                check.counted += 1
-                check.faults += faults
-                progress.advance(task)
-                if faults:
-                    progress.update(task, note=f"{len(check.faults)} damaged")
+            check.run(progress)
     remarks += shared_lines(store.manifest)
-    return Report(store=path, checks=tuple(checks), remarks=(*remarks, *strays(store)))
-
-
-def _broken_manifest(error: StoreError) -> Check:
-    check = Check("manifest", 1, lambda _: iter(()))
-    check.counted = 1
-    check.faults.append(Fault("manifest.json", error.message, AGAIN))
-    return check
+    return Report(store=path, checks=tuple(checks), remarks=(*remarks, *run.strays()))
 
 
 def render(report: Report) -> list[RenderableType]:

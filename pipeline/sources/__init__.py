@@ -5,22 +5,35 @@ from functools import partial
 
 from pipeline.sources.annotations import open_annotations
 from pipeline.sources.arrow import ArrowTable, saved_files
+from pipeline.sources.cub import open_cub
 from pipeline.sources.delimited import DelimitedTable
+from pipeline.sources.facc import open_facc
 from pipeline.sources.files import Folder, SourceFile, folder_at, in_usual_order
 from pipeline.sources.imagefolder import FolderSource
 from pipeline.sources.jsonl import JsonTable
 from pipeline.sources.parquet import ParquetTable
 from pipeline.sources.places import Files, by_split, files_below, find
 from pipeline.sources.recognise import ENDINGS, file_format, folder_format
-from pipeline.sources.records import BadRecord, KnowsTruth, Record, Rejected, Source, Truth
+from pipeline.sources.records import BadRecord, GivenFeatures, HasFeatures, KnowsTruth, Record, Rejected, Source, Truth
 from pipeline.sources.scenes.source import ScenesSource
+from pipeline.sources.stored import StoreSource
 from pipeline.sources.streamed import StreamedSource
 from pipeline.sources.table_source import Table, TableReader, column_splits
 from pipeline.sources.tars import tar_records
 from stores.errors import SourceError
 from stores.parameters import Data
 
-__all__ = ["BadRecord", "KnowsTruth", "Record", "Rejected", "Source", "Truth", "open_source"]
+__all__ = [
+    "BadRecord",
+    "GivenFeatures",
+    "HasFeatures",
+    "KnowsTruth",
+    "Record",
+    "Rejected",
+    "Source",
+    "Truth",
+    "open_source",
+]
 
 _TABLES: dict[str, Callable[[SourceFile, Data, Folder | None], Table]] = {
     "csv": lambda file, data, _: DelimitedTable(file, data, "csv"),
@@ -28,6 +41,12 @@ _TABLES: dict[str, Callable[[SourceFile, Data, Folder | None], Table]] = {
     "jsonl": lambda file, data, images: JsonTable(file, data.encoding, images),
     "huggingface": lambda file, *_: ArrowTable(file),
     "parquet": lambda file, _, images: ParquetTable(file, images),
+}
+
+
+_PUBLISHED: dict[str, Callable[[Folder, Data], Source]] = {
+    "cub": lambda folder, _: open_cub(folder),
+    "facc": lambda folder, data: open_facc(folder, data.speech),
 }
 
 
@@ -39,6 +58,8 @@ def open_source(data: Data) -> Source:
     """
     if data.source == "scenes":
         return ScenesSource(data.scenes)
+    if data.format == "store":
+        return StoreSource(data)
     named = isinstance(data.source, dict)
     urls = data.source if isinstance(data.source, dict) else {"train": data.source}
     if not urls:
@@ -50,6 +71,8 @@ def open_source(data: Data) -> Source:
         found = ", ".join(f"{split} is {kind}" for split, kind in kinds.items())
         raise SourceError(f"The splits are of different formats: {found}. Bring them into one.")
     (kind,) = set(kinds.values())
+    if kind in _PUBLISHED:
+        return _PUBLISHED[kind](_alone(places, kind), data)
     if kind == "folder":
         return FolderSource({split: _as_folder(place) for split, place in places.items()}, named, data.encoding)
     if kind == "json":
@@ -59,6 +82,16 @@ def open_source(data: Data) -> Source:
     if kind == "webdataset":
         return StreamedSource(kind, splits, partial(_read_tar, encoding=data.encoding))
     return _open_tables(kind, splits, named, images, data)
+
+
+def _alone(places: dict[str, Folder | Files], kind: str) -> Folder:
+    """Return the one folder of a data set that says itself what its splits are."""
+    place = next(iter(places.values()))
+    if len(places) > 1 or not isinstance(place, Folder):
+        raise SourceError(
+            f"With the format {kind}, name the folder of the data set: it says itself what is in a split."
+        )
+    return place
 
 
 def _read_tar(file: SourceFile, prefix: str, split: str, *, encoding: str | None) -> Iterator[Record | BadRecord]:

@@ -6,30 +6,26 @@ Both are one JSON document each, so they are held in memory, unlike the formats 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
+from pipeline.sources.annotation_records import coco_records, karpathy_records
 from pipeline.sources.caption_values import kind_of
-from pipeline.sources.coco import coco_records
-from pipeline.sources.files import Folder, SourceFile, decoded, in_usual_order, readable
-from pipeline.sources.image_places import ImagePlaces
+from pipeline.sources.files import Folder, SourceFile, in_usual_order, readable
+from pipeline.sources.image_files import ImagePlaces
 from pipeline.sources.json_documents import decode_json
-from pipeline.sources.karpathy import karpathy_records
 from pipeline.sources.places import Files
-from pipeline.sources.records import BadRecord, Record
+from pipeline.sources.records import BadRecord, Record, Source
+from pipeline.sources.texts import decoded
 from stores.errors import SourceError
 
 
-class AnnotationSource:
+class AnnotationSource(Source):
     """Records read from caption files; bad entries are kept as such, to be quarantined with their reason."""
 
     def __init__(
-        self,
-        kind: Literal["karpathy", "coco"],
-        files: dict[str, SourceFile],
-        records: Mapping[str, list[Record | BadRecord]],
+        self, kind: str, files: dict[str, SourceFile], records: Mapping[str, list[Record | BadRecord]]
     ) -> None:
-        self._kind = kind
-        self._files = files
+        self._kind, self._files = kind, files
         self._records = {split: records[split] for split in in_usual_order(records)}
 
     @property
@@ -58,50 +54,44 @@ class AnnotationSource:
 def open_annotations(
     files: dict[str, Files], wanted: str, named: bool, images: Folder | None, encoding: str | None = None
 ) -> AnnotationSource:
-    """Open one Karpathy file, or one COCO captions file per split.
+    """Open one Karpathy file, or one COCO captions file per split; `wanted` is what data.format asks for.
 
-    Args:
-        files: the files of each split; all together as "train" if the splits are not `named`.
-        wanted: the format that data.format asks for, or `auto`.
-        named: whether the splits were given by name.
-        images: the folder of the images, if it was given.
-        encoding: what data.encoding says.
+    Where the splits were not given by name (`named`), all `files` are those of "train".
 
     Raises:
         SourceError: the files are neither.
     """
     if any(len(found) != 1 for found in files.values()):
-        raise SourceError(
-            f"{next(iter(files.values()))[0]} and others are captions files in JSON. Name one file a split: "
-            f"--source train=FILE --source val=FILE."
-        )
+        several = ", ".join(str(file) for found in files.values() for file in found[:3])
+        advice = "Name one file a split: --source train=FILE --source val=FILE."
+        raise SourceError("captions files in JSON", path=several, expected="one", advice=advice)
     single = {split: found[0] for split, found in files.items()}
     contents = {split: _document(file, encoding) for split, file in single.items()}
     if wanted != "karpathy" and all(_has_lists(content, "images", "annotations") for content in contents.values()):
-        if not named:
-            given = single["train"]
-            raise SourceError(
-                f"{given} is a COCO captions file, which names no split. "
-                f"Say which split each file is: --source train={given}, or data.source: {{train: {given}}}."
-            )
+        _check_splits(single, named=named, coco=True)
         records = {split: coco_records(contents[split], _coco_places(single[split], images)) for split in single}
         return AnnotationSource("coco", single, records)
     if wanted != "coco" and all(_has_lists(content, "images") for content in contents.values()):
-        if named:
-            raise SourceError(
-                f"{', '.join(map(str, single.values()))}: without annotations this is Karpathy's split file, which "
-                f"says itself what split each image is of. Name that one file, without a split: --source FILE."
-            )
+        _check_splits(single, named=named, coco=False)
         file = single["train"]
         records = karpathy_records(file, contents["train"], ImagePlaces(images or file.folder))
         return AnnotationSource("karpathy", {"all": file}, records)
-    found_keys = "; ".join(
-        f"{single[split]} has the keys {', '.join(list(content)[:8])}" for split, content in contents.items()
-    )
+    keys = "; ".join(f"{single[split]} has the keys {', '.join(list(found)[:8])}" for split, found in contents.items())
     raise SourceError(
-        f"No known format: {found_keys}. Expected Karpathy's split file (images[].split), one COCO captions file "
+        f"No known format: {keys}. Expected Karpathy's split file (images[].split), one COCO captions file "
         f"per split (images, annotations), or a list of records with an image and a caption each."
     )
+
+
+def _check_splits(files: Mapping[str, SourceFile], *, named: bool, coco: bool) -> None:
+    """See that the splits of COCO's files are named, and those of Karpathy's are not."""
+    shown = ", ".join(map(str, files.values()))
+    if coco and not named:
+        advice = f"Say which split each file is: --source train={shown}, or data.source: {{train: {shown}}}."
+        raise SourceError("a COCO captions file, which names no split", path=shown, advice=advice)
+    if named and not coco:
+        problem = "without annotations this is Karpathy's split file, which says itself what split each image is of"
+        raise SourceError(problem, path=shown, advice="Name that one file, without a split: --source FILE.")
 
 
 def _has_lists(content: dict[str, Any], *keys: str) -> bool:

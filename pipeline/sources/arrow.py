@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.sources.files import Folder, SourceFile, asked, in_usual_order, readable, source_file
+from pipeline.sources.files import Folder, SourceFile, asked, in_usual_order, readable
 from pipeline.sources.image_files import StoredImage
 from pipeline.sources.places import Files, common_split
 from pipeline.sources.table_source import Row
@@ -51,16 +51,10 @@ def _data_files(folder: Folder, state: dict[str, Any]) -> Files:
     listed = state.get("_data_files")
     names = [entry.get("filename") if isinstance(entry, dict) else None for entry in listed or ()]
     if not names or not all(_is_plain(name) for name in names):
-        raise SourceError(
-            f"{folder.path('state.json')}: _data_files is {str(listed)[:200]}; "
-            f"expected a list of plain file names in the same folder."
-        )
+        expected = "a list of plain file names in the same folder"
+        raise SourceError(path=folder.path("state.json"), where="_data_files", found=listed, expected=expected)
     with readable(folder):
-        paths = [folder.path(str(name)) for name in names]
-        return tuple(
-            source_file(folder.system, path, str(name), asked(folder.system.info, path))
-            for name, path in zip(names, paths, strict=True)
-        )
+        return tuple(folder.file(str(name)) for name in names)
 
 
 def _is_plain(name: object) -> bool:
@@ -117,7 +111,7 @@ class ArrowTable:
             paths = column.field("path").to_pylist() if kind.get_field_index("path") >= 0 else [None] * len(column)
             # An image that was not taken into the file is named by its path.
             return [path if image is None else image for image, path in zip(stored, paths, strict=True)]
-        if _is_binary(kind):
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
             return self._stored(column, shift)
         values: list[Any] = column.to_pylist()
         return values
@@ -137,7 +131,3 @@ class ArrowTable:
             StoredImage(self.file, start, end - start) if good else None
             for start, end, good in zip(places, places[1:], valid, strict=False)
         ]
-
-
-def _is_binary(kind: Any) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

@@ -52,6 +52,14 @@ def captions_in(value: Any) -> tuple[Caption, ...]:
     return (caption_in(value),)
 
 
+def captions_at(place: str, value: Any) -> tuple[Caption, ...]:
+    """Return `captions_in` a value; those that are none name its place."""
+    return tuple(
+        Rejected(caption.reason, f"{place} {caption.detail}") if isinstance(caption, Rejected) else caption
+        for caption in captions_in(value)
+    )
+
+
 def caption_in(value: Any) -> Caption:
     """Return the one caption in a value: a text, or an object that holds one."""
     if isinstance(value, dict):

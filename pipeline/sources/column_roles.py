@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from pipeline.sources.image_endings import is_image
+from pipeline.sources.file_names import is_image
 from stores.errors import SourceError
 from stores.parameters import Column, Columns
 

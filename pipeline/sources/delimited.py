@@ -15,9 +15,10 @@ from itertools import islice
 from typing import Final
 
 from pipeline.sources.column_roles import are_usual, check_names, role_of
-from pipeline.sources.files import SourceFile, lines
-from pipeline.sources.image_endings import is_image
+from pipeline.sources.file_names import is_image
+from pipeline.sources.files import SourceFile
 from pipeline.sources.table_source import Row
+from pipeline.sources.texts import lines
 from stores.errors import SourceError
 from stores.parameters import Columns, Data
 
@@ -83,9 +84,8 @@ def file_dialect(file: SourceFile, data: Data, kind: str | None = None) -> Diale
         return None
     quoted = kind == "csv" if kind else delimiter in _QUOTED
     if quoted and len(delimiter) > 1:
-        raise SourceError(
-            f"data.delimiter is {delimiter!r}; in CSV it is one character. Set data.format=tsv for longer ones."
-        )
+        advice = "Set data.format=tsv for longer ones."
+        raise SourceError(where="data.delimiter", found=delimiter, expected="one character in CSV", advice=advice)
     return Dialect(delimiter, quoted)
 
 
@@ -162,10 +162,9 @@ class DelimitedTable:
             try:
                 values = next(reader, None)
             except csv.Error as error:
-                raise SourceError(
-                    f"{self.file}: the row that begins at line {first} is not CSV ({error}). Is a double quote never "
-                    f"closed there? A quote within a quoted field is written twice."
-                ) from None
+                problem = f"the row that begins here is not CSV ({error})"
+                advice = "Is a double quote never closed there? A quote within a quoted field is written twice."
+                raise SourceError(problem, path=str(self.file), where=first, advice=advice) from None
             if values is None:
                 return
             # Spreadsheets write rows of empty cells; and a line for themselves, see _SEPARATOR.

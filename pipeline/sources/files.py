@@ -6,8 +6,6 @@ open file to all who open it. Whatever a driver raises becomes an `OSError` here
 
 from __future__ import annotations
 
-import codecs
-import functools
 import hashlib
 import io
 import lzma
@@ -26,17 +24,13 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import infer_compression
 
-from pipeline.sources.systemfiles import is_system_file
+from pipeline.sources.file_names import is_system_file, stem_and_ending
 from stores.errors import SourceError
 
 BLOCK: Final = 1 << 20
 """Bytes asked for at a time when a file is read from end to end."""
-LONGEST_LINE: Final = 64 << 20
 _DIGEST_WHOLE: Final = 64 << 20
 _DEEPEST: Final = 64
-_LOOKED_AT: Final = 4096
-_MARKS: Final = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
-"""With which a text says its encoding itself, whatever data.encoding says; that of UTF-32 LE begins as UTF-16's."""
 # What file systems tell versions of a file apart by, the best first: a checksum, else the time of change.
 _VERSIONS: Final = (
     *("ETag", "etag", "md5Hash", "content_md5", "blob_id"),
@@ -53,12 +47,15 @@ class Folder:
     root: str
 
     def path(self, name: str) -> str:
-        """Return the place of `name` in the folder."""
         return f"{self.root.rstrip('/')}/{name}"
+
+    def file(self, name: str) -> SourceFile:
+        """Return the file `name` in the folder; raises `OSError`."""
+        path = self.path(name)
+        return source_file(self.system, path, name, asked(self.system.info, path))
 
     @cached_property
     def is_local(self) -> bool:
-        """Whether it lies on this machine's own file system."""
         return isinstance(self.system, LocalFileSystem)
 
     def __str__(self) -> str:
@@ -78,12 +75,10 @@ class SourceFile:
 
     @property
     def folder(self) -> Folder:
-        """The folder it lies in."""
         return Folder(self.system, self.path.rpartition("/")[0] or "/")
 
     @property
     def name(self) -> str:
-        """The last part of its path."""
         return self.path.rpartition("/")[2]
 
     def __str__(self) -> str:
@@ -115,14 +110,11 @@ class SourceFile:
         try:
             now = self.current_version()
         except OSError as error:
-            raise SourceError(
-                f"{self} changed while it was read: {reason(error)}. Put it back and run again."
-            ) from None
+            now = reason(error)
         if now != self.version:
-            raise SourceError(
-                f"{self} changed while it was read (size and version {self.version}, now {now}): "
-                f"what was read is a mixture. Let it rest, and run again."
-            )
+            problem, expected = "changed while it was read", f"the size and version {self.version}"
+            advice = "What was read is a mixture: put it back or let it rest, and run again."
+            raise SourceError(problem, path=str(self), found=now, expected=expected, advice=advice)
 
     def digest(self, whole: bool = True) -> str:
         """Return the SHA-256 of a file of up to 64 MiB, or of any size with `whole`; else the file's version."""
@@ -233,12 +225,6 @@ def entries(folder: Folder) -> tuple[list[str], list[tuple[str, str | None]]]:
     return sorted(name for name in folders if name and not is_system_file(name)), visible
 
 
-def stem_and_ending(name: str) -> tuple[str, str]:
-    """Divide a file's name (or a path) before the last dot of its last part: `a.b` and `.jpg` of `a.b.jpg`."""
-    stem, dot, ending = name.rpartition(".")
-    return (stem, dot + ending) if stem and "/" not in ending else (name, "")
-
-
 def walk(folder: Folder, below: str = "", depth: int = 0) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
     """Yield each folder's path below `folder` ("" or ending in "/") with its files, one folder at a time, sorted.
 
@@ -253,66 +239,6 @@ def walk(folder: Folder, below: str = "", depth: int = 0) -> Iterator[tuple[str,
     del files
     for name in folders:
         yield from walk(folder, f"{below}{name}/", depth + 1)
-
-
-def decoded(data: bytes, encoding: str | None) -> str:
-    """Return the text in `data`; bytes that are none become lone surrogates.
-
-    Args:
-        data: a whole text, or the beginning of one.
-        encoding: what data.encoding says; None: UTF-8, or UTF-16 where the content shows it.
-    """
-    if encoding is None or data.startswith(_MARKS):
-        encoding = text_encoding(data)
-    try:
-        return data.decode(encoding, "surrogateescape")
-    except UnicodeDecodeError:
-        # UTF-16 that breaks off has no escape; as UTF-8 it is all NULs, and rejected for them.
-        return data.decode("utf-8", "surrogateescape")
-
-
-def text_encoding(head: bytes) -> str:
-    """Tell the encoding of a text by how it begins: by its mark, or by the zeros of UTF-16 in every second byte."""
-    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        return "utf-32"
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    even, odd = head[:_LOOKED_AT:2], head[1:_LOOKED_AT:2]
-    if len(odd) > 1 and 2 * odd.count(0) > len(odd) and not even.count(0):
-        return "utf-16-le"
-    if len(odd) > 1 and 2 * even.count(0) > len(even) and not odd.count(0):
-        return "utf-16-be"
-    return "utf-8-sig"
-
-
-def lines(file: SourceFile, newline: str, encoding: str | None = None) -> Iterator[str]:
-    """Yield the lines of a text file, with their ends, decompressed; bytes that are no text become lone surrogates.
-
-    Args:
-        file: the file.
-        newline: where a line ends, as `open` takes it.
-        encoding: what data.encoding says; None: UTF-8, or UTF-16 where the content shows it.
-
-    Raises:
-        SourceError: a line is so long that the file cannot be of lines.
-    """
-    with open_text(file, newline, encoding) as text:
-        for number, line in enumerate(iter(functools.partial(text.readline, LONGEST_LINE), ""), start=1):
-            if len(line) == LONGEST_LINE:
-                raise SourceError(
-                    f"{file}: line {number:,} has more than {LONGEST_LINE:,} characters. "
-                    f"Is the file of lines? Set data.format if it was taken for another format."
-                )
-            yield line
-
-
-def open_text(file: SourceFile, newline: str, encoding: str | None = None) -> io.TextIOWrapper:
-    """Open a text file, decompressed; the arguments are those of `lines`."""
-    with file.open_plain(_LOOKED_AT) as stream:
-        head = stream.read(_LOOKED_AT)
-    if encoding is None or head.startswith(_MARKS):
-        encoding = text_encoding(head)
-    return io.TextIOWrapper(file.open_plain(), encoding=encoding, errors="surrogateescape", newline=newline)
 
 
 def asked(call: Callable[..., T], *values: Any, **settings: Any) -> T:

@@ -1,16 +1,21 @@
-"""Encoded images where they lie: a file in a folder, or a run of bytes within a larger file."""
+"""Encoded images where they lie: a file in a folder, or a run of bytes within a larger file; and how they are found."""
 
 from __future__ import annotations
 
 import posixpath
+import unicodedata
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import PurePosixPath
+from typing import Final
 
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.sources.files import Folder, SourceFile, asked, version
-from pipeline.sources.nearby import advice
-from pipeline.sources.records import Rejected
+from pipeline.sources.file_names import IMAGE_ENDINGS
+from pipeline.sources.files import Folder, SourceFile, asked, entries, version
+from pipeline.sources.records import EncodedImage, Rejected
+
+_MOST_FOLDERS: Final = 16
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,11 @@ class ImageFile:
         return path if ".." in path.split("/") else posixpath.normpath(path)
 
     def read(self) -> bytes:
-        """Return the file's bytes."""
         path = self._path()
         try:
             data: bytes = asked(self.folder.system.cat_file, path)
         except FileNotFoundError:
-            raise Rejected("missing-file", f"{path} does not exist{advice(self.folder, self.name)}") from None
+            raise Rejected("missing-file", f"{path} does not exist{_advice(self.folder, self.name)}") from None
         except OSError as error:
             raise Rejected("unreadable-file", str(error)) from None
         if self.listed is not None and self.listed.partition(":")[0] not in (str(len(data)), "None"):
@@ -65,7 +69,7 @@ class ImageFile:
 
 
 @dataclass(frozen=True)
-class StoredImage:
+class StoredImage(EncodedImage):
     """An image within a file: `size` bytes from `offset`. It is read by its range alone."""
 
     file: SourceFile
@@ -73,14 +77,9 @@ class StoredImage:
     size: int
 
     def identity(self) -> str:
-        """Name the place in that version of the file."""
         return f"{self.file.label}:{self.file.version}:{self.offset}+{self.size}"
 
-    def place(self) -> None:
-        """Return nothing: equal pictures may lie in a file several times."""
-
     def read(self) -> bytes:
-        """Return the bytes."""
         check_version(self.file)
         try:
             data = self.file.read(self.offset, self.offset + self.size)
@@ -111,3 +110,99 @@ def check_version(file: SourceFile) -> None:
         raise Rejected("missing-file", f"{file}: {error}") from None
     if changed:
         raise Rejected("changed-file", f"{file} changed while it was read")
+
+
+class ImagePlaces:
+    """Finds images by the names that a captions file has for them, within one folder."""
+
+    def __init__(self, root: Folder) -> None:
+        self.root = root
+        self.has_folder = cache(self._has_folder)
+        self._names = cache(self._list)
+
+    def within(self, folder: object, name: str) -> str:
+        """Return where an image lies that the data set names together with its folder.
+
+        People point at the folder above the named one, or at the images themselves.
+        """
+        return f"{folder}/{name}" if isinstance(folder, str) and folder and self.has_folder(folder) else name
+
+    def locate(self, name: str) -> str:
+        """Return where a COCO image lies: there, or in the folder that its name (COCO_val2014_…) speaks of."""
+        folder, _, last = name.rpartition("/")
+        if not _is_inside(name) or last in self._names(folder):
+            return name
+        folders = (part for part in name.split("_") if self.has_folder(part) and name in self._names(part))
+        found = next(folders, None)
+        return f"{found}/{name}" if found else name
+
+    def _has_folder(self, name: str) -> bool:
+        try:
+            return bool(_is_inside(name) and asked(self.root.system.isdir, self.root.path(name)))
+        except OSError:
+            return False
+
+    def _list(self, name: str) -> frozenset[str]:
+        try:
+            return frozenset(file for file, _ in entries(Folder(self.root.system, self.root.path(name)))[1])
+        except OSError:
+            return frozenset()
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\0" not in name
+
+
+def _advice(folder: Folder, name: str) -> str:
+    """Return what to change so that `name` is found in `folder`, after a semicolon; nothing where nothing is near.
+
+    Only a local folder is looked through: elsewhere each look would be a request.
+    """
+    if not folder.is_local:
+        return ""
+    slashed = name.replace("\\", "/")
+    if slashed != name and _is_there(folder, slashed):
+        return r"; it is there with / in place of \: write the names so"
+    for form in ("NFC", "NFD"):
+        other = unicodedata.normalize(form, slashed)
+        if other != slashed and _is_there(folder, other):
+            return f"; a file of the same letters is there, in Unicode's form {form}: write the names so, or the files"
+    *above, last = slashed.split("/")
+    if above and _is_there(folder, last):
+        if f"/{folder.root}".endswith(f"/{'/'.join(above)}"):
+            return f"; {last} is in the folder itself: set data.images (--images) to the folder above"
+        return f"; {last} is there, without {'/'.join(above)}/: leave that out of the names"
+    if slashed.strip() != slashed and _is_there(folder, slashed.strip()):
+        return "; it is there without the blanks around its name: write it so"
+    for ending in IMAGE_ENDINGS:
+        if _is_there(folder, f"{slashed}.{ending}"):
+            return f"; {last}.{ending} is there: write the names with their ending"
+    for inner in _folders(folder):
+        if _is_there(folder, f"{inner}/{slashed}"):
+            return f"; it is in {inner}/: set data.images (--images) to {folder.path(inner)}"
+    near = _same_but_case(folder, "/".join(above)).get(last.lower())
+    return f"; {near} is there: upper and lower case differ" if near else ""
+
+
+def _is_there(folder: Folder, name: str) -> bool:
+    try:
+        return bool(asked(folder.system.isfile, folder.path(name)))
+    except OSError:
+        return False
+
+
+@lru_cache(maxsize=16)
+def _folders(folder: Folder) -> tuple[str, ...]:
+    try:
+        return tuple(entries(folder)[0][:_MOST_FOLDERS])
+    except OSError:
+        return ()
+
+
+@lru_cache(maxsize=16)
+def _same_but_case(folder: Folder, below: str) -> dict[str, str]:
+    try:
+        return {name.lower(): name for name, _ in entries(Folder(folder.system, folder.path(below)))[1]}
+    except OSError:
+        return {}

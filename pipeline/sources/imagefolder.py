@@ -8,11 +8,11 @@ from itertools import groupby, islice
 from typing import Any, Final, NamedTuple
 
 from pipeline.sources.caption_values import captions_of_lines
-from pipeline.sources.files import Folder, asked, decoded, entries, in_usual_order, readable, stem_and_ending, walk
-from pipeline.sources.image_endings import is_image
+from pipeline.sources.file_names import is_image, stem_and_ending
+from pipeline.sources.files import Folder, asked, entries, in_usual_order, readable, walk
 from pipeline.sources.image_files import ImageFile
 from pipeline.sources.places import common_split
-from pipeline.sources.records import BadRecord, Caption, Record, Rejected
+from pipeline.sources.records import BadRecord, Caption, Record, Rejected, Source
 from pipeline.sources.sidecars import (
     EXPECTED,
     IN_DIFFERENT_FOLDERS,
@@ -20,8 +20,10 @@ from pipeline.sources.sidecars import (
     OTHER_TEXTS,
     captions_beside,
 )
+from pipeline.sources.texts import decoded
 
 _TEXTS_AT_ONCE: Final = 64
+_TEXTS: Final = (".txt", ".json")
 _MOST_LOOKS: Final = 3
 """How often the folder is looked through for what a sample lacks, until it shows something."""
 _Files = Sequence[tuple[str, str | None]]
@@ -38,32 +40,15 @@ class _Sample(NamedTuple):
     other: str | None = None
 
 
-class FolderSource:
+class FolderSource(Source):
     """Images and texts in a folder's own order; one sub-folder at a time is listed."""
 
     def __init__(self, folders: dict[str, Folder], named: bool, encoding: str | None) -> None:
         """Take folders by split; one that is not `named` is divided by its sub-folders train, val and test."""
-        self._named, self._encoding = named, encoding
-        self._folders = folders
-        self._parts: dict[str, list[tuple[Folder, str, bool]]] = {}
-        for split, folder in folders.items():
-            if named:
-                self._parts[split] = [(folder, "", True)]
-            else:
-                self._divide(folder)
-
-    def _divide(self, folder: Folder) -> None:
-        with readable(folder):
-            names, files = entries(folder)
-        usual = [name for name in names if common_split(name) in ("train", "val", "test")]
-        parts: dict[str, list[tuple[Folder, str, bool]]] = {}
-        if any(is_image(name) for name, _ in files) or not usual:
-            parts["train"] = [(folder, "", not usual)]
-        for name in names:
-            split = common_split(name) if name in usual else "train"
-            if usual:
-                parts.setdefault(split, []).append((folder, f"{name}/", True))
-        self._parts = {split: parts[split] for split in in_usual_order(parts)}
+        self._named, self._encoding, self._folders = named, encoding, folders
+        self._parts = (
+            {split: [(folder, "", True)] for split, folder in folders.items()} if named else _parts(*folders.values())
+        )
 
     @property
     def description(self) -> dict[str, Any]:
@@ -77,9 +62,6 @@ class FolderSource:
         # Ids are paths within the folder.
         return split if self._named else ""
 
-    def count(self, split: str) -> int | None:
-        return None
-
     def records(self, split: str) -> Iterator[Record | BadRecord]:
         for folder, below, deep in self._parts[split]:
             reader = _SampleReader(folder, self._encoding)
@@ -88,6 +70,19 @@ class FolderSource:
                     yield from reader.records(inner, files)
                     if not deep:
                         break
+
+
+def _parts(folder: Folder) -> dict[str, list[tuple[Folder, str, bool]]]:
+    """Divide a folder into splits: their sub-folders, and whether these are searched to the bottom."""
+    with readable(folder):
+        names, files = entries(folder)
+    usual = [name for name in names if common_split(name) in ("train", "val", "test")]
+    parts: dict[str, list[tuple[Folder, str, bool]]] = {}
+    if any(is_image(name) for name, _ in files) or not usual:
+        parts["train"] = [(folder, "", not usual)]
+    for name in names if usual else ():
+        parts.setdefault(common_split(name) if name in usual else "train", []).append((folder, f"{name}/", True))
+    return {split: parts[split] for split in in_usual_order(parts)}
 
 
 class _SampleReader:
@@ -142,9 +137,8 @@ class _SampleReader:
             self._looks -= 1
             stem = stem_and_ending(name)[0]
             for inner, files in walk(self._folder):
-                kinds = {
-                    is_image(other): other for other, _ in _of_stem(files, stem) if is_image(other) or _is_text(other)
-                }
+                same = [(stem_and_ending(other)[1].lower(), other) for other, _ in _of_stem(files, stem)]
+                kinds = {is_image(other): other for ending, other in same if is_image(other) or ending in _TEXTS}
                 if inner != below and list(kinds) == [not is_image(name)]:
                     (found,) = kinds.values()
                     self._elsewhere = f"; {below}{name} and {inner}{found} {IN_DIFFERENT_FOLDERS}"
@@ -164,14 +158,11 @@ def _further(sample: _Sample, texts: dict[str, str | Rejected]) -> Iterator[str 
 
 def _captions(sample: _Sample, texts: dict[str, str | Rejected]) -> tuple[Caption, ...]:
     """Return a sample's captions; raises the `Rejected` of a text that cannot be read."""
-    text, document, other = (_whole(texts.get(name or "")) for name in sample[2:])
+    found = [texts.get(name or "") for name in sample[2:]]
+    if fault := next((text for text in found if isinstance(text, Rejected)), None):
+        raise fault
+    text, document, other = (text if isinstance(text, str) else None for text in found)
     return captions_beside(text, document)[0] or captions_of_lines(other or "")
-
-
-def _whole(text: str | Rejected | None) -> str | None:
-    if isinstance(text, Rejected):
-        raise text
-    return text
 
 
 def _samples(files: _Files) -> Iterator[_Sample]:
@@ -187,10 +178,6 @@ def _samples(files: _Files) -> Iterator[_Sample]:
             yield from (_Sample(name, listed, text, document, other) for name, listed in images)
         elif text is not None and not _is_sidecar(files, stem):
             yield _Sample("", None, text)
-
-
-def _is_text(name: str) -> bool:
-    return stem_and_ending(name)[1].lower() in (".txt", ".json")
 
 
 def _is_sidecar(files: _Files, stem: str) -> bool:

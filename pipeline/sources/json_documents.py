@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from itertools import count
 from typing import Any, Final, NamedTuple, NoReturn, TextIO
 
-from pipeline.sources.files import LONGEST_LINE, SourceFile, open_text
+from pipeline.sources.files import SourceFile
+from pipeline.sources.texts import LONGEST_LINE, open_text
 from stores.errors import SourceError
 
 _CHUNK: Final = 1 << 18

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.sources.files import BLOCK, Folder, SourceFile, readable
 from pipeline.sources.image_files import ImageFile, check_version
-from pipeline.sources.records import Rejected
+from pipeline.sources.records import EncodedImage, Rejected
 from pipeline.sources.table_source import Row
 
 _ROWS_AT_ONCE: Final = 256
@@ -58,7 +58,7 @@ class ParquetTable:
 
 
 @dataclass(frozen=True)
-class CellImage:
+class CellImage(EncodedImage):
     """An image embedded in a Parquet file, in the given row of a column."""
 
     file: SourceFile
@@ -67,17 +67,12 @@ class CellImage:
     row: int
 
     def identity(self) -> str:
-        """Name the row in that version of the file."""
         return f"{self.file.label}:{self.file.version}:{self.row}"
 
-    def place(self) -> None:
-        """Return nothing: equal pictures may lie in a file several times."""
-
     def read(self) -> bytes:
-        """Return the bytes."""
         check_version(self.file)
         try:
-            data, path = _cells(self.file, self.column).get(self.row)
+            data, path = _Cells(self.file, self.column).get(self.row)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise Rejected("unreadable-file", f"{self.file}, row {self.row}: {error}") from None
         if data is not None:
@@ -90,6 +85,7 @@ class CellImage:
 Cell = tuple[bytes | None, str | None]
 
 
+@lru_cache(maxsize=4)
 class _Cells:
     """Reads a column of images forward, from wherever it is asked for, and keeps the last rows."""
 
@@ -139,11 +135,6 @@ def _cells_of(values: Any) -> list[Cell]:
     if pa.types.is_struct(values.type):
         return [(cell.get("bytes"), cell.get("path")) if cell else (None, None) for cell in values.to_pylist()]
     return [(cell, None) for cell in values.to_pylist()]
-
-
-@lru_cache(maxsize=4)
-def _cells(file: SourceFile, column: str) -> _Cells:
-    return _Cells(file, column)
 
 
 def _open(file: SourceFile) -> Any:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from math import prod
 from typing import Final
 
 from braceexpand import braceexpand
 from fsspec import AbstractFileSystem
-from fsspec.utils import infer_compression
 
+from pipeline.sources.file_names import is_system_file, plain_suffix
 from pipeline.sources.files import (
     Folder,
     SourceFile,
@@ -21,10 +22,8 @@ from pipeline.sources.files import (
     locate,
     readable,
     source_file,
-    stem_and_ending,
     walk,
 )
-from pipeline.sources.systemfiles import is_system_file
 from stores.errors import SourceError
 
 Files = tuple[SourceFile, ...]
@@ -81,7 +80,7 @@ def _expand(url: str) -> Files | Folder:
             raise SourceError(f"The source {one} is a folder; in a pattern, name the files.")
         label = one.removeprefix(fixed).lstrip("/")
         alone = len(place) == 1 and place[0].name == label.rpartition("/")[2]
-        files.extend(_labelled(file, label) if alone else file for file in place)
+        files.extend(replace(file, label=label) if alone else file for file in place)
     return tuple(files)
 
 
@@ -104,25 +103,13 @@ def _literal(system: AbstractFileSystem, path: str) -> Files | Folder:
     return (source_file(system, path, path.rpartition("/")[2], info),)
 
 
-def _labelled(file: SourceFile, label: str) -> SourceFile:
-    return SourceFile(file.system, file.path, label, file.size, file.version)
-
-
 def files_below(folder: Folder, endings: tuple[str, ...]) -> Iterator[SourceFile]:
     """Yield the files in a folder and its sub-folders whose names, but for a compression's, end in one of `endings`."""
     with readable(folder):
         for below, files in walk(folder):
             for name, _ in files:
                 if plain_suffix(name) in endings:
-                    path = folder.path(below + name)
-                    yield source_file(folder.system, path, below + name, asked(folder.system.info, path))
-
-
-def plain_suffix(name: str) -> str:
-    """Return the ending of a file's name in lower case, without a compression's: `.csv` of `a.csv.gz`."""
-    if infer_compression(name):
-        name = stem_and_ending(name)[0]
-    return stem_and_ending(name)[1].lower()
+                    yield folder.file(below + name)
 
 
 def common_split(name: str) -> str:

@@ -8,10 +8,11 @@ from itertools import islice
 from typing import Final
 
 from pipeline.sources.delimited import file_dialect
-from pipeline.sources.files import Folder, SourceFile, asked, decoded, readable, walk
-from pipeline.sources.image_endings import is_image
-from pipeline.sources.json_forms import LINES_ENDINGS, json_form
-from pipeline.sources.places import plain_suffix
+from pipeline.sources.facc import RECORDINGS
+from pipeline.sources.file_names import is_image, plain_suffix
+from pipeline.sources.files import Folder, SourceFile, asked, readable, walk
+from pipeline.sources.jsonl import LINES_ENDINGS, json_form
+from pipeline.sources.texts import decoded
 from stores.errors import SourceError
 from stores.parameters import Data
 
@@ -23,7 +24,15 @@ ENDINGS: Final = {
     "tsv": (".tsv", ".tab"),
 }
 """Which files of a folder belong to a format. Within a file, content decides."""
-_FORMATS: Final = "karpathy, coco, csv, tsv, jsonl, parquet, folder, webdataset, huggingface (see docs/formats.md)"
+_FORMATS: Final = (
+    "karpathy, coco, csv, tsv, jsonl, parquet, folder, webdataset, huggingface, cub, facc (see docs/formats.md)"
+)
+_MARKS: Final = {
+    "huggingface": (("dataset_dict.json", "state.json"),),
+    "cub": (("image_class_labels.txt",), ("train_test_split.txt",)),
+    "facc": (RECORDINGS,),
+}
+"""The files by which a folder is known: of each group one."""
 _HEAD: Final = 64 << 10
 _LOOKED_AT: Final = 10_000
 _MAGIC: Final = (
@@ -43,8 +52,8 @@ def folder_format(folder: Folder, wanted: str) -> str:
         SourceError: it holds none, or several.
     """
     with readable(folder):
-        if any(asked(folder.system.exists, folder.path(name)) for name in ("dataset_dict.json", "state.json")):
-            found, likely, counts = ["huggingface"], ["huggingface"], ""
+        if known := next((kind for kind, has in _MARKS.items() if _has(folder, has)), None):
+            found, likely, counts = [known], [known], ""
         else:
             found, likely, counts = _formats_below(folder)
     wanted_here = "parquet" if wanted == "huggingface" and "huggingface" not in found else wanted
@@ -58,6 +67,10 @@ def folder_format(folder: Folder, wanted: str) -> str:
             f"Known: {_FORMATS}."
         )
     return likely[0]
+
+
+def _has(folder: Folder, groups: tuple[tuple[str, ...], ...]) -> bool:
+    return all(any(asked(folder.system.exists, folder.path(name)) for name in names) for names in groups)
 
 
 def _formats_below(folder: Folder) -> tuple[list[str], list[str], str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stores.modality import Level
 
 
 class Rejected(Exception):
@@ -35,6 +37,7 @@ class EncodedImage(Protocol):
 
     def place(self) -> str | None:
         """Return what tells this picture from every other of the data set; None where only its bytes can."""
+        return None
 
     def read(self) -> bytes:
         """Return the bytes; raises `Rejected` where they cannot be had."""
@@ -70,6 +73,34 @@ class Truth:
     """(pairs, 3): caption, caption, similarity."""
 
 
+class GivenFeatures(Protocol):
+    """Features that a data set has of its own: attributes, speech, class embeddings."""
+
+    level: Level
+    shape: tuple[int, ...]
+    """Of one row."""
+    unit: bool
+    """Whether rows are vectors of length one."""
+
+    def identity(self) -> Any:
+        """Name the content well enough that a change shows: plain values."""
+
+    def of(self, name: str) -> NDArray[np.float32] | None:
+        """Return the rows (n, *shape) of a sample by its id, of its captions, or of a class by its name.
+
+        There is one row of a sample or class, and one of each caption. A row that is absent is not a number; None: all.
+        """
+
+
+@runtime_checkable
+class HasFeatures(Protocol):
+    """A data set that has features of its own."""
+
+    @property
+    def features(self) -> Mapping[str, GivenFeatures]:
+        """The features by the name that the store gives them."""
+
+
 class Source(Protocol):
     """A data set. It is read as a stream, so that memory does not grow with the number of its samples."""
 
@@ -83,9 +114,11 @@ class Source(Protocol):
 
     def id_scope(self, split: str) -> str:
         """Name the scope within which the split's source ids are unique; splits of one scope share it."""
+        return split
 
     def count(self, split: str) -> int | None:
         """Return how many records a split has, where that is known without reading them all."""
+        return None
 
     def records(self, split: str) -> Iterator[Record | BadRecord]:
         """Yield the records of a split, in the source's order; each call begins anew and yields the same."""

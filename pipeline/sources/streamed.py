@@ -6,9 +6,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from pipeline.sources.files import SourceFile, readable, stem_and_ending
+from pipeline.sources.file_names import stem_and_ending
+from pipeline.sources.files import SourceFile, readable
 from pipeline.sources.places import Files
-from pipeline.sources.records import BadRecord, Record
+from pipeline.sources.records import BadRecord, Record, Source
 from stores.digests import value_digest
 from stores.errors import SourceError
 
@@ -18,11 +19,10 @@ _SUMMED: Final = ("csv", "tsv", "jsonl")
 """Formats whose files are told apart by checksums; of the others, which hold images, by size and time of change."""
 
 
-class StreamedSource:
+class StreamedSource(Source):
     """Files of one format in splits; no file may change between the first look at it and the end of the last pass."""
 
     def __init__(self, kind: str, splits: Mapping[str, Files], read: ReadRecords) -> None:
-        """Take the files of each split."""
         self._kind, self._files, self._read = kind, dict(splits), read
 
     @property
@@ -36,12 +36,6 @@ class StreamedSource:
     @property
     def splits(self) -> tuple[str, ...]:
         return tuple(self._files)
-
-    def id_scope(self, split: str) -> str:
-        return split
-
-    def count(self, split: str) -> int | None:
-        return None
 
     def records(self, split: str) -> Iterator[Record | BadRecord]:
         files = self._files[split]

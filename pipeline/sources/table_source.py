@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import reduce
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
-from pipeline.sources.caption_values import captions_in, kind_of
+from pipeline.sources.caption_values import captions_at, kind_of
 from pipeline.sources.column_roles import Roles, find_roles
 from pipeline.sources.files import Folder, SourceFile, readable
-from pipeline.sources.image_files import ImageFile
-from pipeline.sources.image_places import ImagePlaces
+from pipeline.sources.image_files import ImageFile, ImagePlaces
 from pipeline.sources.places import common_split
 from pipeline.sources.records import BadRecord, Caption, EncodedImage, Record, Rejected
 from stores.errors import SourceError
@@ -47,14 +47,11 @@ class Table(Protocol):
         """
 
 
-OpenTable = Callable[[SourceFile], Table]
-
-
 @dataclass(frozen=True)
 class TableReader:
     """Reads the records of tables of one format."""
 
-    open_table: OpenTable
+    open_table: Callable[[SourceFile], Table]
     columns: Columns
     images: Folder | None
     """Where the images named in a table lie; without it, in the table's own folder."""
@@ -69,13 +66,12 @@ class TableReader:
         """Yield the records of a table; `prefix` goes before the numbers of rows where they are the ids."""
         table = self.open_table(file)
         roles = find_roles(table, self.columns)
-        cells = _Cells(table.columns(), roles)
-        reader = _RowReader(cells, self.images or file.folder, prefix)
-        for row in table.rows(cells.columns):
+        reader = _RowReader(table.columns(), roles, self.images or file.folder, prefix)
+        for row in table.rows(reader.columns):
             if not self.splits:
                 yield reader.record(row)
                 continue
-            name = None if row.fault or roles.split is None else _plain(cells.get(row, roles.split))
+            name = None if row.fault or roles.split is None else reader.plain(row, roles.split)
             own = _split(name)
             if own is None and split == self.splits[0]:
                 # Those whose split cannot be told go to the first, as faults.
@@ -104,10 +100,10 @@ def column_splits(reader: TableReader, files: Iterable[SourceFile]) -> set[str]:
                 elif not found:
                     kinds.add(kind_of(value))
             if kinds and not found:
-                raise SourceError(
-                    f"{file}: its column {roles.split!r} tells no splits: it holds {', '.join(sorted(kinds))}, "
-                    f"expected names such as train. Write names there, or name each split's file: --source train=FILE."
-                )
+                where, found_here = f"column {roles.split!r}", ", ".join(sorted(kinds))
+                advice = "Write names there, or name each split's file: --source train=FILE."
+                expected = "names of splits, such as train"
+                raise SourceError(path=str(file), where=where, found=found_here, expected=expected, advice=advice)
     return found
 
 
@@ -115,29 +111,6 @@ def _split(value: object) -> str | None:
     if isinstance(value, bytes):
         value = value.decode("utf-8", "surrogateescape")
     return common_split(value) if isinstance(value, str) and value else None
-
-
-class _Cells:
-    """Finds the values of a row: a column's, or with `column.key` what lies within its objects."""
-
-    def __init__(self, names: Sequence[str], roles: Roles) -> None:
-        self.roles = roles
-        paths = {name: [name] if name in names else name.split(".") for name in roles.wanted}
-        self.columns = list(dict.fromkeys(path[0] for path in paths.values()))
-        """The columns to read."""
-        self._places = {name: (self.columns.index(path[0]), path[1:]) for name, path in paths.items()}
-
-    def get(self, row: Row, name: str) -> Any:
-        """Return the value of a column in a row; an image's bytes may be an EncodedImage."""
-        place, keys = self._places[name]
-        value = row.values[place]
-        for key in keys:
-            value = _inner(value, key)
-        return value
-
-    def plain(self, row: Row, name: str) -> Any:
-        """Return the value of a column that holds no images; raises `Rejected` where its bytes cannot be had."""
-        return _plain(self.get(row, name))
 
 
 def _plain(value: Any) -> Any:
@@ -152,11 +125,23 @@ def _inner(value: Any, key: str) -> Any:
 
 
 class _RowReader:
-    """Makes records of rows."""
+    """Makes records of rows, whose values it finds by column, or by `column.key` within a column's objects."""
 
-    def __init__(self, cells: _Cells, images: Folder, prefix: str) -> None:
-        self._cells, self._roles, self._images, self._prefix = cells, cells.roles, images, prefix
-        self._places = ImagePlaces(images)
+    def __init__(self, names: Sequence[str], roles: Roles, images: Folder, prefix: str) -> None:
+        self._roles, self._prefix, self._places = roles, prefix, ImagePlaces(images)
+        paths = {name: [name] if name in names else name.split(".") for name in roles.wanted}
+        self.columns = list(dict.fromkeys(path[0] for path in paths.values()))
+        """The columns to read."""
+        self._paths = {name: (self.columns.index(path[0]), path[1:]) for name, path in paths.items()}
+
+    def value(self, row: Row, name: str) -> Any:
+        """Return the value of a column in a row; an image's bytes may be an EncodedImage."""
+        place, keys = self._paths[name]
+        return reduce(_inner, keys, row.values[place])
+
+    def plain(self, row: Row, name: str) -> Any:
+        """Return the value of a column that holds no images; raises `Rejected` where its bytes cannot be had."""
+        return _plain(self.value(row, name))
 
     def record(self, row: Row, fault: str = "") -> Record | BadRecord:
         """Return the record of one row; a `fault` of a row that has values makes it a bad one."""
@@ -173,36 +158,27 @@ class _RowReader:
             image = self._image(row)
         except Rejected as rejected:
             return BadRecord(source_id=source_id, rejected=rejected, captions=len(captions))
-        label = None if self._roles.label is None else self._cells.get(row, self._roles.label)
+        label = None if self._roles.label is None else self.value(row, self._roles.label)
         return Record(source_id=source_id, captions=captions, image=image, label=_label(label))
 
     def _id(self, row: Row, column: str) -> str:
-        value = self._cells.plain(row, column)
+        value = self.plain(row, column)
         text = _text_id(value)
         if text is None:
             raise _wrong(row, column, value, "text or a whole number")
         return text
 
     def _captions(self, row: Row) -> tuple[Caption, ...]:
-        column = self._roles.caption
-        value = self._cells.plain(row, column)
-        found = captions_in(value) or (Rejected("empty-caption", f"there is none but {kind_of(value)}"),)
-        return tuple(
-            Rejected(caption.reason, f"{row.place}, column {column!r}: {caption.detail}")
-            if isinstance(caption, Rejected)
-            else caption
-            for caption in found
-        )
+        value, place = self.plain(row, self._roles.caption), f"{row.place}, column {self._roles.caption!r}:"
+        none = Rejected("empty-caption", f"{place} there is none but {kind_of(value)}")
+        return captions_at(place, value) or (none,)
 
     def _image(self, row: Row) -> EncodedImage:
-        *folders, name = (self._cells.get(row, column) for column in self._roles.image)
+        *folders, name = (self.value(row, column) for column in self._roles.image)
         if isinstance(name, dict):
             name = name.get("path")  # as Hugging Face's struct, without a part for the bytes
         if isinstance(name, str) and name:
-            folder = folders[0] if folders else None
-            # People point at the folder above the one in the table, or at the images themselves.
-            inner = isinstance(folder, str) and folder and self._places.has_folder(folder)
-            return ImageFile(self._images, f"{folder}/{name}" if inner else name)
+            return ImageFile(self._places.root, self._places.within(folders[0] if folders else None, name))
         if hasattr(name, "identity"):
             image: EncodedImage = name
             return image

@@ -11,8 +11,8 @@ import tarfile
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from pipeline.sources.file_names import is_system_file
 from pipeline.sources.files import SourceFile
-from pipeline.sources.systemfiles import is_system_file
 from stores.errors import SourceError
 
 _KEY: Final = re.compile(r"((?:.*/)?[^./]+)[.]([^/]*)", re.DOTALL)
@@ -48,7 +48,6 @@ class Member(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its name in the tar."""
         return f"{self.key}.{self.ending}" if self.key else self.ending
 
     @property

@@ -9,19 +9,21 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, NamedTuple
 
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.sources.caption_values import captions_of_lines, kind_of
-from pipeline.sources.files import BLOCK, SourceFile, decoded
-from pipeline.sources.image_endings import IMAGE_ENDINGS
+from pipeline.sources.file_names import IMAGE_ENDINGS
+from pipeline.sources.files import BLOCK, SourceFile
 from pipeline.sources.image_files import StoredImage
 from pipeline.sources.records import BadRecord, Record, Rejected
-from pipeline.sources.sidecars import EXPECTED, LARGEST_TEXT, OTHER_TEXTS, captions_beside
-from pipeline.sources.tarlayout import TEXT_KINDS, TarFinding, tar_layout
+from pipeline.sources.sidecars import EXPECTED, IN_DIFFERENT_FOLDERS, LARGEST_TEXT, OTHER_TEXTS, captions_beside
 from pipeline.sources.tarmembers import Damaged, Member, tar_members
+from pipeline.sources.texts import decoded
 
+_TEXT_KINDS: Final = ("txt", "json", "caption", "text")
+_MOST_NAMESAKES: Final = 100
 _MOST_MEMBERS: Final = 1_000
 """Under one key: more are no sample, and not held."""
 _MOST_LOOKS: Final = 3
@@ -31,21 +33,18 @@ _DOTTED: Final = "(is there a dot in its key? it ends at the first)"
 _LOCAL_BLOCK: Final = 16 << 10
 
 
-class _Incomplete(Exception):
+class _Incomplete(Rejected):
     """A sample lacks its image or its captions: a member of one of the `wanted` kinds would hold it."""
 
-    def __init__(self, rejected: Rejected, wanted: Sequence[str], captions: int = 0) -> None:
-        super().__init__(str(rejected))
-        self.rejected, self.wanted, self.captions = rejected, wanted, captions
+    def __init__(self, reason: str, detail: str, wanted: Sequence[str], captions: int = 0) -> None:
+        super().__init__(reason, detail)
+        self.wanted, self.captions = wanted, captions
 
 
 def tar_records(file: SourceFile, prefix: str, encoding: str | None) -> Iterator[Record | BadRecord]:
     """Yield the samples of a tar, in its order.
 
-    Args:
-        file: the tar.
-        prefix: the tar's name and a slash, which goes before its keys unless they begin with it, as img2dataset's do.
-        encoding: of its texts, as data.encoding says; None: as the content shows.
+    `prefix`, the tar's name and a slash, goes before its keys unless they begin with it, as img2dataset's do.
 
     Raises:
         SourceError: the file is no tar at all.
@@ -66,7 +65,7 @@ def tar_records(file: SourceFile, prefix: str, encoding: str | None) -> Iterator
                 if len(held) < _MOST_MEMBERS:
                     held.append(member)
         except Damaged as damage:
-            with suppress(Rejected, _Incomplete):
+            with suppress(Rejected):
                 yield reader.sample(held)
             yield BadRecord(source_id=file.label, rejected=Rejected("truncated-file", f"{file}: {damage}"))
         else:
@@ -83,7 +82,7 @@ class _SampleReader:
     def __init__(self, file: SourceFile, stream: io.BufferedReader, prefix: str, encoding: str | None) -> None:
         self._file, self._stream, self._encoding = file, stream, encoding
         self._prefix, self._stem = prefix, prefix.removesuffix("/")
-        self._layout, self._looks = TarFinding(), _MOST_LOOKS
+        self._layout, self._looks = _Finding(), _MOST_LOOKS
 
     def record(self, members: Sequence[Member]) -> Record | BadRecord:
         """Return the record of the members under one key."""
@@ -101,7 +100,6 @@ class _SampleReader:
         return BadRecord(source_id=self._unique(key), rejected=Rejected(fault.reason, detail), captions=lost)
 
     def sample(self, members: Sequence[Member]) -> Record:
-        """Return the members' record; raises `Rejected` or `_Incomplete`."""
         if len(members) == _MOST_MEMBERS:
             raise Rejected("malformed-record", f"has {_MOST_MEMBERS:,} members or more {_DOTTED}")
         sound = [member for member in members if not member.flaw]
@@ -114,12 +112,10 @@ class _SampleReader:
             captions = captions_of_lines(self._text(next(others, None)) or "")
         listed = ", ".join(f".{member.ending}" for member in members[:20])
         if image is None:
-            raise _Incomplete(
-                Rejected("malformed-record", f"has no image among {listed}"), IMAGE_ENDINGS, len(captions)
-            )
+            raise _Incomplete("malformed-record", f"has no image among {listed}", IMAGE_ENDINGS, len(captions))
         if not captions:
             has = listed if document is None else f"{listed} (its .json is {kind_of(facts)})"
-            raise _Incomplete(Rejected("no-captions", f"has no caption among {has}"), TEXT_KINDS)
+            raise _Incomplete("no-captions", f"has no caption among {has}", _TEXT_KINDS)
         key = facts["key"] if isinstance(facts, dict) and isinstance(facts.get("key"), str) else members[0].key
         stored = StoredImage(self._file, image.offset, image.size)
         return Record(source_id=self._unique(key), captions=captions, image=stored)
@@ -131,12 +127,12 @@ class _SampleReader:
                 return Rejected("member-without-bytes", f"has a .{member.ending} that is {member.flaw}")
         if self._looks and not self._layout.words:
             self._looks -= 1
-            self._layout = tar_layout(self._file, self._stream, members, lack.wanted)
+            self._layout = _look_through(self._file, self._stream, members, lack.wanted)
         reason, words = self._layout
         if reason:
             return Rejected(reason, words)
-        advice = f"; {EXPECTED}" if lack.wanted is TEXT_KINDS else ""
-        return Rejected(lack.rejected.reason, f"{lack.rejected.detail}{words}{advice}")
+        advice = f"; {EXPECTED}" if lack.wanted is _TEXT_KINDS else ""
+        return Rejected(lack.reason, f"{lack.detail}{words}{advice}")
 
     def _text(self, member: Member | None) -> str | None:
         if member is None:
@@ -155,7 +151,7 @@ class _SampleReader:
 def _image(members: Sequence[Member]) -> Member | None:
     """Return the image: the one that is called just so, else the one with a text of its own, else the only one."""
     images = [member for member in members if member.kind in IMAGE_ENDINGS]
-    told = {member.stem.lower() for member in members if member.kind in TEXT_KINDS}
+    told = {member.stem.lower() for member in members if member.kind in _TEXT_KINDS}
     plain = [image for image in images if not image.stem]
     likely = plain or [image for image in images if image.stem.lower() in told and "" not in told] or images
     if len(likely) > 1:
@@ -175,3 +171,50 @@ def _called(members: Sequence[Member], stem: str, name: str) -> Member | None:
         if found:
             return found[0]
     return None
+
+
+class _Finding(NamedTuple):
+    """What a tar shows: the reason's name, unless the sample's own reason says it; and words, which may be none."""
+
+    reason: str = ""
+    words: str = ""
+
+
+def _look_through(
+    file: SourceFile, stream: io.BufferedReader, members: Sequence[Member], wanted: Sequence[str]
+) -> _Finding:
+    """Look through a tar for what the `members` of one key lack: one of the `wanted` kinds.
+
+    Only that key is looked for, so that memory does not grow with the tar.
+    """
+    first, own = members[0], {member.offset for member in members}
+    opposite = _TEXT_KINDS if wanted is IMAGE_ENDINGS else IMAGE_ENDINGS
+    found = False
+    namesakes: dict[str, Member] = {}
+    whole: set[str] = set()
+    with suppress(Damaged):
+        for member in tar_members(file, stream):
+            is_wanted = member.kind in wanted
+            if not member.key or member.offset in own or not (is_wanted or member.kind in opposite):
+                continue
+            found |= is_wanted
+            if is_wanted and member.key == first.key:
+                return _apart(first, member)
+            if _file_name(member) == _file_name(first) and len(namesakes) + len(whole) < _MOST_NAMESAKES:
+                namesakes.setdefault(member.key, member) if is_wanted else whole.add(member.key)
+    elsewhere = next((member for key, member in namesakes.items() if key not in whole), None)
+    if elsewhere:
+        return _Finding(words=f"; {first.name} and {elsewhere.name} {IN_DIFFERENT_FOLDERS}")
+    return _Finding(words="" if found else "; nor is there one in all of the tar")
+
+
+def _file_name(member: Member) -> str:
+    return member.key.rpartition("/")[2]
+
+
+def _apart(one: Member, other: Member) -> _Finding:
+    return _Finding(
+        "not-adjacent",
+        f"is a key whose members are not adjacent (such as {one.name} at byte {one.offset:,} and {other.name} at byte "
+        f"{other.offset:,}): unpack the tar and sort it, tar --sort=name -cf NEW.tar FOLDER",
+    )

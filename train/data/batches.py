@@ -20,15 +20,19 @@ from torch.utils.data import DataLoader, Dataset
 from models.encoded import map_tensors
 from models.inputs import Input, Tensors
 from stores import Store
+from stores.modality import Level
 from stores.parameters import Train
 from train.data.augment import generators_restored, seed_for
+from train.data.judged import too_doubtful, training_pairs
 from train.data.mixture import MixedFeatures, Mixture, opened
-from train.data.pairing import noisy_pairing
+from train.data.pairing import Pairing
+from train.data.partners import by_twos
 from train.data.passes import Passes, Unusable
 from train.data.shares import MixtureShares
 from train.data.stream import BatchRows, PairStream
 from train.data.workers import leave_signals_to_the_parent
 
+Rows = NDArray[np.int64]
 _COPIED_ROWS: Final = 16_384
 """How many rows of a table go to the device at once: the host holds no more of it."""
 
@@ -77,10 +81,13 @@ class PairBatches(Dataset[Batch]):
     in each loading process. With it, what a sample looks like follows from the seed, the epoch and its place there.
     """
 
-    def __init__(self, mixture: Mixture, inputs: Mapping[str, Input], settings: Train, gathers: bool) -> None:
-        """`gathers` says whether the teachers' features come along, from the host."""
+    def __init__(
+        self, mixture: Mixture, inputs: Mapping[str, Input], settings: Train, gathers: bool, classed: bool
+    ) -> None:
+        """`gathers` says whether the teachers' features come along, from the host, `classed` whether classes do."""
         self._mixture, self._inputs = mixture, inputs
         self._teachers = mixture.teachers if gathers else {}
+        self._classed = classed
         self._augments, self._seed = settings.augment, settings.seed
         room = int(settings.cache_gib * 2**30)
         self._items = {
@@ -89,12 +96,13 @@ class PairBatches(Dataset[Batch]):
         }
 
     def __getitem__(self, draw: BatchRows) -> Batch:
-        rows = {"sample": draw.samples, "caption": draw.captions}
+        rows = _rows(self._mixture, draw.samples, draw.captions, self._classed)
+        flags = _present(self._mixture, self._inputs, rows)
         return Batch(
             {modality: self._batch(modality, draw, rows[given.level]) for modality, given in self._inputs.items()},
             {level: torch.from_numpy(numbers) for level, numbers in rows.items()},
             torch.from_numpy(self._mixture.repeats.groups(draw.samples)),
-            self._present(rows),
+            {modality: torch.from_numpy(some) for modality, some in flags.items()},
             {
                 modality: torch.from_numpy(features.gather(rows[features.level]))
                 for modality, features in self._teachers.items()
@@ -111,10 +119,6 @@ class PairBatches(Dataset[Batch]):
                 seed_for(self._seed, draw.epoch, place)
                 made.append(given.item(self._mixture, int(row), augment=True))
         return given.collate(made)
-
-    def _present(self, rows: Mapping[str, NDArray[np.int64]]) -> dict[str, Tensor]:
-        flags = {modality: given.present(self._mixture, rows[given.level]) for modality, given in self._inputs.items()}
-        return {modality: torch.from_numpy(some) for modality, some in flags.items() if some is not None}
 
 
 class TrainingData:
@@ -133,10 +137,13 @@ class TrainingData:
         device: torch.device,
         rank: int = 0,
         processes: int = 1,
+        classed: bool = False,
+        soft: bool = True,
     ) -> None:
         """Open the split "train" of the store and of those mixed in.
 
-        `slugs` are the teachers' folders by modality; `inputs` those of the student.
+        `slugs` are the teachers' folders by modality; `inputs` those of the student; `classed` says whether the
+        samples' classes come along, `soft` whether the teachers' features do, as a loss with soft labels needs.
 
         Raises:
             TrainingError: the batch cannot be made, or the stores do not go together.
@@ -144,8 +151,12 @@ class TrainingData:
         """
         stores = opened(store, settings.mix_in, slugs)
         self._settings, self._processes = settings, processes
-        mixture = Mixture(stores, "train", inputs, slugs)
-        self._passes = [_passes(store, number, mixture, settings, slugs) for number, store in enumerate(stores)]
+        mixture = Mixture(stores, "train", inputs, slugs if soft else {})
+        self._mixture = mixture
+        arranged = partial(_with_partners, mixture, inputs, settings.batch_size)
+        self._passes = [
+            _passes(store, number, mixture, settings, slugs, arranged) for number, store in enumerate(stores)
+        ]
         self._shares = MixtureShares(tuple(settings.mix_in.values()))
         self.stream = PairStream(
             self._passes, self._shares, batch_size=settings.batch_size, rank=rank, processes=processes
@@ -156,7 +167,9 @@ class TrainingData:
         self._tables = {
             modality: _table(features, device) for modality, features in mixture.teachers.items() if self.on_device
         }
-        dataset = PairBatches(mixture, inputs, settings, gathers=not self.on_device)
+        self.pairs = training_pairs(stores, mixture.captions, settings)
+        """The captions of the split, and what is known of their pairs."""
+        dataset = PairBatches(mixture, inputs, settings, gathers=not self.on_device, classed=classed)
         self.loader = _loader(dataset, self.stream, settings, device)
 
     def teachers(self, batch: Batch) -> dict[str, Tensor]:
@@ -178,11 +191,16 @@ class TrainingData:
         stream, batch_size = self.stream, self._settings.batch_size
         each = f" ({batch_size // self._processes} in each of {self._processes} processes)"
         left_out = f", {stream.left_out:,} left out for want of features" if stream.left_out else ""
+        where = "on the device" if self.on_device else "gathered on the host"
         return (
             f"{stream.pairs:,} pairs an epoch in {len(stream):,} steps of {batch_size}"
             f"{each if self._processes > 1 else ''}, {stream.dropped or 'none'} over an even number dropped{left_out}"
-            f"{self._mixed()}; teacher features {'on the device' if self.on_device else 'gathered on the host'}"
+            f"{self._gaps()}{self._mixed()}; teacher features {where}"
         )
+
+    def _gaps(self) -> str:
+        shares = {name: features.share for name, features in self._mixture.features.items()}
+        return "".join(f"; {share:.1%} of the {name} there" for name, share in shares.items() if share < 1)
 
     def _mixed(self) -> str:
         taken = self._shares.count(len(self.stream) * self._settings.batch_size)
@@ -194,16 +212,46 @@ class TrainingData:
         )
 
 
-def _passes(store: Store, number: int, mixture: Mixture, settings: Train, slugs: Mapping[str, str]) -> Passes:
+def _rows(mixture: Mixture, samples: Rows, captions: Rows, classed: bool) -> dict[Level, Rows]:
+    """Return the numbers of the rows of pairs (n,) by level; of classes where they are asked for."""
+    rows: dict[Level, Rows] = {"sample": samples, "caption": captions}
+    return {**rows, "class": mixture.classes.of(samples)} if classed else rows
+
+
+def _present(mixture: Mixture, inputs: Mapping[str, Input], rows: Mapping[Level, Rows]) -> dict[str, NDArray[np.bool_]]:
+    """Return which rows (n,) have an item, of the modalities that lack some."""
+    flags = {modality: given.present(mixture, rows[given.level]) for modality, given in inputs.items()}
+    return {modality: some for modality, some in flags.items() if some is not None}
+
+
+def _with_partners(mixture: Mixture, inputs: Mapping[str, Input], batch_size: int, pairs: Rows) -> Rows:
+    """Bring shuffled pairs (n, 2) into an order in which rare modalities meet another of their kind."""
+    if not any(given.reads for given in inputs.values()):
+        return pairs
+    classed = any(given.level == "class" for given in inputs.values())
+    flags = _present(mixture, inputs, _rows(mixture, pairs[:, 0], pairs[:, 1], classed))
+    return pairs[by_twos(np.stack(list(flags.values()), axis=1), batch_size)] if flags else pairs
+
+
+def _passes(
+    store: Store,
+    number: int,
+    mixture: Mixture,
+    settings: Train,
+    slugs: Mapping[str, str],
+    arranged: Callable[[Rows], Rows],
+) -> Passes:
+    doubtful = np.empty(0, dtype=np.int64) if number else too_doubtful(store, settings)
     return Passes(
         store,
         "train",
-        Unusable(_failed(store, slugs["image"]), _failed(store, slugs["text"])),
-        noisy_pairing(store, "train", settings.noise, settings.seed),
+        Unusable(_failed(store, slugs["image"]), np.union1d(_failed(store, slugs["text"]), doubtful)),
+        Pairing(store, "train"),
         captions=settings.captions,
         shuffle_shards=settings.shuffle_shards,
         seed=(settings.seed, number),
         offsets=(mixture.samples.offsets[number], mixture.captions.offsets[number]),
+        arranged=arranged,
     )
 
 

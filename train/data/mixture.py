@@ -14,35 +14,9 @@ from stores import Store, TrainingError
 from stores.features import FeatureRows
 from stores.modality import Level
 from train.data.captions import Captions
+from train.data.classes import Classes
+from train.data.numbers import Numbers
 from train.data.repeats import Repeats
-
-
-class Numbers:
-    """Numbers of one level's rows: a split's rows lie on end over the stores, the first store's as they are.
-
-    A number is the row plus its store's offset.
-    """
-
-    def __init__(self, stores: Sequence[Store], split: str, level: Level) -> None:
-        self.level = level
-        shards = [store.shards(split) for store in stores]
-        counts = [sum(shard.rows(level) for shard in split_shards) for split_shards in shards]
-        firsts = np.array([split_shards[0].first_row(level) for split_shards in shards])
-        self._bounds = firsts[0] + np.cumsum([0, *counts])
-        self.offsets: list[int] = (self._bounds[:-1] - firsts).tolist()
-        """What each store adds to its rows."""
-
-    def __len__(self) -> int:
-        return int(self._bounds[-1] - self._bounds[0])
-
-    @property
-    def first(self) -> int:
-        """The lowest number."""
-        return int(self._bounds[0])
-
-    def owners(self, numbers: NDArray[np.int64] | int) -> NDArray[np.intp]:
-        """Return the stores that the numbers belong to."""
-        return np.asarray(np.searchsorted(self._bounds, numbers, side="right") - 1)
 
 
 class MixedFeatures:
@@ -63,6 +37,12 @@ class MixedFeatures:
                 return features.gather(numbers - offset)
             gathered[mine] = features.gather(numbers[mine] - offset)
         return gathered
+
+    @property
+    def share(self) -> float:
+        """Which share of all rows has features."""
+        flags = np.concatenate([features.valid for features in self._features])
+        return float(flags.mean()) if len(flags) else 1.0
 
     def present(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Return which of `numbers` (n,) have features, (n,) bool; None where all of all stores have."""
@@ -98,6 +78,7 @@ class Mixture:
             TrainingError: an input reads features of another level.
         """
         self.samples, self.captions = Numbers(stores, split, "sample"), Numbers(stores, split, "caption")
+        self.classes = Classes(stores, self.samples, Numbers(stores, split, "class"))
         self._images = [store.images for store in stores]
         self._texts = [Captions(store) for store in stores]
         self.repeats = Repeats(stores, split, self.samples.first)
@@ -105,20 +86,21 @@ class Mixture:
             modality: self._mixed([store.features(slug) for store in stores])
             for modality, slug in (slugs or {}).items()
         }
-        self._stored: dict[str, MixedFeatures] = {}
+        self.features: dict[str, MixedFeatures] = {}
+        """What the inputs read, by name."""
         for modality, given in inputs.items():
             if isinstance(given, Stored):
                 (name,) = given.reads
-                self._stored[name] = features = self._mixed([given.features(store) for store in stores])
+                self.features[name] = features = self._mixed([given.features(store) for store in stores])
                 if features.level != given.level:
                     raise TrainingError(
                         f"The student's {modality} is of each {given.level}, but the features {name!r} that it reads "
                         f"are of each {features.level}."
                     )
 
-    def numbers(self, level: str) -> Numbers:
+    def numbers(self, level: Level) -> Numbers:
         """Return the numbers of a level's rows."""
-        return self.samples if level == "sample" else self.captions
+        return {"sample": self.samples, "caption": self.captions, "class": self.classes.numbers}[level]
 
     def image(self, number: int) -> bytes:
         """Return the encoded image file of a sample."""
@@ -131,12 +113,22 @@ class Mixture:
         return self._texts[store].text(number - self.captions.offsets[store])
 
     def stored(self, name: str, numbers: NDArray[np.int64]) -> NDArray[Any]:
-        """Return stored features of rows of their level: (n, …)."""
-        return self._stored[name].gather(numbers)
+        """Return stored features of rows of their level, (n, …); zeros for numbers below zero, which are no row."""
+        features = self.features[name]
+        if (known := numbers >= 0).all():
+            return features.gather(numbers)
+        found = np.zeros((len(numbers), *features.shape), features.dtype)
+        found[known] = features.gather(numbers[known])
+        return found
 
     def present(self, name: str, numbers: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Return which of these rows have stored features, (n,); None where no row of the split lacks them."""
-        return self._stored[name].present(numbers)
+        if (known := numbers >= 0).all():
+            return self.features[name].present(numbers)
+        found = known.copy()
+        some = self.features[name].present(numbers[known])
+        found[known] = True if some is None else some
+        return found
 
     def _mixed(self, features: Sequence[FeatureRows]) -> MixedFeatures:
         return MixedFeatures(features, self.numbers(features[0].level))

@@ -1,4 +1,4 @@
-"""Which sample each caption is trained with: its own, or by a table another one. Noise is a table like any other."""
+"""Which sample each caption is trained with: its own, or by pairing.arrow another one, where pairs are made wrong."""
 
 from __future__ import annotations
 
@@ -6,40 +6,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stores import Store
+from stores.columns import Column
+from stores.errors import DamagedStoreError
+from stores.layout import Layout
 from train.data.captions import Captions
-from train.data.seeds import derived_seed
 
 Rows = NDArray[np.int64]
 
 
 class Pairing:
-    """The samples of a split's captions; `table` gives for each sample of the split the one that its captions go to."""
+    """The samples that a split's captions are paired with."""
 
-    def __init__(self, captions: Captions, first: int = 0, table: Rows | None = None) -> None:
-        """`table` is (samples,) global rows, of the samples from row `first` on; None: captions stay where they are."""
-        self._captions, self._first, self._table = captions, first, table
-
-    def owners(self, number: int) -> Rows:
-        """Return the sample rows of the captions of the manifest's shard `number`: (captions,).
+    def __init__(self, store: Store, split: str) -> None:
+        """Open the tables.
 
         Raises:
-            StoreError: captions.arrow is damaged.
+            StoreError: there is no such split, or pairing.arrow is damaged.
         """
-        owners = self._captions.owners(number)
-        return owners if self._table is None else self._table[owners - self._first]
+        self._captions, self._shards = Captions(store), store.manifest.shards
+        self._numbers = [number for number, shard in enumerate(self._shards) if shard.split == split]
+        self._path, shards = Layout(store.root).pairing, store.shards(split)
+        self._first, self._beyond = shards[0].first_sample, shards[-1].first_sample + shards[-1].samples
+        table = store.pairing
+        self._paired = None if table is None else Column(table["sample"])
 
+    def owners(self, number: int) -> Rows:
+        """Return the sample rows that the captions of the manifest's shard `number` are paired with: (captions,).
 
-def noisy_pairing(store: Store, split: str, share: float, seed: int) -> Pairing:
-    """Return a split's pairs with a share of the images permuted among themselves, all captions of an image together.
+        Raises:
+            DamagedStoreError: captions.arrow or pairing.arrow is damaged.
+        """
+        own = self._captions.owners(number)
+        if self._paired is None:
+            return own
+        shard = self._shards[number]
+        rows = np.arange(shard.first_caption, shard.first_caption + shard.captions)
+        if len(rows) and rows[-1] >= len(self._paired):
+            found, expected = len(self._paired), f"more than {rows[-1]}"
+            raise DamagedStoreError("rows", path=self._path, found=found, expected=expected)
+        paired = self._paired.numbers(rows)
+        if len(paired) and not self._first <= paired.min() <= paired.max() < self._beyond:
+            raise DamagedStoreError("samples of another split", path=self._path, where=f"shard {shard.name}")
+        return paired
 
-    That is how wrong pairs are made to study them (L2RM, 2403.05105; by image): a function of the seed, the number of
-    images and the share. Images that the permutation leaves in place keep their captions.
-    """
-    captions, rows = Captions(store), store.rows(split, "sample")
-    if not share:
-        return Pairing(captions)
-    random = np.random.default_rng(derived_seed(seed, len(rows)))
-    chosen = random.permutation(len(rows))[: int(share * len(rows))]
-    table = rows.copy()
-    table[chosen] = rows[random.permutation(chosen)]
-    return Pairing(captions, int(rows[0]), table)
+    def wrong(self) -> NDArray[np.bool_] | None:
+        """Return which of the split's captions are not paired with their own sample, (captions,); None: all are."""
+        if self._paired is None:
+            return None
+        return np.concatenate([self.owners(number) != self._captions.owners(number) for number in self._numbers])

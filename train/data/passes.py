@@ -7,7 +7,7 @@ a count a shard (8 bytes) and the rows without features (8 bytes each); nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -38,6 +38,7 @@ class Passes:
         shuffle_shards: int,
         seed: tuple[int, int],
         offsets: tuple[int, int] = (0, 0),
+        arranged: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None,
     ) -> None:
         """Count the pairs.
 
@@ -50,6 +51,7 @@ class Passes:
             shuffle_shards: how many shards make a window.
             seed: the run's and the store's number.
             offsets: what is added to sample rows and to caption rows, to tell them from other stores' rows.
+            arranged: brings the shuffled pairs (n, 2) of a window into another order; None: they stay as they are.
 
         Raises:
             StoreError: there is no such split, or captions.arrow is damaged.
@@ -60,7 +62,7 @@ class Passes:
         self._numbers = np.array([number for number, shard in enumerate(self._shards) if shard.split == split])
         self._pairing, self._unusable = pairing, unusable
         self._one, self._shuffle_shards = captions == "one", shuffle_shards
-        self._seed, self._offsets = seed, np.array(offsets)
+        self._seed, self._offsets, self._arranged = seed, np.array(offsets), arranged
         counted = np.array([self._count(number) for number in self._numbers], dtype=np.int64)
         self._counts = counted[:, 0]
         self.pairs = int(self._counts.sum())
@@ -81,7 +83,8 @@ class Passes:
             chosen = order[start : start + self._shuffle_shards]
             size = int(self._counts[chosen].sum())
             if skipped < size:
-                yield self._window(self._numbers[chosen], self._random(number, window))[skipped:] + self._offsets
+                pairs = self._window(self._numbers[chosen], self._random(number, window)) + self._offsets
+                yield (self._arranged(pairs) if self._arranged else pairs)[skipped:]
             skipped = max(0, skipped - size)
 
     def _random(self, number: int, window: int) -> np.random.Generator:

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from torch import Tensor
 
 from models.aligned import AlignedModel
 from stores import Store
 from stores.errors import CusaError
+from stores.parameters import Evaluation
 from train.evaluation.embed import SplitEncoded
+from train.evaluation.every_pair import EveryPair, both_ways, by_relevance
 from train.evaluation.exact_cosine import exact_device
 from train.evaluation.metrics import (
     class_recall,
-    many_to_many,
     median_rank,
-    most_relevant,
     paired_cosine,
     recalls,
     spearman,
 )
-from train.evaluation.rankings import Ranks, nearest_other, top
+from train.evaluation.modalities import RankedModality, SplitModalities, relevance
+from train.evaluation.rankings import Ranks, checked_relevance, nearest_other
 from train.evaluation.similarities import Similarities, similarities
 
 DIRECTIONS: Final = ("image_to_text", "text_to_image")
@@ -50,24 +51,49 @@ def compare_split(
 
 
 def crossed(model: AlignedModel) -> tuple[str, str]:
-    """Return which modalities retrieval is measured across: the first one of samples and the first one of captions.
+    """Return which two modalities the model is chosen by and the pages show: the first of samples and of captions.
+
+    Without both, in this order, they are the first two of all.
 
     Raises:
-        CusaError: the student has none, or has the captions' first.
+        CusaError: the student has fewer than two.
     """
     inputs = model.interface.inputs
     names = [next((name for name, given in inputs.items() if given.level == level), "") for level in LEVELS]
-    if not all(names) or list(inputs).index(names[0]) > list(inputs).index(names[1]):
-        raise CusaError(
-            f"The student's modalities are {', '.join(f'{name} ({i.level})' for name, i in inputs.items())}. Retrieval "
-            f"is measured from one of samples, which comes first, to one of captions."
-        )
-    return names[0], names[1]
+    if len(inputs) < 2:
+        raise CusaError(f"The student's modalities are {', '.join(inputs)}. Retrieval is measured between two or more.")
+    in_order = all(names) and list(inputs).index(names[0]) < list(inputs).index(names[1])
+    first, second = names if in_order else list(inputs)[:2]
+    return first, second
 
 
-def retrieval(found: Similarities, store: Store, split: str) -> dict[str, Any]:
-    """Return R@1, R@5, R@10 both ways, RSUM and the median ranks over a split."""
-    return cross_modal(found, ownership(store, split))
+def shows_pairs(model: AlignedModel) -> bool:
+    """Tell whether the two that are crossed are of samples and captions, which pages show side by side."""
+    return tuple(model.interface.inputs[name].level for name in crossed(model)) == LEVELS
+
+
+def retrieval(
+    model: AlignedModel, encoded: SplitEncoded, found: Similarities, store: Store, split: str
+) -> dict[str, Any]:
+    """Return R@1, R@5, R@10 both ways, RSUM and the median ranks over a split; what is absent is left out."""
+    first, second, found = _there(model, encoded, found, store, split)
+    ways = directions((first.name, second.name))
+    return _figures(both_ways(found, relevance(first, second, "caption")), ways)
+
+
+def _there(
+    model: AlignedModel, encoded: SplitEncoded, found: Similarities, store: Store, split: str
+) -> tuple[RankedModality, RankedModality, Similarities]:
+    """Return the two modalities that are crossed, and of all their similarities those of items that are there."""
+    modalities = SplitModalities(model, encoded, store, split)
+    first, second = (modalities.ranked(name) for name in crossed(model))
+    absent = (first.encoded.size, second.encoded.size) != found.shape
+    return first, second, found.part(first.places, second.places) if absent else found
+
+
+def directions(names: tuple[str, str]) -> tuple[str, str]:
+    """Return what both ways between two modalities are called, such as image_to_text."""
+    return f"{names[0]}_to_{names[1]}", f"{names[1]}_to_{names[0]}"
 
 
 class Evaluated(NamedTuple):
@@ -78,21 +104,33 @@ class Evaluated(NamedTuple):
 
 
 def evaluate(
-    model: AlignedModel, encoded: SplitEncoded, found: Callable[[], Similarities], store: Store, split: str
+    model: AlignedModel,
+    encoded: SplitEncoded,
+    found: Callable[[], Similarities],
+    store: Store,
+    split: str,
+    settings: Evaluation,
+    folder: Path,
 ) -> Evaluated:
     """Measure everything that the store allows to measure on a split.
 
     R@K both ways, RSUM and median ranks; on the true relevance, where the source has it, mAP@R, R-Precision and R@1
-    both ways; image R@1 by class and the Spearman correlation of caption similarity. One that cannot be measured,
-    whatever the reason, costs none of the others. `found` gives what `compare_split` found.
+    both ways; image R@1 by class and the Spearman correlation of caption similarity. Of a student of more than two
+    modalities, or with enriched ones, R@K of every two, and accuracies by unseen classes. One that cannot be measured,
+    whatever the reason, costs none of the others. `found` gives what `compare_split` found; further scorings go on in
+    `folder`.
     """
+    every = cache(lambda: EveryPair(model, encoded, store, split, settings, (crossed(model), found), folder))
+    several = len(model.interface.inputs) > 2 or bool(settings.enriched)
     figures: dict[str, Any] = {}
     faults = {}
     for name, measure in (
-        ("retrieval", lambda: retrieval(found(), store, split)),
-        ("true_relevance", lambda: _true_relevance(found, store, split)),
+        ("retrieval", lambda: retrieval(model, encoded, found(), store, split)),
+        ("true_relevance", lambda: _true_relevance(model, encoded, found, store, split)),
         ("image_class_R@1", lambda: _class_recall(model, encoded, store, split)),
-        ("caption_spearman", lambda: _caption_spearman(encoded[crossed(model)[1]].unimodal, store, split)),
+        ("caption_spearman", lambda: _caption_spearman(model, encoded, store, split)),
+        ("pairs", lambda: every().retrieval() if several else None),
+        ("zero_shot", lambda: every().zero_shot()),
     ):
         try:
             measured: Any = measure()
@@ -106,13 +144,20 @@ def evaluate(
     return Evaluated(figures, faults)
 
 
-def _true_relevance(found: Callable[[], Similarities], store: Store, split: str) -> dict[str, dict[str, float]] | None:
+def _true_relevance(
+    model: AlignedModel, encoded: SplitEncoded, found: Callable[[], Similarities], store: Store, split: str
+) -> dict[str, dict[str, float]] | None:
     relevant = true_relevance(store, split)
-    if relevant is None:
+    if relevant is None or not shows_pairs(model):
         return None
-    matrices = (relevant, sparse.csr_array(relevant.T))
-    both = zip(DIRECTIONS, (found().rows(), found().columns()), matrices, strict=True)
-    return {direction: many_to_many(top(rows, most_relevant(matrix)), matrix) for direction, rows, matrix in both}
+    # What the store knows must be of every item; absent ones are left out of that.
+    for matrix in (relevant, sparse.csr_array(relevant.T)):
+        checked_relevance(matrix, matrix.shape)
+    first, second, similar = _there(model, encoded, found(), store, split)
+    relevant = sparse.csr_array(relevant[first.places][:, second.places])
+    both = (similar.rows, relevant), (similar.columns, sparse.csr_array(relevant.T))
+    ways = directions((first.name, second.name))
+    return {way: by_relevance(rows, matrix) for way, (rows, matrix) in zip(ways, both, strict=True)}
 
 
 def _class_recall(model: AlignedModel, encoded: SplitEncoded, store: Store, split: str) -> float | None:
@@ -121,15 +166,19 @@ def _class_recall(model: AlignedModel, encoded: SplitEncoded, store: Store, spli
     if labels.null_count:
         return None
     names = np.array(labels.to_pylist())
-    images = encoded[crossed(model)[0]].unimodal.to(exact_device(model.device))
+    first = crossed(model)[0]
+    if model.interface.inputs[first].level != "sample":
+        return None
+    images = encoded[first].unimodal.to(exact_device(model.device))
     return class_recall(names[nearest_other(images)], names)
 
 
-def _caption_spearman(texts: Tensor, store: Store, split: str) -> float | None:
-    pairs = caption_pairs(store, split)
-    if pairs is None:
+def _caption_spearman(model: AlignedModel, encoded: SplitEncoded, store: Store, split: str) -> float | None:
+    pairs, name = caption_pairs(store, split), crossed(model)[1]
+    if pairs is None or model.interface.inputs[name].level != "caption":
         return None
     first, second, gold = pairs
+    texts = encoded[name].unimodal
     return spearman(paired_cosine(texts[first].numpy(), texts[second].numpy()), gold)
 
 
@@ -149,21 +198,21 @@ def cross_modal(found: Similarities, own: sparse.csr_array, folds: int = 1) -> d
     if images % folds:
         raise CusaError(f"{images} images do not divide into {folds} folds of one size.")
     if folds == 1:
-        return _figures(found.ranks(own))
+        return _figures(found.ranks(own), DIRECTIONS)
     measured = []
     for start in range(0, images, images // folds):
         places = np.arange(start, start + images // folds)
         run = sparse.csr_array(own[places])
         theirs = np.unique(run.indices)
-        measured.append(_figures(found.part(places, theirs).ranks(sparse.csr_array(run[:, theirs]))))
+        measured.append(_figures(found.part(places, theirs).ranks(sparse.csr_array(run[:, theirs])), DIRECTIONS))
     mean: dict[str, Any] = _mean(measured)
     return mean
 
 
-def _figures(ranks: tuple[Ranks, Ranks]) -> dict[str, Any]:
-    measured: dict[str, Any] = {name: recalls(found) for name, found in zip(DIRECTIONS, ranks, strict=True)}
+def _figures(ranks: tuple[Ranks, Ranks], ways: tuple[str, str]) -> dict[str, Any]:
+    measured: dict[str, Any] = {name: recalls(found) for name, found in zip(ways, ranks, strict=True)}
     measured["RSUM"] = sum(sum(figures.values()) for figures in measured.values())
-    measured["median_rank"] = {name: median_rank(found) for name, found in zip(DIRECTIONS, ranks, strict=True)}
+    measured["median_rank"] = {name: median_rank(found) for name, found in zip(ways, ranks, strict=True)}
     return measured
 
 

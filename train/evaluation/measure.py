@@ -13,6 +13,7 @@ from stores.errors import CusaError, StoreError
 from train.evaluation import image_retrieval, sts
 from train.evaluation.data import DataSets
 from train.evaluation.embed import SplitEncoded
+from train.evaluation.evaluate import shows_pairs
 from train.evaluation.image_folders import BENCHMARKS
 from train.evaluation.models import MeasuredModel, StudentModel, require
 from train.evaluation.on_store import StudentOnStore, TeacherOnStore
@@ -61,7 +62,11 @@ def measure(
         )
         for task in tasks:
             yield _measure(model, task, data, on_store, max(1, workers))
-        if isinstance(on_store, StudentOnStore) and on_store.compared is not None:
+        if (
+            isinstance(on_store, StudentOnStore)
+            and on_store.compared is not None
+            and shows_pairs(on_store.model.aligned)
+        ):
             compared(on_store.model, *on_store.compared)
 
 

@@ -9,6 +9,7 @@ Shapes: n inputs, D the model's embedding.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
@@ -40,7 +41,7 @@ class StudentModel:
     elsewhere.
     """
 
-    modalities: tuple[str, ...] = ("image", "text")
+    modalities: tuple[str, ...]
     """What it embeds; the methods for another modality are not called (see `require`)."""
 
     def __init__(
@@ -56,6 +57,7 @@ class StudentModel:
         self.name, self.device, self.precision = name, device, precision
         self.parameters, self.temperatures = parameters, temperatures
         self.aligned = aligned.eval().to(device)
+        self.modalities: tuple[str, ...] = aligned.modalities
 
     def prepare_image(self, data: bytes) -> Tensor:
         """Return an image file as the model takes it, (3, S, S); called from threads.
@@ -181,7 +183,7 @@ def _trained(path: Path) -> tuple[AlignedModel, TrainParameters | None, dict[str
     record = read_record(file)
     recorded = record.get("parameters", {})
     parameters = recorded_parameters(TrainParameters, recorded, f"{file} (its record)")
-    student = load_student(Student(model=parameters.student.model))
+    student = load_student(replace(parameters.student, freeze=[], gradient_checkpointing=False))
     aligned = AlignedModel(student, uni_modal=make_objective(parameters.loss).unimodal)
     load_checkpoint(file, {"model": aligned})
     return aligned, parameters if {"loss", "teachers"} <= recorded.keys() else None, record.get("temperatures")

@@ -22,6 +22,7 @@ from rich.status import Status
 from stores import CusaError, Store
 from stores.console import console, progress_bar
 from stores.layout import teacher_slug
+from stores.parameters import Evaluation
 from train.evaluation.data import COCO_TEST, FOLDS, DataSets
 from train.evaluation.eccv import coco_ids, eccv_caption
 from train.evaluation.embed import SplitEncoded, embed_split
@@ -30,6 +31,7 @@ from train.evaluation.evaluate import (
     caption_pairs,
     compare_split,
     cross_modal,
+    crossed,
     evaluate,
     ownership,
     true_relevance,
@@ -129,12 +131,19 @@ class StudentOnStore:
     def _evaluated(self) -> Evaluated:
         encoded = self._encoded
         with self._ranking():
-            return evaluate(self.model.aligned, encoded, lambda: self._similarities, self.data.opened, self.data.split)
+            settings = self.model.parameters.eval if self.model.parameters else Evaluation()
+            store, split = self.data.opened, self.data.split
+            return evaluate(
+                self.model.aligned, encoded, lambda: self._similarities, store, split, settings, self.folder
+            )
 
     def _figures(self, needed: str) -> dict[str, Any]:
         figures, faults = self._evaluated
         if needed in faults:
             raise DataSetError(f"{self.data.title}: {faults[needed]}")
+        if needed in ELSEWHERE - figures.keys():
+            names = " and ".join(crossed(self.model.aligned))
+            raise DataSetError(f"{self.data.title}: {needed} is not for a model of {names}. Leave the task out.")
         return figures
 
     @property

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from models.checkpoint import is_our_tensors
+from stores.clean import is_clean_column
 from stores.console import console
 from stores.errors import DamagedRunError, RunFolderError
 from stores.layout import Layout
@@ -99,6 +100,7 @@ def run_kinds() -> Kinds:
         kinds |= {
             rf"{training}README\.md": is_signed,
             rf"{training}epochs\.csv": _is_epochs,
+            rf"{training}clean\.arrow": is_clean_column,
             rf"{training}(best|last|student|epoch-\d{{3,}})\.safetensors": is_our_tensors,
             **{training + pattern: test for pattern, test in {**CURVES, **SCORES}.items()},
         }

@@ -27,7 +27,10 @@ def _is_curve(path: Path) -> bool:
 
 _DVCLIVE: Final = {
     r"dvclive/metrics\.json": is_plain,  # which a kill may cut off
-    **{rf"dvclive/plots/metrics/{group}.+\.tsv": _is_curve for group in ("", "loss/", "temperature/", "validation/")},
+    **{
+        rf"dvclive/plots/metrics/{group}.+\.tsv": _is_curve
+        for group in ("", "loss/", "temperature/", "validation/", "terms/")
+    },
 }
 CURVES: Final[Kinds] = _DVCLIVE | {
     rf"tensorboard/{writer}/events\.out\.tfevents\..+": is_plain for writer in ("steps", "epochs")

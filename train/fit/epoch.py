@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from stores.atomic import write_text
@@ -51,10 +51,16 @@ class Epoch(TrainingFigures):
     epoch: int
     """From 0."""
     validation_rsum: float
+    terms: dict[str, float] = field(default_factory=dict)
+    """What terms show of their state, such as how a split of the pairs fares."""
 
     def by_name(self) -> dict[str, float]:
         """Return the figures under the names that they have in every curve and table."""
-        return {**super().by_name(), "validation/RSUM": self.validation_rsum}
+        return {
+            **super().by_name(),
+            "validation/RSUM": self.validation_rsum,
+            **{f"terms/{name}": value for name, value in self.terms.items()},
+        }
 
 
 def epoch_rows(history: Sequence[Epoch]) -> list[dict[str, float]]:

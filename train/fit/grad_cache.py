@@ -42,14 +42,9 @@ def cached_backward(
         seed: sets every generator for the micro-batch of a number, so that dropout falls alike both times.
         accelerator: keeps the processes from exchanging gradients before the last micro-batch.
     """
-    count = len(tensors_of(inputs)[0])
-    runs = [slice(start, start + micro_batch) for start in range(0, count, micro_batch)]
-    encoded = []
+    runs = _runs(inputs, micro_batch)
     with torch.no_grad():
-        for number, run in enumerate(runs):
-            seed(number)
-            encoded.append(model(_cut(inputs, run)))
-    whole = {modality: concatenated([part[modality] for part in encoded]) for modality in encoded[0]}
+        whole = encoded_in_parts(model, inputs, micro_batch, seed)
     for tensor in tensors_of(whole):
         tensor.requires_grad_(tensor.is_floating_point())
     total, parts = loss(whole)
@@ -64,6 +59,21 @@ def cached_backward(
             # What goes back once goes with the exchange between the processes.
             _backward(outputs + (direct if last else []))
     return total.detach(), parts
+
+
+def encoded_in_parts(
+    model: nn.Module, inputs: Mapping[str, Tensors], micro_batch: int, seed: Callable[[int], None] = lambda _: None
+) -> EncodedBatch:
+    """Return n items of each modality encoded, a micro-batch after another; arguments as in `cached_backward`."""
+    encoded = []
+    for number, run in enumerate(_runs(inputs, micro_batch)):
+        seed(number)
+        encoded.append(model(_cut(inputs, run)))
+    return {modality: concatenated([part[modality] for part in encoded]) for modality in encoded[0]}
+
+
+def _runs(inputs: Mapping[str, Tensors], micro_batch: int) -> list[slice]:
+    return [slice(start, start + micro_batch) for start in range(0, len(tensors_of(inputs)[0]), micro_batch)]
 
 
 def _cut(inputs: Mapping[str, Tensors], run: slice) -> Mapping[str, Tensors]:

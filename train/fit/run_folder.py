@@ -21,7 +21,7 @@ from train.fit.epoch import Epoch, write_epochs
 from train.losses.objective import described
 
 SOFT: Final = "soft_labels"
-ORIGINALS: Final = ("infonce", "hinge", "original")
+ORIGINALS: Final = ("infonce", "hinge", "pcmc", "pcmr", "original")
 """What a training with the student's original loss alone may be called; beside the other it lies in a folder of this
 name."""
 
@@ -62,6 +62,7 @@ def describe(folder: Path, facts: Facts, history: Sequence[Epoch], measured: Map
     `measured` are the figures on the test split, as metrics.json has them for this training, once there are any.
     """
     write_epochs(folder / "epochs.csv", history)
+    student = facts.parameters.student
     # An RSUM that is no number is no best one.
     best = max(history, key=lambda e: -math.inf if math.isnan(e.validation_rsum) else e.validation_rsum, default=None)
     roles = {"first": history[0], "best": best, "last": history[-1]} if best else {}
@@ -76,6 +77,8 @@ def describe(folder: Path, facts: Facts, history: Sequence[Epoch], measured: Map
         best=best,
         shown=[(e, [role for role, of_role in roles.items() if of_role is e]) for e in once],
         measured=measured,
+        ways=[name for name in measured or () if "_to_" in name],
+        student=repr(student) if student.heads else f'Student(model="{student.model}")',
         originals=ORIGINALS,
         command=command_line(),
         has=lambda name: any(folder.glob(name.rstrip("/"))),

@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from models.aligned import AlignedModel
 from models.checkpoint import load_checkpoint, read_record, save_checkpoint
 from models.encoded import Encoded
-from models.student import load_student
+from models.student import as_student, load_student
 from stores import Store, TrainingError, TrainParameters
+from stores.clean import FILE_NAME, write_clean
 from stores.console import console
 from stores.layout import teacher_slug
 from stores.parameters import as_dict
@@ -37,18 +38,20 @@ from train.data.mixture import opened
 from train.data.seeds import derived_seed
 from train.evaluation.embed import embed_split, measuring
 from train.evaluation.evaluate import compare_split, retrieval
+from train.evaluation.modalities import check_enriched
 from train.fit.curves import Curves
 from train.fit.epoch import Epoch, StepMetrics
 from train.fit.frozen_towers import read_frozen_outputs
-from train.fit.grad_cache import cached_backward, check_cacheable
+from train.fit.grad_cache import cached_backward, check_cacheable, encoded_in_parts
 from train.fit.learner import Learner
 from train.fit.live import LiveView
 from train.fit.optimisation import learning_rate, make_optimizer
 from train.fit.processes import Processes, precision_of
 from train.fit.run_folder import Facts, describe
 from train.fit.stops import Stop, Stopped
-from train.losses.comparison import Instances
-from train.losses.objective import compare, make_objective
+from train.fit.survey import Block, survey
+from train.losses.comparison import Instances, matched_by
+from train.losses.objective import compare, compared, make_objective
 
 GRADIENT: Final = "gradient"
 LOOK_EVERY: Final = 10
@@ -85,20 +88,28 @@ class Training:
         self._processes: Processes = stop.processes
         self._settings = parameters.train
         set_seed(derived_seed(self._settings.seed))
-        self.objective = make_objective(parameters.loss)
-        self.model = AlignedModel(load_student(parameters.student), uni_modal=self.objective.unimodal)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions run faster so
         teachers = parameters.teachers
         slugs = {"image": teacher_slug(teachers.image, "image"), "text": teacher_slug(teachers.text, "text")}
+        student = load_student(parameters.student)
+        inputs = as_student(student).inputs
+        check_enriched(parameters.eval.enriched, inputs)
+        taught = tuple(modality for modality in slugs if modality in inputs)
+        self.objective = make_objective(parameters.loss, taught, tuple(inputs))
+        self.model = AlignedModel(student, uni_modal=self.objective.unimodal)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions run faster so
+        self._matched_by = matched_by(inputs, parameters.loss.match)
         rank, processes = self._processes.rank, self._processes.count
         measured = (parameters.eval.validation, parameters.eval.test)
         splits = [(one, ("train",)) for one in opened(store, self._settings.mix_in, slugs)[1:]]
         self.model.to(accelerator.device)
         read_frozen_outputs(self.model, parameters, [(store, ("train", *measured)), *splits], accelerator, stop)
-        inputs = self.model.interface.inputs
-        self.data = TrainingData(store, self._settings, slugs, inputs, accelerator.device, rank, processes)
+        place, classed = (accelerator.device, rank, processes), "class" in self._matched_by.values()
+        inputs, soft = self.model.interface.inputs, self.objective.soft
+        self.data = TrainingData(store, self._settings, slugs, inputs, *place, classed, soft)
         self.model.train()  # pretrained towers may come in evaluation mode
         check_cacheable(self.model, self._settings.micro_batch, self._settings.batch_size // processes)
+        self.objective.begin(self.data.pairs)
+        self.objective.to(accelerator.device)
         self._steps = len(self.data.stream)
         learner = Learner(self.model, self.objective)
         optimizer = make_optimizer(learner, self._settings)
@@ -205,6 +216,7 @@ class Training:
             validation_rsum=rsum,
             samples_per_second=done.step * self._settings.batch_size / done.seconds,
             wait=done.waited / done.seconds,
+            terms=self.objective.figures(),
         )
         self.history.append(figures)
         for remark in self.objective.remarks(figures.loss, self._settings.batch_size):
@@ -216,8 +228,10 @@ class Training:
     def _train(self, epoch: int, view: LiveView, curves: Curves | None) -> None:
         """Take the steps that the epoch still wants."""
         stream = self.data.stream
-        stream.epoch, stream.first_step = epoch, self._done.step
         self.objective.before_epoch(epoch)
+        if surveying := self.objective.surveying(epoch):
+            survey(surveying, epoch, self._blocks(epoch), self._processes)
+        stream.epoch, stream.first_step = epoch, self._done.step
         self.model.train()
         batches = iter(self.data.loader)
         try:
@@ -278,18 +292,35 @@ class Training:
         self.objective.clamp_()
         return {name: value.detach() for name, value in {**parts, "total": total, GRADIENT: norm}.items()}
 
+    def _blocks(self, epoch: int) -> Iterator[Block]:
+        """Yield the epoch's batches without gradient, in evaluation mode: this process's rows, and how they compare."""
+        self.data.stream.epoch, self.data.stream.first_step = epoch, 0
+        micro = self._settings.micro_batch or self._settings.batch_size
+        with measuring(self.model), torch.no_grad():
+            for batch in self.data.loader:
+                self._stop.check()
+                batch = batch.to(self._accelerator.device)
+                with self._accelerator.autocast():
+                    rows = self._instances(batch, encoded_in_parts(self.model, batch.inputs, micro))
+                    block = compared(rows, self._processes.columns(rows), self.model.scorer)
+                yield rows, block
+
     def _compared(self, batch: Batch, encoded: dict[str, Encoded]) -> tuple[Tensor, dict[str, Tensor]]:
         """Compare this process's rows with the rows of all processes."""
+        rows = self._instances(batch, encoded)
+        return compare(self.objective, rows, self._processes.columns(rows), self.model.scorer)
+
+    def _instances(self, batch: Batch, encoded: dict[str, Encoded]) -> Instances:
         count = len(batch.groups)
-        rows = Instances(
+        return Instances(
             encoded=encoded,
             places=self._processes.rank * count + torch.arange(count, device=batch.groups.device),
             groups=batch.groups,
             teachers=self.data.teachers(batch) if self.objective.soft else {},
             present=batch.present,
             numbers=batch.numbers,
+            matched_by=self._matched_by,
         )
-        return compare(self.objective, rows, self._processes.columns(rows), self.model.scorer)
 
     def _look(self, waiting: list[dict[str, Tensor]], epoch: int, last_step: int) -> dict[str, float]:
         """Fetch the losses of the latest steps from the device, add them up, and stop at one that is not finite."""
@@ -343,7 +374,7 @@ class Training:
 
             def rsum() -> float:
                 found = compare_split(self.model, encoded, self._run, self._stop.check_alone)
-                return float(retrieval(found, self._store, settings.validation)["RSUM"])
+                return float(retrieval(self.model, encoded, found, self._store, settings.validation)["RSUM"])
 
             return self._processes.once(rsum)
 
@@ -359,6 +390,9 @@ class Training:
         # The best weights first: a run that is killed in between measures this epoch again, and loses nothing.
         self._save_weights(figures)
         self._save()
+        if (clean := self.objective.clean()) is not None:
+            captions = self._store.rows("train", "caption")
+            write_clean(self._run / FILE_NAME, self._store, captions, clean[: len(captions)].cpu().numpy())
         if curves:
             curves.epoch(figures)
         self.describe()

@@ -9,18 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import NamedTuple, TypeVar, cast
+from typing import Final, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from models.encoded import Encoded, map_tensors
+from models.inputs import Input
 from models.scoring import unit
+from stores.modality import Level
 from train.losses.functional import Mix, mixed_targets, soft_targets
+from train.losses.presence import Cells, anchor_shares, candidates, count_cells, present_cells, shares
 
 T = TypeVar("T")
 Scores = Mapping[tuple[str, str], Tensor]
 """By modalities of rows and columns: (M, N)."""
+
+
+TRUSTED: Final = "trusted"
+"""The note, bool, of rows whose items are held to belong together."""
 
 
 class Instances(NamedTuple):
@@ -37,6 +44,10 @@ class Instances(NamedTuple):
     """(n,) bool by modality: which rows have an item; of modalities that are not named, all do."""
     numbers: Mapping[str, Tensor] = {}
     """(n,) int64 rows of the store by level, for what is known of single samples or captions."""
+    notes: Mapping[str, Tensor] = {}
+    """(n, …) what terms noted of the rows before the loss (`Term.prepare`)."""
+    matched_by: Mapping[tuple[str, str], str] = {}
+    """By which of the `numbers` items of two modalities match; those of pairs that are not named, by `groups`."""
 
     def normalised(self) -> Instances:
         """Return the rows with all vectors at length one."""
@@ -50,6 +61,27 @@ class Instances(NamedTuple):
         """Return which rows have an item of every one of these modalities, (n,) bool; None: all do."""
         flags = [self.present[modality] for modality in modalities if modality in self.present]
         return torch.stack(flags).all(dim=0) if flags else None
+
+    def matching(self, first: str, second: str) -> Tensor:
+        """Return the numbers by which items of two modalities match: (n,) int64."""
+        by = self.matched_by.get((first, second), self.matched_by.get((second, first)))
+        return self.groups if by is None else self.numbers[by]
+
+
+def matched_by(inputs: Mapping[str, Input], match: Level) -> dict[tuple[str, str], str]:
+    """Return `Instances.matched_by` of a student's modalities: the level at which items of each two match.
+
+    A class's own item matches all that is of the class: otherwise one vector would be its own negative. Of other
+    modalities `match` says it: caption, where both have one for each caption; sample, which is by group; or class.
+    """
+    found: dict[tuple[str, str], str] = {}
+    for first, second in combinations(inputs, 2):
+        levels = inputs[first].level, inputs[second].level
+        if "class" in levels or match == "class":
+            found[first, second] = "class"
+        elif levels == ("caption", "caption") and match == "caption":
+            found[first, second] = "caption"
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +127,34 @@ class Comparison:
         return self.rows.encoded[modality].unimodal @ self.columns.encoded[modality].unimodal.T
 
     @property
-    def same(self) -> Tensor:
-        """Which columns are of a row's group: (M, N) bool."""
-        return self._once("same", lambda: self.rows.groups[:, None] == self.columns.groups[None, :])
+    def trusting(self) -> Comparison:
+        """The same of those rows alone whose items are trusted to belong together; all are, if none says otherwise."""
+        if TRUSTED not in self.columns.notes:
+            return self
+        rows, columns = _trusted(self.rows), _trusted(self.columns)
+        return Comparison(rows, rows if self.rows is self.columns else columns, self.given)
+
+    def groups(self, first: str, second: str) -> tuple[Tensor, Tensor]:
+        """Return the numbers by which items of two modalities match, of the rows and of the columns: (M,), (N,)."""
+        return self.rows.matching(first, second), self.columns.matching(first, second)
+
+    def same(self, first: str, second: str) -> Tensor:
+        """Which columns' items match a row's: (M, N) bool."""
+        rows, columns = self.groups(first, second)
+        return self._once(("same", id(rows)), lambda: rows[:, None] == columns[None, :])
+
+    def cells(self, first: str, second: str) -> Cells:
+        """Return how many cells of the whole batch hold two items that match, and two that do not."""
+
+        def count() -> Cells:
+            groups, having = self.columns.matching(first, second), self.columns.having
+            return count_cells(groups, groups, having((first,)), having((second,)))
+
+        return self._once(("cells", first, second), count)
+
+    def present(self, first: str, second: str) -> Tensor | None:
+        """Return which cells have both items, as (M, N) bool or what broadcasts to it; None: all."""
+        return present_cells(self.rows.having((first,)), self.columns.having((second,)))
 
     def labels(self, modality: str, soft: SoftLabels, among: tuple[str, ...]) -> Tensor:
         """Return the soft labels of a modality's items among the columns that have all of `among`: (M, N)."""
@@ -119,13 +176,12 @@ class Comparison:
 
     def allowed(self, *modalities: str) -> Tensor | None:
         """Return which columns have all these modalities, (N,) bool; None: all. Where none has, all are let through."""
-        having = self.columns.having(modalities)
-        return None if having is None else having | ~having.any()
+        return candidates(self.columns.having(modalities))
 
     def weights(self, *modalities: str) -> Tensor | None:
         """Return the shares of the rows that have all these modalities in a mean over them, (M,); None: equal ones."""
         having, all_having = self.rows.having(modalities), self.columns.having(modalities)
-        return None if having is None or all_having is None else _shares(having, all_having)
+        return None if having is None or all_having is None else shares(having, all_having)
 
     def anchors(self, first: str, second: str) -> Tensor | None:
         """Return the shares of the rows whose item of `first` has a match of `second` in the batch, (M,); None: equal.
@@ -134,13 +190,8 @@ class Comparison:
         """
         if self.columns.having((first, second)) is None:
             return None
-        have = self.columns.having((second,))
-        matched = self.columns.groups if have is None else self.columns.groups[have]
-        rows, columns = (
-            torch.isin(side.groups, matched) & _all(side.having((first,)), side.groups)
-            for side in (self.rows, self.columns)
-        )
-        return _shares(rows, columns)
+        has_first = self.rows.having((first,)), self.columns.having((first,))
+        return anchor_shares(self.groups(first, second), has_first, self.columns.having((second,)))
 
     def _teacher(self, modality: str) -> Tensor:
         return self._once(
@@ -153,10 +204,6 @@ class Comparison:
         return cast(T, self._made[key])
 
 
-def _shares(rows: Tensor, columns: Tensor) -> Tensor:
-    """Return weights of mean one over the batch, (M,), zero where a row does not count; `columns` are all the flags."""
-    return rows.double() * (len(columns) / columns.double().sum().clamp(min=1))
-
-
-def _all(flags: Tensor | None, like: Tensor) -> Tensor:
-    return torch.ones_like(like, dtype=torch.bool) if flags is None else flags
+def _trusted(side: Instances) -> Instances:
+    trusted = side.notes[TRUSTED]
+    return side._replace(present={modality: side.present.get(modality, True) & trusted for modality in side.encoded})

@@ -12,14 +12,18 @@ Where items are absent, `weights` (M,) are the rows' shares in the mean, zero fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from models.scoring import cosine_similarity, unit
+from train.losses.both_ways import both_ways
+from train.losses.cross_entropy import cross_entropy, masked, mean_entropy, precise, row_mean
+from train.losses.presence import Cells, anchor_shares, candidates, count_cells, present_cells, weighted_mean
+from train.losses.symmetric import symmetric_cross_entropy, symmetric_divergence
 
 __all__ = [
     "cosine_similarity",
@@ -28,14 +32,22 @@ __all__ = [
     "hinge_loss",
     "info_nce",
     "mixed_targets",
+    "pcmc",
+    "pcmr",
+    "regression",
     "soft_alignment",
     "soft_targets",
+    "symmetric_cross_entropy",
+    "symmetric_divergence",
     "unit",
     "usa_loss",
 ]
 Mix = Literal["each", "add", "dot"]
 Reduction = Literal["mean", "reference"]
 Negatives = Literal["hardest", "all"]
+Far = Literal["zero", "below"]
+Tau = Tensor | float
+Pair = tuple[str, str]
 Both = tuple[Tensor | None, Tensor | None]
 """Of the direction from rows to columns, and of the other one."""
 
@@ -65,6 +77,9 @@ def info_nce(
     if groups is None:
         groups = torch.arange(len(similarity), device=similarity.device)
     rows, columns = groups if isinstance(groups, tuple) else (groups, groups)
+    if reverse is None and similarity.shape[0] == similarity.shape[1]:
+        loss = both_ways(similarity, (rows, columns), tau, weights, allowed)
+        return loss / len(similarity) if reduction == "reference" else loss
     same = rows[:, None] == columns[None, :]
     targets = [shared_targets(same, similarity, some) for some in dict.fromkeys(allowed)]
     images = cross_entropy(similarity, targets[0], tau, weights[0], allowed[0])
@@ -75,7 +90,7 @@ def info_nce(
 
 def shared_targets(same: Tensor, like: Tensor, allowed: Tensor | None = None) -> Tensor:
     """Return one-hot targets, shared equally where several columns are a row's `same` (M, N) bool: (M, N)."""
-    matching = (same if allowed is None else same & allowed).to(_precise(like).dtype)
+    matching = (same if allowed is None else same & allowed).to(precise(like).dtype)
     return matching / matching.sum(dim=1, keepdim=True).clamp(min=1)
 
 
@@ -87,7 +102,7 @@ def soft_targets(
     With `top_k` each row keeps its k most similar columns, itself included, and those as similar as the k-th: what is
     kept depends on no order. The others get zero.
     """
-    logits = _masked(_precise(similarity) / tau, allowed)
+    logits = masked(precise(similarity) / tau, allowed)
     if top_k is not None and top_k < logits.shape[1]:
         least = logits.topk(top_k, dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < least, float("-inf"))
@@ -128,7 +143,7 @@ def soft_alignment(
 
     The targets' rows sum to one and are constants, as in `cross_entropy`.
     """
-    return cross_entropy(similarity, targets, tau, weights, allowed) - _mean_entropy(_precise(targets), weights)
+    return cross_entropy(similarity, targets, tau, weights, allowed) - mean_entropy(precise(targets), weights)
 
 
 def csa_loss(
@@ -187,81 +202,93 @@ def hinge_loss(
         weights: (M,).
         allowed: (N,) bool.
     """
-    similarity = _precise(similarity)
+    similarity = precise(similarity)
     excess = (margin + similarity - similarity.gather(1, own[:, None])).clamp(min=0)
     excess = excess.masked_fill(same if allowed is None else same | ~allowed, 0)
     values = excess.amax(dim=1) if negatives == "hardest" else excess.sum(dim=1)
-    return _mean(values, weights)
+    return row_mean(values, weights)
 
 
-def cross_entropy(
-    similarity: Tensor,
-    targets: Tensor,
-    tau: Tensor | float,
-    weights: Tensor | None = None,
-    allowed: Tensor | None = None,
+def regression(
+    similarity: Tensor, same: Tensor, present: Tensor | None, cells: Cells, gamma: float, far: Far = "zero"
 ) -> Tensor:
-    """Return mean_i −Σ_j targets_ij log softmax_j(similarity_ij / tau) of (M, N) inputs.
+    """Return the rows' share of γ · mean_{P⁺} (1 − S)² + (1 − γ) · mean_{P⁻} φ(S) (PCMR, C4).
 
-    The targets' rows sum to one; they are constants, through which no gradient flows.
+    P⁺ and P⁻ are the present cells of the whole batch that match and that do not; the mean over equal shares of the
+    rows is the whole batch's value.
+
+    Args:
+        similarity: (M, N).
+        same: (M, N) bool, which cells match.
+        present: (M, N) bool, which cells there are; None: all.
+        cells: how many there are in the whole batch.
+        gamma: γ, the weight of the matching ones.
+        far: φ of the others: "zero", s², or "below", [s]₊²: only too similar is wrong.
     """
-    similarity = _precise(similarity)
-    tau = torch.as_tensor(tau, dtype=similarity.dtype, device=similarity.device)
-    if weights is not None:
-        weights = weights.to(similarity.dtype)
-    value: Tensor = _CrossEntropy.apply(similarity, targets.to(similarity.dtype), tau, weights, allowed)  # type: ignore[no-untyped-call]
-    return value
+    similarity = precise(similarity)
+    others = ~same if present is None else ~same & present
+    matching = same if present is None else same & present
+    near = (1 - similarity).square().masked_fill(~matching, 0).sum() / cells.matching.clamp(min=1)
+    away = similarity if far == "zero" else similarity.clamp(min=0)
+    away = away.square().masked_fill(~others, 0).sum() / cells.others.clamp(min=1)
+    share = similarity.shape[1] / similarity.shape[0]
+    return (share * (gamma * near + (1 - gamma) * away)).to(similarity.dtype)
 
 
-class _CrossEntropy(torch.autograd.Function):
-    """Cross-entropy that keeps one matrix for the backward pass, its gradient: less memory and fewer passes over it.
+def pcmc(
+    embeddings: Mapping[str, Tensor],
+    present: Mapping[str, Tensor],
+    groups: Tensor | Mapping[Pair, Tensor],
+    tau: Tau | Mapping[Pair, Tau],
+    weights: Mapping[Pair, float] | None = None,
+) -> Tensor:
+    """Pairwise cross-modal contrastive loss over any number of modalities (PCMC, arXiv 2401.16347; C1 to C3).
 
-    The gradient with respect to the logits is softmax − targets, and that to tau follows from its product with them.
+    Every two modalities give InfoNCE both ways over the items that are there; those without a matching and a
+    non-matching cell in the batch are left out of the mean. Where nothing is left the loss is zero.
+
+    Args:
+        embeddings: (N, D) by modality; brought to length one here. The modalities are paired in their order.
+        present: (N,) bool by modality; of modalities that are not named, all rows are there.
+        groups: (N,) integers, items of one group match; or by pair of modalities, where pairs match otherwise.
+        tau: temperature, of all or of each pair.
+        weights: of each pair; those that are not named weigh 1.
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any, similarity: Tensor, targets: Tensor, tau: Tensor, weights: Tensor | None, allowed: Tensor | None
-    ) -> Tensor:
-        logits = _masked((similarity / tau).contiguous(), allowed)
-        excess = logits.softmax(dim=1)
-        # log Σ exp by way of the largest: log softmax_max = max − log Σ exp.
-        normaliser = logits.amax(dim=1) - excess.amax(dim=1).log()
-        if allowed is not None:  # where softmax and targets are zero, and −∞ · 0 would be no number
-            logits = logits.masked_fill_(~allowed, 0)
-        value = _mean(normaliser, weights) - _mean_dot(targets, logits, weights)
-        excess.sub_(targets)
-        slope = _mean_dot(excess, logits, weights)
-        ctx.save_for_backward(excess if weights is None else excess.mul_(weights[:, None]), tau, slope)
-        return value
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, Tensor, None, None]:
-        excess, tau, slope = ctx.saved_tensors
-        scale = upstream / tau
-        return excess * (scale / len(excess)), None, -slope * scale, None, None
+    units = {name: unit(vectors) for name, vectors in embeddings.items()}
+    losses, counted, heights = [], [], []
+    for first, second in combinations(units, 2):
+        ids = groups[first, second] if isinstance(groups, Mapping) else groups
+        here, there = present.get(first), present.get(second)
+        shares = anchor_shares((ids, ids), (here, here), there), anchor_shares((ids, ids), (there, there), here)
+        temperature = tau[first, second] if isinstance(tau, Mapping) else tau
+        allowed = candidates(there), candidates(here)
+        similarity = units[first] @ units[second].T
+        losses.append(info_nce(similarity, temperature, ids, weights=shares, allowed=allowed))
+        counted.append(count_cells(ids, ids, here, there).countable)
+        heights.append((weights or {}).get((first, second), 1.0))
+    return weighted_mean(losses, counted, heights)
 
 
-def _mean_entropy(targets: Tensor, weights: Tensor | None) -> Tensor:
-    # log 0 never meets the target zero: what is left is the limit of p log p.
-    return -_mean_dot(targets, targets.clamp(min=torch.finfo(targets.dtype).tiny).log(), weights)
+def pcmr(
+    embeddings: Mapping[str, Tensor],
+    present: Mapping[str, Tensor],
+    groups: Tensor | Mapping[Pair, Tensor],
+    gamma: float = 0.5,
+    weights: Mapping[Pair, float] | None = None,
+    far: Far = "zero",
+) -> Tensor:
+    """Pairwise cross-modal regression (PCMR, arXiv 2401.16347; C4, C5): matching cells towards 1, others towards 0.
 
-
-def _mean_dot(a: Tensor, b: Tensor, weights: Tensor | None) -> Tensor:
-    """Return mean_i Σ_j a_ij b_ij."""
-    with torch.autocast(a.device.type, enabled=False):
-        return _mean(torch.linalg.vecdot(a, b), weights)
-
-
-def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
-    """Return the mean of (M,) values, each with its weight."""
-    return (values if weights is None else values * weights.to(values.dtype)).mean()
-
-
-def _masked(logits: Tensor, allowed: Tensor | None) -> Tensor:
-    return logits if allowed is None else logits.masked_fill(~allowed, float("-inf"))
-
-
-def _precise(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    The arguments are those of `pcmc` and `regression`.
+    """
+    units = {name: unit(vectors) for name, vectors in embeddings.items()}
+    losses, counted, heights = [], [], []
+    for first, second in combinations(units, 2):
+        ids = groups[first, second] if isinstance(groups, Mapping) else groups
+        cells = count_cells(ids, ids, present.get(first), present.get(second))
+        both = present_cells(present.get(first), present.get(second))
+        similarity = units[first] @ units[second].T
+        losses.append(regression(similarity, ids[:, None] == ids[None, :], both, cells, gamma, far))
+        counted.append(cells.countable)
+        heights.append((weights or {}).get((first, second), 1.0))
+    return weighted_mean(losses, counted, heights)

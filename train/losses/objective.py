@@ -9,9 +9,9 @@ Shapes: M rows, N columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import permutations
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,16 @@ from stores.parameters import Loss
 from stores.plugins import import_factory
 from train.losses import tiles
 from train.losses.comparison import Comparison, Instances, Scores, SoftLabels
+from train.losses.coordination import PCMC, PCMR
+from train.losses.rematching import Rematched, WarmUp
 from train.losses.temperature import Temperature
-from train.losses.terms import CSA, USA, Hinge, InfoNCE, Term
+from train.losses.terms import CSA, USA, Hinge, InfoNCE, Term, TrainingPairs
+
+RECIPES: Final[Mapping[str, Callable[[Loss], list[Term]]]] = {
+    "cusa": lambda loss: [],
+    "l2rm": lambda loss: [WarmUp(loss.rematching), Rematched(loss.rematching)],
+}
+"""What a recipe adds to the student's own loss and the soft labels."""
 
 
 class Objective(nn.Module):
@@ -43,7 +51,8 @@ class Objective(nn.Module):
     def forward(self, compared: Comparison) -> tuple[Tensor, ...]:
         """Return the sum, and each term before weighting."""
         terms = self.terms
-        parts = [term(compared) for term in terms]
+        trusting = compared.trusting
+        parts = [term(trusting if term.paired else compared) for term in terms]
         total = terms[0].weight * parts[0]
         for term, part in zip(terms[1:], parts[1:], strict=True):
             total = total + term.weight * part
@@ -73,6 +82,33 @@ class Objective(nn.Module):
         for term in self.terms:
             term.before_epoch(epoch)
 
+    def begin(self, pairs: TrainingPairs) -> None:
+        """Tell every term which pairs a training has."""
+        for term in self.terms:
+            term.begin(pairs)
+
+    def surveying(self, epoch: int) -> list[Term]:
+        """Return the terms that want all pairs to be looked at before an epoch."""
+        return [term for term in self.terms if term.wants_survey(epoch)]
+
+    def figures(self) -> dict[str, float]:
+        """Return what curves should show of the terms' state, by name."""
+        return {f"{term.name} {name}": value for term in self.terms for name, value in term.figures().items()}
+
+    def clean(self) -> Tensor | None:
+        """Return how likely each pair is right by a term that judges them, (captions,); None: no term does, or yet."""
+        found = [column for term in self.terms if (column := term.clean_column()) is not None]
+        return found[0] if found else None
+
+    @torch.no_grad()
+    def noted(self, columns: Instances, scores: Callable[[], Scores | None]) -> Instances:
+        """Return the columns with what terms note of them; `scores` are those of all with all, None: cosines."""
+        preparing = [term for term in self.terms if term.prepares]
+        if not preparing:
+            return columns
+        whole = Comparison(columns, columns, scores())
+        return columns._replace(notes={name: note for term in preparing for name, note in term.prepare(whole).items()})
+
     def remarks(self, losses: dict[str, float], batch_size: int) -> list[str]:
         """Return what the terms have to say of an epoch's mean losses."""
         said = [term.remark(losses[term.name], batch_size) for term in self.terms if term.name in losses]
@@ -82,18 +118,21 @@ class Objective(nn.Module):
         return {name: cast(Temperature, tau) for term in self.terms for name, tau in term.temperatures.items()}
 
 
-def make_objective(loss: Loss, taught: tuple[str, ...] = ("image", "text")) -> Objective:
+def make_objective(
+    loss: Loss, taught: tuple[str, ...] = ("image", "text"), modalities: tuple[str, ...] = ("image", "text")
+) -> Objective:
     """Return the objective that the parameters ask for; terms of weight zero are left out.
 
     Args:
         loss: weights and settings.
         taught: the modalities that have a teacher.
+        modalities: the student's.
 
     Raises:
         ParameterError: two terms bear one name, or a term of the user's own cannot be loaded.
     """
     labels = SoftLabels(tau=loss.teacher_temperature, top_k=loss.soft_top_k, mix=loss.mix)
-    terms: list[Term] = [_original(loss)]
+    terms: list[Term] = [_original(loss, modalities)]
     if loss.alpha:
         terms.append(CSA(loss.alpha, labels))
     if loss.beta:
@@ -101,6 +140,7 @@ def make_objective(loss: Loss, taught: tuple[str, ...] = ("image", "text")) -> O
     for spec, weight in loss.extra.items():
         terms.append(_own(spec))
         terms[-1].weight = weight
+    terms += RECIPES[loss.recipe](loss)
     names = [name for term in terms for name in {term.name, *term.temperatures}]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise ParameterError(f"Two terms of the loss are called {doubled[0]}. Give each a name of its own.")
@@ -118,9 +158,11 @@ def described(loss: Loss) -> str:
     return text + (", InfoNCE divided by the batch size once more" if loss.reduction == "reference" else "")
 
 
-def _original(loss: Loss) -> Term:
+def _original(loss: Loss, modalities: tuple[str, ...]) -> Term:
     """Return the student's own loss, which soft-label alignment adds to."""
-    hinge = loss.hinge
+    hinge, settings = loss.hinge, loss.coordination
+    parted = {name.partition("/"): weight for name, weight in settings.weights.items()}
+    weights = {(first, second): weight for (first, _, second), weight in parted.items()}
     if loss.original == "infonce":
         return InfoNCE(reduction=loss.reduction)
     if loss.original == "hinge":
@@ -130,6 +172,10 @@ def _original(loss: Loss) -> Term:
             warm_up=hinge.warm_up,
             mean=hinge.reduction == "mean",
         )
+    if loss.original == "pcmc":
+        return PCMC(weights=weights, each=modalities if settings.temperatures == "each" else ())
+    if loss.original == "pcmr":
+        return PCMR(weights=weights, gamma=settings.gamma, far=settings.far)
     return _own(loss.original)
 
 
@@ -151,10 +197,12 @@ def compare(
         columns: what they are compared with, the rows among them; the same object where they are the rows.
         scorer: how items of two modalities are compared. All but the cosine run under the autocast of the caller.
     """
-    given = None if isinstance(scorer, Cosine) else _scores(scorer, rows, columns)
+    given = _given(scorer, rows, columns)
     with torch.autocast(rows.groups.device.type, enabled=False):
-        all_columns = columns.normalised()
-        some_rows = all_columns if rows is columns else rows.normalised()
+        all_columns = objective.noted(
+            columns.normalised(), lambda: given if rows is columns else _given(scorer, columns, columns)
+        )
+        some_rows = all_columns if rows is columns else rows.normalised()._replace(notes=_at(rows.places, all_columns))
         height = max(1, tiles.ELEMENTS // len(columns.groups))
         if given is None and height < len(rows.groups):
             values = _tiled(objective, some_rows, all_columns, height)
@@ -162,6 +210,10 @@ def compare(
             values = objective(Comparison(some_rows, all_columns, given))
     names = [term.name for term in objective.terms]
     return values[0], {name: part.detach() for name, part in zip(names, values[1:], strict=True)}
+
+
+def _at(places: Tensor, columns: Instances) -> dict[str, Tensor]:
+    return {name: note[places] for name, note in columns.notes.items()}
 
 
 def _tiled(objective: Objective, rows: Instances, columns: Instances, height: int) -> tuple[Tensor, ...]:
@@ -175,11 +227,20 @@ def _tiled(objective: Objective, rows: Instances, columns: Instances, height: in
     return tiles.tiled_mean(block, tensors_of(rows), tensors_of(columns), list(learned.values()), height)
 
 
-def _scores(scorer: Scorer, rows: Instances, columns: Instances) -> Scores:
+def compared(rows: Instances, columns: Instances, scorer: Scorer) -> Comparison:
+    """Return the rows compared with the columns, by a scorer as in `compare`."""
+    given = _given(scorer, rows, columns)
+    return Comparison(rows.normalised(), columns.normalised(), given)
+
+
+def _given(scorer: Scorer, rows: Instances, columns: Instances) -> Scores | None:
     """Return the scores of every two modalities both ways; a scorer sees the modality first that the student names so.
 
-    Of one process's batch each pair is scored once: the transpose serves the other direction.
+    Of one process's batch each pair is scored once: the transpose serves the other direction. Cosines are left to the
+    comparison: None.
     """
+    if isinstance(scorer, Cosine):
+        return None
     scores = {}
     for first, second in permutations(rows.encoded, 2):
         if (second, first) not in scores:

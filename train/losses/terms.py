@@ -7,14 +7,29 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from train.losses.comparison import Comparison, SoftLabels
 from train.losses.functional import Negatives, Reduction, csa_loss, hinge_loss, info_nce, usa_loss
 from train.losses.temperature import Temperature
+
+
+@dataclass(frozen=True)
+class TrainingPairs:
+    """The pairs that a training goes over, by their captions' numbers: `count` from `first` on."""
+
+    first: int
+    count: int
+    wrong: NDArray[np.bool_] | None = None
+    """(count,), which are known to be wrong; None: nothing is known."""
+    clean: NDArray[np.float64] | None = None
+    """(count,), how likely each is right, where a file says it."""
 
 
 class Term(nn.Module, ABC):
@@ -28,6 +43,10 @@ class Term(nn.Module, ABC):
     """Whether it needs the teachers' features."""
     unimodal: ClassVar[bool] = False
     """Whether it teaches the uni-modal heads."""
+    paired: bool = True
+    """Whether it takes the items of a row to belong together: it then sees the pairs alone that are trusted."""
+    prepares: ClassVar[bool] = False
+    """Whether it notes something of the rows before the loss."""
 
     def __init__(self, name: str, weight: float = 1.0, temperatures: Mapping[str, Temperature] | None = None) -> None:
         """`name`, and those of the `temperatures`, are what curves, tables and pages call them."""
@@ -41,6 +60,32 @@ class Term(nn.Module, ABC):
 
     def before_epoch(self, epoch: int) -> None:
         """Learn that epoch `epoch` (from 0) begins, or is gone on with."""
+
+    def begin(self, pairs: TrainingPairs) -> None:
+        """Learn which pairs a training has; before its first epoch, and before what a checkpoint keeps is loaded."""
+
+    def wants_survey(self, epoch: int) -> bool:
+        """Tell whether all pairs of the epoch should be looked at before it begins, or is gone on with."""
+        return False
+
+    def pair_losses(self, compared: Comparison) -> Tensor:
+        """Return what is surveyed of each row of a block: (M,)."""
+        raise NotImplementedError
+
+    def take_survey(self, epoch: int, captions: Tensor, losses: Tensor) -> None:
+        """Learn the losses (n,) of all pairs of the epoch, by their captions' numbers (n,)."""
+
+    def prepare(self, whole: Comparison) -> dict[str, Tensor]:
+        """Return notes (N, …) of the columns, given the comparison of all with all, without gradient."""
+        return {}
+
+    def clean_column(self) -> Tensor | None:
+        """Return how likely each pair is right, (captions,), where the term has judged them."""
+        return None
+
+    def figures(self) -> dict[str, float]:
+        """Return what curves should show of the term's state at the end of an epoch."""
+        return {}
 
     def remark(self, value: float, batch_size: int) -> str:
         """Say what a person should know of an epoch whose mean loss was `value`; usually nothing."""
@@ -56,13 +101,9 @@ class InfoNCE(Term):
 
     def forward(self, compared: Comparison) -> Tensor:
         tau = self.temperatures["InfoNCE"]()
-        groups = compared.rows.groups, compared.columns.groups
         losses, anchored = [], []
         for first, second in compared.pairs:
-            scores, reverse = compared.scores(first, second), compared.scores(second, first)
-            anchors = compared.anchors(first, second), compared.anchors(second, first)
-            allowed = compared.allowed(second), compared.allowed(first)
-            losses.append(info_nce(scores, tau, groups, self._reduction, reverse, anchors, allowed))
+            losses.append(contrasted(compared, first, second, tau, self._reduction))
             anchored.append(_anchored(compared, first, second))
         return _mean_over(losses, anchored)
 
@@ -100,6 +141,7 @@ class USA(Term):
         """`modalities` are those with a teacher; each has a temperature of its own."""
         super().__init__("USA", weight, {f"USA {modality}": Temperature(0.45, 0.10, 1.00) for modality in modalities})
         self._labels, self._modalities = labels, modalities
+        self.paired = labels.mix != "each"
 
     def forward(self, compared: Comparison) -> Tensor:
         among = [(modality,) if self._labels.mix == "each" else self._modalities for modality in self._modalities]
@@ -150,7 +192,7 @@ class Hinge(Term):
     def _one_way(self, compared: Comparison, first: str, second: str) -> Tensor:
         masks = compared.weights(first, second), compared.allowed(second)
         scores, own = compared.scores(first, second), compared.rows.places
-        return hinge_loss(scores, own, compared.same, self._margin, self._now, *masks)
+        return hinge_loss(scores, own, compared.same(first, second), self._margin, self._now, *masks)
 
     def remark(self, value: float, batch_size: int) -> str:
         plateau = 2 * self._margin * (1 if self._mean else batch_size)
@@ -161,6 +203,15 @@ class Hinge(Term):
             f"scores are still alike, and the hardest negatives undo what the pairs learn. It may leave it after some "
             f"epochs; loss.hinge.warm_up={self._warm_up + 1} lets all violations count first."
         )
+
+
+def contrasted(compared: Comparison, first: str, second: str, tau: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Return the InfoNCE of two modalities, both ways, over the items that are there."""
+    scores = compared.scores(first, second)
+    reverse = None if compared.rows is compared.columns else compared.scores(second, first)
+    anchors = compared.anchors(first, second), compared.anchors(second, first)
+    allowed = compared.allowed(second), compared.allowed(first)
+    return info_nce(scores, tau, compared.groups(first, second), reduction, reverse, anchors, allowed)
 
 
 def _anchored(compared: Comparison, first: str, second: str) -> Tensor | None:

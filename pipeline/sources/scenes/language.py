@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.sources.scenes.world import COLOURS, OPEN, PLACES, SHAPES, SIZES, Description, Meaning
+from pipeline.sources.scenes.world import COLOURS, OPEN, PLACES, SHAPES, SIZES, Description, Meaning, Scene
 
 SHAPE_WORDS: Final = {
     "circle": ("circle", "disc"),
@@ -38,6 +38,12 @@ PLACE_WORDS: Final = {
 }
 OPENINGS: Final = ("", "there is ", "picture of ", "I see ", "we see ", "this shows ")
 JOINTS: Final = (" and ", " with ", ", also ", " beside ")
+
+
+def captions_of(scene: Scene) -> tuple[str, ...]:
+    """Put what is said of a scene into words."""
+    random = np.random.default_rng((*scene.seed, 2))
+    return tuple(say(meaning, random) for meaning in scene.captions)
 
 
 def say(meaning: Meaning, random: np.random.Generator) -> str:

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-import numpy as np
-
-from pipeline.sources.records import BadRecord, Record, Truth
+from pipeline.sources.records import BadRecord, GivenFeatures, Record, Truth
 from pipeline.sources.scenes.drawing import draw, png
-from pipeline.sources.scenes.language import say
+from pipeline.sources.scenes.language import captions_of
+from pipeline.sources.scenes.modalities import MODALITIES
 from pipeline.sources.scenes.truth import relevance, similarity_pairs
-from pipeline.sources.scenes.world import Scene, draw_scene, object_table
+from pipeline.sources.scenes.world import Scene, draw_scene_without, object_table, unseen_classes
 from stores.parameters import Scenes
 
 GENERATOR_VERSION: Final = 1
@@ -27,9 +26,13 @@ class ScenesSource:
     def __init__(self, settings: Scenes) -> None:
         self._settings = settings
         counts = {"train": settings.train, "val": settings.val, "test": settings.test}
+        unseen = unseen_classes(settings.seed, settings.unseen)
         self._scenes = {
-            split: [draw_scene(settings.seed, _SPLIT_SEEDS[split], number) for number in range(count)]
-            for split, count in counts.items()
+            split: [
+                draw_scene_without(unseen if split != "test" else frozenset(), settings.seed, seed, number)
+                for number in range(count)
+            ]
+            for (split, count), seed in zip(counts.items(), _SPLIT_SEEDS.values(), strict=True)
             if count
         }
 
@@ -40,6 +43,12 @@ class ScenesSource:
     @property
     def splits(self) -> tuple[str, ...]:
         return tuple(self._scenes)
+
+    @property
+    def features(self) -> dict[str, GivenFeatures]:
+        """The further modalities that the settings name."""
+        scenes = {_id(split, number): scene for split, run in self._scenes.items() for number, scene in enumerate(run)}
+        return {name: MODALITIES[name](scenes, self._settings) for name in self._settings.modalities}
 
     def id_scope(self, split: str) -> str:
         return ""
@@ -60,13 +69,16 @@ class ScenesSource:
         )
 
     def _record(self, split: str, number: int, scene: Scene) -> Record:
-        random = np.random.default_rng((*scene.seed, 2))
         return Record(
-            source_id=f"{split}-{number}",
-            captions=tuple(say(meaning, random) for meaning in scene.captions),
+            source_id=_id(split, number),
+            captions=captions_of(scene),
             image=DrawnImage(scene, self._settings.pixels),
             label=scene.label,
         )
+
+
+def _id(split: str, number: int) -> str:
+    return f"{split}-{number}"
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,25 @@ def draw_scene(*seed: int) -> Scene:
     return Scene(objects=tuple(objects), ground=int(random.integers(len(GROUNDS))), captions=captions, seed=seed)
 
 
+CLASSES: Final = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
+"""What `Scene.label` may be."""
+_AGAIN: Final = 1000
+
+
+def draw_scene_without(classes: frozenset[str], *seed: int) -> Scene:
+    """Draw one scene, and where its class is one of these, another in its place."""
+    scene, attempt = draw_scene(*seed), 0
+    while scene.label in classes:
+        scene, attempt = draw_scene(*seed, _AGAIN + attempt), attempt + 1
+    return scene
+
+
+def unseen_classes(seed: int, count: int) -> frozenset[str]:
+    """Return so many classes, drawn from the seed."""
+    order = np.random.default_rng((seed, _AGAIN)).permutation(len(CLASSES))
+    return frozenset(CLASSES[place] for place in order[:count])
+
+
 def _draw_meaning(random: np.random.Generator, objects: list[Description]) -> Meaning:
     count = min(len(objects), 1 + int(random.choice(len(NAMED_COUNTS), p=NAMED_COUNTS)))
     named = random.permutation(len(objects))[:count]

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.manifold import TSNE  # type: ignore[import-untyped]
+from sklearn.manifold import TSNE
 from torch import Tensor
 from torch.nn import functional
 

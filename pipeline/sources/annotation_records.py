@@ -1,8 +1,10 @@
-"""COCO captions: `images[]` with `id` and `file_name`, `annotations[]` with `image_id` and `caption`.
+"""Records of the two usual captions documents.
 
-Ids are joined as they stand, then as numbers, then by file names, where that leaves one image alone. What cannot be
-joined is a record too, so that it is counted and listed: an annotation without an id, an image without annotations,
-and the captions of an image that is not listed.
+Karpathy's split file has `images[]` with `filename`, `split`, `sentences[].raw`, perhaps `filepath`. COCO captions have
+`images[]` with `id` and `file_name`, `annotations[]` with `image_id` and `caption`. COCO's ids are joined as they
+stand, then as numbers, then by file names, where that leaves one image alone. What cannot be joined is a record too,
+so that it is counted and listed: an annotation without an id, an image without annotations, and the captions of an
+image that is not listed.
 """
 
 from __future__ import annotations
@@ -11,23 +13,76 @@ import re
 from functools import cached_property
 from typing import Any, Final
 
-from pipeline.sources.caption_values import kind_of
-from pipeline.sources.entries import Id, bad, captions_of, fault_of, id_in, malformed
-from pipeline.sources.files import stem_and_ending
-from pipeline.sources.image_files import ImageFile
-from pipeline.sources.image_places import ImagePlaces
-from pipeline.sources.records import BadRecord, Caption, Record
+from pipeline.sources.caption_values import captions_at, captions_in, kind_of
+from pipeline.sources.file_names import stem_and_ending
+from pipeline.sources.files import SourceFile, in_usual_order
+from pipeline.sources.image_files import ImageFile, ImagePlaces
+from pipeline.sources.records import BadRecord, Caption, Record, Rejected
+from stores.errors import SourceError
 
+Id = int | str
+_EXACT: Final = 2**53
+"""Beyond it, a float may stand for several whole numbers."""
+_SPLITS: Final = {"restval": "train"}
+"""Karpathy's COCO file calls part of the training set "restval"."""
+_KARPATHY_IDS: Final = ("cocoid", "imgid", "filename")
 _NUMBER: Final = re.compile(r"(\d{1,18})(?:\.0+)?", re.ASCII)
 _NAMED: Final = 3
 """How many annotations a message names."""
+
+
+def karpathy_records(
+    file: SourceFile, content: dict[str, Any], places: ImagePlaces
+) -> dict[str, list[Record | BadRecord]]:
+    """Return the records of each split; entries whose split cannot be told are faults of the first.
+
+    Raises:
+        SourceError: no entry has a split.
+    """
+    entries = content["images"]
+    known = [entry for entry in entries if isinstance(entry, dict)]
+    ids = (key for key in _KARPATHY_IDS if any(id_in(entry.get(key)) is not None for entry in known))
+    id_key = next(ids, _KARPATHY_IDS[0])
+    records: dict[str, list[Record | BadRecord]] = {}
+    astray: list[Record | BadRecord] = []
+    for number, entry in enumerate(entries):
+        place = f"images[{number}]"
+        if not isinstance(entry, dict):
+            astray.append(malformed(place, f"{place} is {kind_of(entry)}, expected an object"))
+            continue
+        # Not another key's value where this one's is absent: that may be another image's id.
+        found = id_in(entry.get(id_key))
+        source_id = place if found is None else str(found)
+        split = entry.get("split")
+        if isinstance(split, str):
+            records.setdefault(_SPLITS.get(split, split), []).append(_karpathy_record(places, place, source_id, entry))
+        else:
+            fault = fault_of(entry, "split", "train, restval, val or test")
+            astray.append(malformed(source_id, f"{place} {fault}", len(captions_in(entry.get("sentences")))))
+    if astray and not records:
+        raise SourceError(f"{file}: images[0] has no split, nor has any other; expected train, restval, val or test.")
+    if astray:
+        records[in_usual_order(records)[0]] += astray
+    return records
+
+
+def _karpathy_record(places: ImagePlaces, place: str, source_id: str, entry: dict[str, Any]) -> Record | BadRecord:
+    captions = captions_in(entry.get("sentences"))
+    name, folder = entry.get("filename"), entry.get("filepath") or ""
+    if not isinstance(name, str) or not name:
+        return malformed(source_id, f"{place} {fault_of(entry, 'filename', 'a file name')}", len(captions))
+    if not isinstance(folder, str):
+        return malformed(source_id, f"{place} {fault_of(entry, 'filepath', 'a folder')}", len(captions))
+    if not captions:
+        return bad(source_id, "no-captions", f"{place} has no sentences")
+    return Record(source_id=source_id, captions=captions, image=ImageFile(places.root, places.within(folder, name)))
 
 
 def coco_records(content: dict[str, Any], places: ImagePlaces) -> list[Record | BadRecord]:
     """Return the records of a COCO captions document: those of its images, then what belongs to none."""
     images = _Images(content["images"])
     by_image, astray = _joined(content["annotations"], images)
-    records = [_record(places, images, number, by_image) for number in range(len(images.entries))]
+    records = [_coco_record(places, images, number, by_image) for number in range(len(images.entries))]
     return records + astray
 
 
@@ -113,7 +168,9 @@ def _unlisted(called: Id, numbers: list[int], lost: list[Caption], taken: set[st
     return bad(source_id, "unlisted-image", f"{detail}: {len(lost):,} captions", len(lost))
 
 
-def _record(places: ImagePlaces, images: _Images, number: int, by_image: dict[Id, list[Caption]]) -> Record | BadRecord:
+def _coco_record(
+    places: ImagePlaces, images: _Images, number: int, by_image: dict[Id, list[Caption]]
+) -> Record | BadRecord:
     entry, own, place = images.entries[number], images.id(number), f"images[{number}]"
     if not isinstance(entry, dict):
         return malformed(place, f"{place} is {kind_of(entry)}, expected an object")
@@ -131,3 +188,34 @@ def _record(places: ImagePlaces, images: _Images, number: int, by_image: dict[Id
     if not captions:
         return bad(str(own), "no-captions", f"no annotation is of {place}, {name:.200}")
     return Record(source_id=str(own), captions=captions, image=ImageFile(places.root, places.locate(name)))
+
+
+def id_in(value: Any) -> Id | None:
+    """Return the id in a value: text or a whole number, also one that was written as 17.0; else None."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        return int(value)
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+
+
+def captions_of(entry: dict[str, Any], place: str) -> tuple[Caption, ...]:
+    """Return the captions under an entry's `caption`, at least one; those that are none name its place."""
+    if "caption" not in entry:
+        return (Rejected("malformed-caption", f"{place} {fault_of(entry, 'caption', 'text')}"),)
+    return captions_at(f"{place}:", entry["caption"]) or (
+        Rejected("empty-caption", f"{place}: its caption is null or empty"),
+    )
+
+
+def malformed(source_id: str, detail: str, captions: int = 0) -> BadRecord:
+    """Return an entry that is not as it must be; `captions` are lost with it."""
+    return bad(source_id, "malformed-record", detail, captions)
+
+
+def bad(source_id: str, reason: str, detail: str, captions: int = 0) -> BadRecord:
+    """Return an entry that cannot be taken; `captions` are lost with it."""
+    return BadRecord(source_id=source_id, rejected=Rejected(reason, detail), captions=captions)
+
+
+def fault_of(entry: dict[str, Any], key: str, expected: str) -> str:
+    """Say in what an entry's value is not what is expected."""
+    return f"has no {key}, expected {expected}" if key not in entry else f"has a {key} that is {kind_of(entry[key])}"

@@ -1,0 +1,87 @@
+"""Data sets of several lists in one folder, as they are published: what those of CUB and Flickr8K share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.sources.files import Folder, SourceFile, asked, in_usual_order, readable
+from pipeline.sources.records import BadRecord, GivenFeatures, Record
+from pipeline.sources.texts import lines
+from stores.errors import SourceError
+
+
+def file_in(folder: Folder, names: Sequence[str]) -> SourceFile | None:
+    """Return the first of some files that a folder has."""
+    with readable(folder):
+        for name in names:
+            if asked(folder.system.isfile, folder.path(name)):
+                return folder.file(name)
+    return None
+
+
+def required(folder: Folder, names: Sequence[str], data_set: str) -> SourceFile:
+    """Return the first of some files that a folder has.
+
+    Raises:
+        SourceError: it has none of them.
+    """
+    found = file_in(folder, names)
+    if found is None:
+        raise SourceError(f"{folder} is not {data_set} as published: it has no {' and no '.join(names)}.")
+    return found
+
+
+def columns(file: SourceFile, count: int) -> Iterator[list[str]]:
+    """Yield the fields of each line, parted by white space, at least `count`; the last holds the rest of the line.
+
+    Raises:
+        SourceError: a line has fewer.
+    """
+    with readable(file):
+        for number, line in enumerate(lines(file, "\n"), start=1):
+            fields = line.split(maxsplit=count - 1)
+            if not fields:
+                continue
+            if len(fields) < count:
+                raise SourceError(
+                    path=file.path, where=f"line {number}", found=line.strip(), expected=f"{count} fields"
+                )
+            yield [*fields[:-1], fields[-1].rstrip()]
+
+
+class ListedSource:
+    """Records that were read from lists, with the features that the data set has."""
+
+    def __init__(
+        self,
+        kind: str,
+        files: Sequence[SourceFile],
+        records: Mapping[str, Sequence[Record | BadRecord]],
+        features: Mapping[str, GivenFeatures],
+    ) -> None:
+        """Keep the records of each split; `files` are what they were read from, `kind` their format's name."""
+        self._kind, self._files, self._records, self._features = kind, files, records, features
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return {"format": self._kind, "files": {file.label: file.digest() for file in self._files}}
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(split for split in in_usual_order(self._records) if self._records[split])
+
+    @property
+    def features(self) -> Mapping[str, GivenFeatures]:
+        return self._features
+
+    def id_scope(self, split: str) -> str:
+        return ""
+
+    def count(self, split: str) -> int:
+        return len(self._records[split])
+
+    def records(self, split: str) -> Iterator[Record | BadRecord]:
+        for file in self._files:
+            file.check_unchanged()
+        yield from self._records[split]

@@ -1,0 +1,254 @@
+"""Any set of modalities: heads are trained on scenes with gaps, ranked pair by pair, enriched, and classify unseen."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import small_scenes
+from test_core_students import QUICK
+
+from models.aligned import AlignedModel
+from models.heads import with_widths
+from models.student import load_student
+from pipeline.extract import extract
+from stores import ParameterError, Store, StudentError
+from stores.errors import StoreError
+from stores.features import PartOrigin, read_part, write_part
+from stores.layout import Layout
+from stores.parameters import Coordination, Evaluation, Head, Loss, Student
+from train.data.partners import by_twos
+from train.eval_cli import main
+from train.evaluation.embed import embed_split
+from train.evaluation.every_pair import EveryPair
+from train.evaluation.modalities import SplitModalities, relevance
+from train.evaluation.models import StudentModel, load_model
+from train.fit.processes import make_accelerator
+from train.run import run
+
+STORED = {"image": "hog-color", "text": "minilm", "attributes": "attributes", "speech": "speech"}
+FIVE = {**STORED, "class_embedding": "class_embedding"}
+ENRICHED = ("image+text", "text+speech", "image+attributes")
+ALONE = Loss(original="pcmc", alpha=0.0, beta=0.0)
+
+
+def heads(names: dict[str, str], **settings: Any) -> Student:
+    return Student(
+        model="heads", dim=32, heads={name: Head(features=stored) for name, stored in names.items()}, **settings
+    )
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Scenes with all modalities, some rows missing in training, and speech of half the test captions."""
+    folder = tmp_path_factory.mktemp("modalities")
+    small = small_scenes(train=96, val=16, test=40, unseen=12)
+    names = ["attributes", "speech", "class_embedding"]
+    scenes = replace(small.data.scenes, modalities=names, missing=0.4)
+    extract(replace(small, data=replace(small.data, scenes=scenes)), folder / "store")
+    given = Store.open(folder / "store")
+    rows = given.rows("test", "caption")
+    assert given.manifest.features["speech"].invalid > 0 == given.manifest.features["class_embedding"].invalid
+    _without(given, "speech", rows[::2])
+    return given
+
+
+def _without(store: Store, name: str, rows: np.ndarray) -> None:
+    """Take rows away from stored features, as if they had never been there."""
+    layout, entry = Layout(store.root), store.manifest.features[name]
+    for shard in store.manifest.shards:
+        origin = PartOrigin(teacher_fingerprint=entry.fingerprint, shard_sha256=shard.sha256)
+        values, valid = read_part(layout.features(name, shard.name), (shard.captions, *entry.shape), origin)
+        gone = np.isin(shard.first_caption + np.arange(shard.captions), rows)
+        values, valid = np.where(gone[:, None], np.float16(0), values), valid & ~gone
+        write_part(layout.features(name, shard.name), values, valid, origin)
+
+
+@pytest.fixture(scope="module")
+def trained(store: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    settings = Evaluation(enriched=list(ENRICHED))
+    parameters = replace(QUICK, student=heads(FIVE), loss=ALONE, eval=settings)
+    return folder, run(parameters, store, folder)["pcmc"]
+
+
+@pytest.fixture(scope="module")
+def measured(store: Store, trained: tuple[Path, dict[str, Any]]) -> tuple[AlignedModel, dict[str, Any]]:
+    """The trained model, and the items of the test split."""
+    model = load_model(str(trained[0]), device="cpu", precision="fp32")
+    assert isinstance(model, StudentModel)
+    accelerator = make_accelerator(QUICK)
+    return model.aligned, embed_split(model.aligned, store, "test", accelerator, 64, 0)
+
+
+def test_every_pair_is_ranked_as_by_hand(store: Store, trained: Any, measured: Any) -> None:
+    """Of a query without a partner nothing is asked, and an item that is absent is no candidate."""
+    _, figures = trained
+    _, encoded = measured
+    names = [*FIVE, *ENRICHED]
+    ways = [(a, b) for a in names for b in names if a != b and not set(a.split("+")) & set(b.split("+"))]
+    assert figures["pairs"].keys() == {f"{a}_to_{b}" for a, b in ways}
+    captions, samples = store.rows("test", "caption"), store.rows("test", "sample")
+    owners = store.captions["sample"].to_numpy()[captions] - samples[0]
+    units = {name: torch.nn.functional.normalize(items.vector).numpy() for name, items in encoded.items()}
+    spoken = np.flatnonzero(np.arange(len(captions)) % 2)
+    for (first, one, mine), (second, other, theirs) in (
+        (("speech", units["speech"][spoken], spoken), ("text", units["text"], np.arange(len(captions)))),
+        (("text", units["text"], np.arange(len(captions))), ("speech", units["speech"][spoken], spoken)),
+        (("image", units["image"], np.arange(len(samples))), ("speech", units["speech"][spoken], owners[spoken])),
+        (("speech", units["speech"][spoken], owners[spoken]), ("image", units["image"], np.arange(len(samples)))),
+    ):
+        hits = np.zeros(3)
+        asked = [row for row in range(len(one)) if mine[row] in theirs]
+        for row in asked:
+            order = np.argsort(-(one[row] @ other.T))
+            rank = next(place for place, column in enumerate(order) if theirs[column] == mine[row])
+            hits += rank < np.array([1, 5, 10])
+        found = figures["pairs"][f"{first}_to_{second}"]
+        assert [found[f"R@{k}"] for k in (1, 5, 10)] == pytest.approx(100 * hits / len(asked))
+    own = figures["pairs"]["image_to_text"]
+    assert figures["image_to_text"] == {name: own[name] for name in ("R@1", "R@5", "R@10")}
+
+
+@pytest.mark.parametrize("enrichment", ["unit", "sum"])
+def test_enrichment_is_the_equation(store: Store, measured: Any, tmp_path: Path, enrichment: Any) -> None:
+    model, encoded = measured
+    split = SplitModalities(model, encoded, store, "test")
+    first, second = split.ranked("text+speech"), split.ranked("image+attributes")
+    found = split.compared(first, second, tmp_path, enrichment).rows()
+    units = {name: torch.nn.functional.normalize(items.vector).double() for name, items in encoded.items()}
+    spoken = (torch.arange(first.encoded.size) % 2 == 1).double()[:, None]
+    one, other = units["text"] + spoken * units["speech"], units["image"] + units["attributes"]
+    if enrichment == "unit":
+        one, other = torch.nn.functional.normalize(one), torch.nn.functional.normalize(other)
+    expected, cosines = one @ other.T, torch.cat(list(found))
+    factor = float((expected * cosines).sum() / (cosines * cosines).sum())
+    torch.testing.assert_close(cosines * factor, expected, rtol=0, atol=1e-5)
+    assert factor == pytest.approx(1.0, abs=1e-5) if enrichment == "unit" else factor > 1.5
+    query = split.ranked("image+text"), split.ranked("speech")
+    similar = torch.cat(list(split.compared(*query, tmp_path, "unit").rows())).argsort(dim=1, descending=True)
+    owners = store.captions["sample"].to_numpy()[store.rows("test", "caption")] - store.rows("test", "sample")[0]
+    sums = (units["image"][torch.from_numpy(owners.copy())] + units["text"]) @ units["speech"][1::2].T
+    assert torch.equal(similar[:, :3], sums.argsort(dim=1, descending=True)[:, :3]), "queries: the sum of both"
+
+
+def test_unseen_classes_are_told_by_their_own_vectors(store: Store, trained: Any, measured: Any) -> None:
+    _, figures = trained
+    _, encoded = measured
+    labels = np.array(store.samples["label"].to_pylist())
+    names = np.array(store.classes["name"].to_pylist())
+    here, seen = labels[store.rows("test", "sample")], set(labels[store.rows("train", "sample")])
+    unseen = np.array([name not in seen and name in here for name in names])
+    assert unseen.sum() > 3
+    units = {name: torch.nn.functional.normalize(items.vector).numpy() for name, items in encoded.items()}
+    asked = np.isin(here, names[unseen])
+    guessed = names[unseen][(units["image"][asked] @ units["class_embedding"][unseen].T).argmax(axis=1)]
+    right = guessed == here[asked]
+    by_class = [right[here[asked] == name].mean() for name in np.unique(here[asked])]
+    found = figures["zero_shot"]["image_to_class_embedding"]
+    assert found["accuracy"] == pytest.approx(100 * np.mean(by_class))
+    assert found["plain accuracy"] == pytest.approx(100 * right.mean())
+    assert found["chance"] == pytest.approx(100 / unseen.sum())
+    assert figures["zero_shot"].keys() == {f"{name}_to_class_embedding" for name in (*STORED, *ENRICHED)}
+    rich = torch.nn.functional.normalize(encoded["image"].vector) + torch.nn.functional.normalize(
+        encoded["attributes"].vector
+    )
+    guessed = names[unseen][(rich.numpy()[asked] @ units["class_embedding"][unseen].T).argmax(axis=1)]
+    enriched = figures["zero_shot"]["image+attributes_to_class_embedding"]["plain accuracy"]
+    assert enriched == pytest.approx(100 * (guessed == here[asked]).mean())
+    both = found["generalised seen"], found["generalised unseen"]
+    assert found["harmonic mean"] == pytest.approx(2 * both[0] * both[1] / sum(both) if sum(both) else 0.0)
+
+
+@pytest.mark.parametrize("hits", ["sample", "class"])
+def test_a_hit_may_be_of_the_sample_or_the_class(store: Store, measured: Any, tmp_path: Path, hits: Any) -> None:
+    model, encoded = measured
+    split = SplitModalities(model, encoded, store, "test")
+    own = relevance(split.ranked("text"), split.ranked("speech"), hits)
+    partners = own.sum(axis=1)
+    assert partners.max() >= (3 if hits == "sample" else 6) > 1
+    every = EveryPair(
+        model, encoded, store, "test", Evaluation(hits=hits), (("", ""), lambda: pytest.fail("not asked")), tmp_path
+    )
+    found = every.retrieval()
+    assert ("mAP@R" in found["image_to_text"]) == (hits == "class")
+    assert "mAP@R" in found["image_to_class_embedding"]
+
+
+def test_two_modalities_learn_by_every_loss_and_towers_are_heads_too(store: Store, tmp_path: Path) -> None:
+    """Soft labels work on heads; a tower in place of a table is trained along, unless it is frozen."""
+    two = heads({"image": "hog-color", "text": "minilm"})
+    assert "RSUM" in run(replace(QUICK, student=two), store, tmp_path / "cusa", report=True)["soft_labels"]
+    mixed = replace(
+        two, heads={"image": Head(tower="tiny_students:Tiny"), "text": Head(features="minilm", hidden=True)}
+    )
+    each = replace(ALONE, coordination=Coordination(temperatures="each", weights={"image/text": 2.0}))
+    found = run(replace(QUICK, student=mixed, loss=each), store, tmp_path / "tower")["pcmc"]
+    assert "RSUM" in found
+    spoken = heads({"text": "minilm", "speech": "speech"})
+    found = run(
+        replace(QUICK, student=spoken, loss=replace(ALONE, original="pcmr")), store, tmp_path / "x", report=True
+    )
+    assert found["pcmr"]["text_to_speech"].keys() == {"R@1", "R@5", "R@10"}
+    assert not (tmp_path / "x" / "report.html").exists()
+    text = (tmp_path / "x" / "README.md").read_text()
+    assert "text → speech" in text
+    arguments = ["--model", tmp_path / "x", "--store", store.root, "--out", tmp_path / "eval", "--precision", "fp32"]
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    assert result.exit_code == 0
+    assert "embeds texts and speechs; the task image-retrieval needs one of images" in " ".join(result.stderr.split())
+    figures = json.loads((tmp_path / "eval" / "figures.json").read_text())["results"][0]["figures"]
+    assert figures["store, test"]["text_to_speech"] == found["pcmr"]["text_to_speech"]
+    assert "Head(features='minilm'" in text
+
+
+@pytest.mark.parametrize("freeze", [[], ["image"]], ids=["all", "frozen"])
+def test_of_a_model_s_towers_only_the_one_that_is_used_learns(store: Store, freeze: list[str]) -> None:
+    """A parameter that no step reaches would stop a training in several processes."""
+    towers = {"image": Head(tower="open-clip:small-clip"), "text": Head(features="minilm")}
+    student = load_student(with_widths(replace(heads({}), heads=towers, freeze=freeze), store))
+    found = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
+    assert any(name.startswith("models.0.model.visual") for name in found) == (not freeze)
+    assert {name.split(".")[0] for name in found} == ({"heads"} if freeze else {"heads", "models"})
+    assert not any("text" in name or "token" in name or "logit" in name for name in found if name.startswith("models"))
+
+
+def test_what_heads_cannot_be_is_said(store: Store, tmp_path: Path) -> None:
+    for student, error, words in (
+        (heads({}), StudentError, "student.heads is empty"),
+        (heads({"image": "nothing"}), StoreError, "no features 'nothing'"),
+        (replace(heads(STORED), heads={"image": Head()}), StudentError, "one of them"),
+        (replace(heads(STORED), heads={"speech": Head(tower="tiny_students:Tiny")}), StudentError, "no such tower"),
+        (replace(heads(STORED), heads={"image": Head(features="minilm", width=3)}), StudentError, "expected 3"),
+        (heads(STORED, freeze=["image"]), StudentError, "does not say what its image tower is"),
+    ):
+        with pytest.raises(error, match=words):
+            load_student(with_widths(student, store))
+    for wrong in ("image+smell", "image", "image+image"):
+        with pytest.raises(ParameterError, match="two or more of image, text"):
+            run(replace(QUICK, student=heads(STORED), eval=Evaluation(enriched=[wrong])), store, tmp_path / "run")
+
+
+def test_run_json_says_how_wide_the_features_are(trained: Any) -> None:
+    recorded = json.loads((trained[0] / "run.json").read_text())
+    assert recorded["parameters"]["student"]["heads"]["class_embedding"]["level"] == "class"
+    assert {"speech", "class_embedding"} <= recorded["data"].keys()
+
+
+def test_rare_modalities_meet_another_of_their_kind() -> None:
+    """Rows come once each; of a modality that is expected once a batch, nearly no batch has one alone."""
+    random, size = np.random.default_rng(0), 64
+    present = random.random((6400, 3)) < [0.9, 1 / size, 2 / size]
+    order = by_twos(present, size)
+    assert np.array_equal(np.sort(order), np.arange(len(order)))
+    for column in (1, 2):
+        before, after = (flags[:, column].reshape(-1, size).sum(axis=1) for flags in (present, present[order]))
+        assert (before == 1).sum() > 20
+        assert (after == 1).sum() < (before == 1).sum() / 4
+    assert np.array_equal(by_twos(present[:, :1], size), np.arange(6400)), "a common one leaves the order as it is"

@@ -1,0 +1,162 @@
+"""Data sets in their published layouts, made small: CUB with captions and attributes, Flickr8K with its speech."""
+
+from __future__ import annotations
+
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from test_features_import import TINY
+
+from pipeline.extract import extract
+from pipeline.inspection.verify import verify
+from stores import ExtractParameters, SourceError, Store
+from stores.parameters import Data, Extract, FeatureFile
+
+CLASSES = ("001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross")
+EACH = 4
+SPOKEN = {"train": ["100_a.jpg", "101_b.jpg", "102_c.jpg"], "dev": ["103_d.jpg"], "test": ["104_e.jpg", "105_f.jpg"]}
+
+
+class Loudness:
+    """Of a recording: its length, its mean and its loudness."""
+
+    dim = 3
+    fingerprint = "loudness 1"
+
+    def __call__(self, samples: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
+        return np.array([len(samples) / rate, samples.mean(), np.abs(samples).max()], dtype=np.float32)
+
+
+def written(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def picture(path: Path, number: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 16), (17 * number % 256, 90, 200 - number)).save(path)
+
+
+@pytest.fixture
+def cub(tmp_path: Path) -> Path:
+    """12 images of three classes, of which the last is unseen; every second one trains."""
+    root = tmp_path / "CUB_200_2011"
+    names = [f"{name}/{name[4:]}_{number:04}.jpg" for name in CLASSES for number in range(EACH)]
+    written(root / "images.txt", "".join(f"{n} {name}\n" for n, name in enumerate(names, 1)))
+    written(root / "image_class_labels.txt", "".join(f"{n + 1} {n // EACH + 1}\n" for n in range(len(names))))
+    written(root / "classes.txt", "".join(f"{n} {name}\n" for n, name in enumerate(CLASSES, 1)))
+    written(root / "train_test_split.txt", "".join(f"{n + 1} {int(n % 2 == 0)}\n" for n in range(len(names))))
+    written(root / "cvpr2016_cub" / "testclasses.txt", f"{CLASSES[2]}\n")
+    for number, name in enumerate(names):
+        picture(root / "images" / name, number)
+        said = "".join(f"bird {number} has feather {n}.\n" for n in range(10))
+        written(root / "cvpr2016_cub" / "text_c10" / f"{name[:-4]}.txt", said)
+    rows = [f"{n + 1} {a} {int((n + a) % 3 == 0)} 3 {n}.5" for n in range(len(names) - 1) for a in range(1, 313)]
+    rows[7] += " 0"  # as some lines of the published file are
+    written(root / "attributes" / "image_attribute_labels.txt", "\n".join(rows) + "\n")
+    table = "".join(" ".join(f"{(n + 1) * a % 101:.6f}" for a in range(312)) + "\n" for n in range(3))
+    written(root / "attributes" / "class_attribute_labels_continuous.txt", table)
+    return root
+
+
+def stored(source: Path, folder: Path, **data: object) -> Store:
+    parameters = ExtractParameters(
+        data=Data(source=str(source), **data), teachers=TINY, extract=Extract(shard_size=5, workers=0)
+    )
+    extract(parameters, folder / "store")
+    assert extract(parameters, folder / "store").made == {}
+    assert verify(folder / "store").whole
+    return Store.open(folder / "store")
+
+
+def test_cub_has_attributes_of_images_and_classes(cub: Path, tmp_path: Path) -> None:
+    store = stored(cub, tmp_path)
+    assert {split: len(store.rows(split, "sample")) for split in store.manifest.splits} == {"train": 4, "test": 8}
+    samples = store.samples.to_pylist()
+    unseen = {row["split"] for row in samples if row["label"] == CLASSES[2]}
+    assert unseen == {"test"}
+    assert all(row["caption_count"] == 10 for row in samples)
+    attributes, classes = store.features("attributes"), store.features("class_embedding")
+    assert (attributes.level, attributes.shape, classes.level, classes.unit) == ("sample", (312,), "class", True)
+    order = np.array([CLASSES.index(row["label"]) * EACH + int(row["source_id"][-8:-4]) for row in samples])
+    assert attributes.valid.tolist() == (order != 11).tolist(), "of the last nobody was asked"
+    expected = ((order[:, None] + np.arange(1, 313)) % 3 == 0) & (order != 11)[:, None]
+    np.testing.assert_array_equal(attributes.gather(np.arange(12)), expected)
+    table = np.array([[(n + 1) * a % 101 for a in range(312)] for n in range(3)], dtype=np.float32)
+    table /= np.linalg.norm(table, axis=1, keepdims=True)
+    np.testing.assert_allclose(classes.gather(np.arange(3)), table, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("images.txt", "1\n", "line 1: found '1', expected 2 fields"),
+        ("train_test_split.txt", "1 1\n", "image 2 .* has no split or no class"),
+        ("attributes/class_attribute_labels_continuous.txt", "1 2\n", "312 fields"),
+    ],
+    ids=["one-field", "no-split", "few-attributes"],
+)
+def test_a_list_of_cub_that_is_broken_is_named(cub: Path, tmp_path: Path, file: str, text: str, message: str) -> None:
+    (cub / file).write_text(text)
+    with pytest.raises(SourceError, match=message):
+        stored(cub, tmp_path)
+
+
+@pytest.fixture
+def facc(tmp_path: Path) -> Path:
+    """Six images with five captions each, of which one is not spoken and one recording is broken."""
+    root = tmp_path / "flickr8k"
+    said, spoken = [], []
+    for number, name in enumerate(name for names in SPOKEN.values() for name in names):
+        picture(root / "Flicker8k_Dataset" / name, number)
+        for n in range(5):
+            said.append(f"{name}#{n}\tA dog {n} of {name} runs .")
+            spoken.append(f"{name[:-4]}_{n}.wav {name} #{n}")
+            wav = root / "flickr_audio" / "wavs" / f"{name[:-4]}_{n}.wav"
+            wav.parent.mkdir(parents=True, exist_ok=True)
+            with wave.open(str(wav), "wb") as recording:
+                recording.setnchannels(1)
+                recording.setsampwidth(2)
+                recording.setframerate(16_000)
+                tone = 1000 * (n + 1) * np.sin(np.arange(800 * (number + 1)) / 5)
+                recording.writeframes(tone.astype("<i2").tobytes())
+    (root / "flickr_audio" / "wavs" / "100_a_2.wav").write_bytes(b"RIFF")
+    written(root / "flickr_audio" / "wav2capt.txt", "\n".join(spoken[:-1]) + "\n")
+    written(root / "Flickr8k_text" / "Flickr8k.token.txt", "\n".join(said) + "\n")
+    for split, names in SPOKEN.items():
+        written(root / "Flickr8k_text" / f"Flickr_8k.{split}Images.txt", "\n".join(names) + "\n")
+    return root
+
+
+def test_spoken_captions_are_encoded(facc: Path, tmp_path: Path) -> None:
+    store = stored(facc, tmp_path, speech="test_published:Loudness")
+    counts = {split: len(store.rows(split, "sample")) for split in store.manifest.splits}
+    assert counts == {"train": 3, "val": 1, "test": 2}
+    speech = store.features("speech")
+    assert (speech.level, speech.shape, len(speech)) == ("caption", (3,), 30)
+    assert np.flatnonzero(~speech.valid).tolist() == [2, 29]
+    rows = speech.gather(np.arange(30)).astype(np.float32)
+    assert rows[12, 0] == pytest.approx(800 * 3 / 16_000, rel=1e-3)
+    assert rows[14, 2] == pytest.approx(5000 / 32768, rel=1e-2)
+
+
+def test_vectors_of_spoken_captions_are_imported_by_key(facc: Path, tmp_path: Path) -> None:
+    """By the ids that the captions have in Flickr8K's own file."""
+    names = [f"{name}#{n}" for names in SPOKEN.values() for name in names for n in range(5)]
+    order = np.random.default_rng(0).permutation(30)[:20]
+    values = np.random.default_rng(1).normal(size=(30, 4)).astype(np.float16)
+    np.savez(tmp_path / "hubert.npz", mean=values[order], caption=np.array(names)[order])
+    file = FeatureFile(file=str(tmp_path / "hubert.npz"), array="mean", key="caption", level="caption")
+    store = stored(facc, tmp_path, features={"speech": file})
+    found = store.features("speech")
+    assert sorted(np.flatnonzero(found.valid)) == sorted(order)
+    np.testing.assert_array_equal(found.gather(order), values[order])
+
+
+def test_an_encoder_must_say_what_it_computes(facc: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="lacks dim and fingerprint"):
+        stored(facc, tmp_path, speech="collections:OrderedDict")

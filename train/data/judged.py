@@ -1,0 +1,42 @@
+"""What is known of a training's pairs: which were made wrong on purpose, and how likely each is right by a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stores import Store
+from stores.clean import read_clean
+from stores.parameters import Train
+from train.data.numbers import Numbers
+from train.data.pairing import Pairing
+from train.losses.terms import TrainingPairs
+
+
+def training_pairs(stores: Sequence[Store], captions: Numbers, settings: Train) -> TrainingPairs:
+    """Return what is known of the pairs of all stores; a clean column is of the first one alone.
+
+    Raises:
+        StoreError: a table is damaged, or the clean column is of other data.
+    """
+    wrong = [flags for store in stores if (flags := Pairing(store, "train").wrong()) is not None]
+    clean = None
+    if settings.clean is not None:
+        rows, probabilities = read_clean(Path(settings.clean), stores[0])
+        inside = np.isin(rows, stores[0].rows("train", "caption"))
+        clean = np.ones(len(captions))
+        clean[rows[inside] - captions.first] = probabilities[inside]
+    return TrainingPairs(
+        captions.first, len(captions), np.concatenate(wrong) if len(wrong) == len(stores) else None, clean
+    )
+
+
+def too_doubtful(store: Store, settings: Train) -> NDArray[np.int64]:
+    """Return the rows of the captions, sorted, that the clean column of a training keeps out of it."""
+    if settings.clean is None or not settings.clean_at_least:
+        return np.empty(0, dtype=np.int64)
+    rows, probabilities = read_clean(Path(settings.clean), store)
+    return rows[probabilities < settings.clean_at_least]

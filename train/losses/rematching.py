@@ -1,0 +1,161 @@
+"""Learning from pairs of which an unknown part is wrong (L2RM, 2403.05105, CVPR 2024), as terms beside any others.
+
+1. While warming up, a symmetric cross-entropy of all pairs, which bears wrong ones, is the whole loss of the pairs.
+2. At the start of each later epoch the losses of all pairs are surveyed and split by a mixture of two components: each
+   pair has a clean probability, kept as a buffer, so that a resumed run goes on with the same split.
+3. Terms that learn from pairs, such as InfoNCE, learn from the clean ones alone: the others are not trusted.
+4. The rest of each batch is matched anew: a partial transport between its images and texts, where no pair as given is
+   allowed, gives soft targets, and a symmetric KL divergence draws the student towards them.
+
+A batch holds clean and other pairs as they come, so that an epoch's order is the same as without.
+Shapes: M rows, N columns.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from stores.clean_mixture import clean_probabilities
+from stores.parameters import Rematching
+from train.losses.comparison import TRUSTED, Comparison
+from train.losses.functional import symmetric_cross_entropy, symmetric_divergence
+from train.losses.learned_cost import LearnedCost
+from train.losses.terms import Term, TrainingPairs
+from train.losses.transport import potentials, targets
+
+MARGIN = 0.2
+"""Of the surveyed losses."""
+_POTENTIALS = {"image": "potentials of images", "text": "potentials of texts"}
+
+
+class WarmUp(Term):
+    """The symmetric cross-entropy of all pairs, in the first epochs alone."""
+
+    paired = False
+
+    def __init__(self, settings: Rematching) -> None:
+        super().__init__("warm-up")
+        self._epochs, self._tau, self._now = settings.warm_up, settings.tau, True
+
+    def before_epoch(self, epoch: int) -> None:
+        self._now = epoch < self._epochs
+
+    def forward(self, compared: Comparison) -> Tensor:
+        scores, reverse = compared.scores("image", "text"), compared.scores("text", "image")
+        if not self._now:
+            return torch.zeros_like(scores[0, 0])
+        return symmetric_cross_entropy(scores, self._tau, compared.same("image", "text"), reverse)
+
+
+class Rematched(Term):
+    """The divergence of the pairs that are not clean from what a partial transport matches them with.
+
+    It is their sum over the batch's size, so that it weighs as much as they are many.
+    """
+
+    paired = False
+    prepares = True
+    clean: Tensor
+    """(captions,) clean probabilities, 1 where a pair was never surveyed."""
+    split_at: Tensor
+    """(), the epoch of the last survey, −1 before the first."""
+
+    def __init__(self, settings: Rematching) -> None:
+        super().__init__("rematched", settings.weight)
+        self._settings = settings
+        self.cost = LearnedCost() if settings.cost == "learned" else None
+        self._pairs = TrainingPairs(0, 0)
+        self._epoch = 0
+        self.register_buffer("clean", torch.ones(0, dtype=torch.float64))
+        self.register_buffer("split_at", torch.tensor(-1))
+
+    def begin(self, pairs: TrainingPairs) -> None:
+        self._pairs = pairs
+        self.clean = self.clean.new_ones(pairs.count)
+        if pairs.clean is not None:
+            self.clean.copy_(torch.from_numpy(pairs.clean))
+
+    def before_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def wants_survey(self, epoch: int) -> bool:
+        if self._pairs.clean is not None:
+            return False
+        return epoch >= self._settings.warm_up and int(self.split_at) != epoch
+
+    def pair_losses(self, compared: Comparison) -> Tensor:
+        """Return the hinge over all negatives of the block, both ways: (M,)."""
+        losses = torch.zeros_like(compared.scores("image", "text")[:, 0])
+        for first, second in (("image", "text"), ("text", "image")):
+            scores = compared.scores(first, second)
+            excess = (MARGIN + scores - scores.gather(1, compared.rows.places[:, None])).clamp(min=0)
+            losses = losses + excess.masked_fill(compared.same(first, second), 0).mean(dim=1)
+        return losses
+
+    def take_survey(self, epoch: int, captions: Tensor, losses: Tensor) -> None:
+        found = clean_probabilities(losses.double().cpu().numpy(), self._settings.mixture)
+        self.clean[captions - self._pairs.first] = torch.from_numpy(found).to(self.clean.device)
+        self.split_at.fill_(epoch)
+
+    def clean_column(self) -> Tensor | None:
+        return self.clean if self._pairs.clean is not None or int(self.split_at) >= 0 else None
+
+    def figures(self) -> dict[str, float]:
+        if self.clean_column() is None:
+            return {}
+        clean = self.clean.cpu().numpy()
+        return {"kept": float((clean > 0.5).mean()), **_judged(clean, self._pairs.wrong)}
+
+    def prepare(self, whole: Comparison) -> dict[str, Tensor]:
+        captions = whole.columns.numbers["caption"] - self._pairs.first
+        if self._epoch < self._settings.warm_up:
+            return {TRUSTED: torch.zeros_like(captions, dtype=torch.bool)}
+        trusted = self.clean[captions] > 0.5
+        notes = {name: torch.zeros(len(captions), dtype=torch.float64, device=captions.device) for name in _POTENTIALS}
+        chosen = torch.nonzero(~trusted)[:, 0]
+        if len(chosen):
+            scores = whole.scores("image", "text")[chosen][:, chosen]
+            allowed = ~whole.same("image", "text")[chosen][:, chosen]
+            found = potentials(self._costs(scores), self._settings.mass, self._settings.reg, allowed)
+            for note, potential in zip(notes.values(), found, strict=True):
+                note[chosen] = potential
+        return {TRUSTED: trusted, **{_POTENTIALS[name]: note for name, note in notes.items()}}
+
+    def forward(self, compared: Comparison) -> Tensor:
+        if _POTENTIALS["image"] not in compared.columns.notes:
+            return torch.zeros_like(compared.scores("image", "text")[0, 0])
+        settings = self._settings
+        others, candidates = (~side.notes[TRUSTED] for side in (compared.rows, compared.columns))
+        allowed = candidates & ~compared.same("image", "text")
+        weights = (others & allowed.any(dim=1)).double()
+        total = torch.zeros_like(compared.scores("image", "text")[0, 0])
+        for first, second in (("image", "text"), ("text", "image")):
+            scores = compared.scores(first, second)
+            wanted = targets(self._costs(scores), compared.columns.notes[_POTENTIALS[second]], settings.reg, allowed)
+            among = candidates | ~candidates.any()
+            total = total + symmetric_divergence(scores, wanted, settings.tau, weights, among)
+            if self.cost is not None:
+                right = (~others).to(scores.dtype)
+                total = total + self.cost.loss(scores, compared.rows.places, ~compared.same(first, second), right)
+        return total / 2
+
+    @torch.no_grad()
+    def _costs(self, scores: Tensor) -> Tensor:
+        costs: Tensor = 1 - scores if self.cost is None else self.cost(scores)
+        return costs
+
+
+def _judged(clean: np.ndarray, wrong: np.ndarray | None) -> dict[str, float]:
+    """Return how well a split finds the pairs that are known to be wrong."""
+    if wrong is None or wrong.all() or not wrong.any():
+        return {}
+    found = clean <= 0.5
+    hits = float((found & wrong).sum())
+    return {
+        "AUC": float(roc_auc_score(wrong, -clean)),
+        "precision": hits / max(1.0, float(found.sum())),
+        "recall": hits / float(wrong.sum()),
+    }

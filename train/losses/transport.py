@@ -1,0 +1,151 @@
+"""Partial transport between the images and texts of wrong pairs, and the targets that it gives (L2RM, 2403.05105).
+
+1. Of uniform marginals 1/M and 1/N only a part ρ is transported, where a mask allows it, at the least cost less λ times
+   the entropy. A dummy row and column of cost 0 take the rest; their own crossing is impossible, so that the mass is ρ.
+2. Sinkhorn's rounds run on potentials in logs: every few rounds these are absorbed into a new kernel, whose rounds in
+   between are products of a matrix and a vector (Schmitzer, 1610.06519). No cost, however large, under- or overflows.
+3. The targets of a row are its plan's shares. They follow from the potentials of the other side alone: a softmax of
+   −cost/λ less what is due to hubs, items that are near to many.
+
+Shapes: M rows, N columns. All is computed in float64, without gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_EXACT: Final = (20_000, 1e-10)
+"""At most so many rounds, and how far the plan's marginals may be off, summed, for a plan that is asked for itself."""
+_CLOSE: Final = (1000, 1e-6)
+"""The same for targets. A problem that the mask makes impossible would never end."""
+_BETWEEN: Final = 10
+"""Rounds between two absorptions."""
+_LEAST: Final = 1e-300
+"""What is divided by is no less: a column that nothing reaches stays finite."""
+_LARGEST: Final = 1e12
+"""Bound of a logarithm, where nothing is allowed at all."""
+
+
+def partial_transport(cost: Tensor, mass: float, reg: float, allowed: Tensor | None = None) -> Tensor:
+    """Return the plan P that minimises Σ cost·P − reg · entropy with uniform marginals at most and ΣP = mass: (M, N).
+
+    The entropy is that of the plan and of what stays untransported, so that every row gives up a similar share.
+
+    Args:
+        cost: (M, N).
+        mass: what is transported of 1, in (0, 1].
+        reg: λ, above 0.
+        allowed: (M, N) bool; the plan is zero elsewhere.
+
+    Raises:
+        ValueError: mass or reg is out of bounds, or the mask does not let so much mass through.
+    """
+    rows, columns = potentials(cost, mass, reg, allowed, *_EXACT)
+    plan = (rows[:, None] + columns[None, :] + _logits(cost, reg, allowed)).exp()
+    total = float(plan.sum())
+    if not abs(total - mass) < 1e-4 * mass:
+        raise ValueError(
+            f"The mask lets a mass of {total:.4g} through, expected {mass:g}. Lower the mass, or allow more cells."
+        )
+    return (plan * (mass / total)).to(_dtype(cost))
+
+
+def rematched_targets(
+    similarity: Tensor, reg: float, mass: float, allowed: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the soft targets of rows over columns, (M, N), and of columns over rows, (N, M), of cost 1 − similarity.
+
+    They are the plan's shares of each row and of each column; zero throughout where nothing is allowed.
+    """
+    rows, columns = potentials(1 - similarity, mass, reg, allowed)
+    transposed = None if allowed is None else allowed.T
+    both = (similarity, columns, allowed), (similarity.T, rows, transposed)
+    of_rows, of_columns = (targets(1 - scores, potential, reg, mask) for scores, potential, mask in both)
+    return of_rows, of_columns
+
+
+def targets(cost: Tensor, potential: Tensor, reg: float, allowed: Tensor | None = None) -> Tensor:
+    """Return softmax_j(−cost_ij/reg + potential_j), (M, N), by the potentials (N,) of the columns."""
+    shares = torch.softmax(_logits(cost, reg, allowed) + potential, dim=1)
+    return shares.nan_to_num(0.0).to(_dtype(cost))
+
+
+@torch.no_grad()
+def potentials(
+    cost: Tensor,
+    mass: float,
+    reg: float,
+    allowed: Tensor | None = None,
+    rounds: int = _CLOSE[0],
+    tolerance: float = _CLOSE[1],
+) -> tuple[Tensor, Tensor]:
+    """Return log a (M,) and log b (N,), float64, of the plan a_i exp(−cost_ij/reg) b_j.
+
+    Args:
+        cost: (M, N).
+        mass: as in `partial_transport`.
+        reg: likewise.
+        allowed: likewise.
+        rounds: at most so many.
+        tolerance: how far the plan's marginals may be off, summed.
+
+    Raises:
+        ValueError: mass or reg is out of bounds.
+    """
+    if not 0 < mass <= 1 or not reg > 0:
+        raise ValueError(f"mass is {mass:g} and reg {reg:g}, expected 0 < mass ≤ 1 and reg > 0.")
+    problem = _Problem(_logits(cost, reg, allowed), mass)
+    rows, columns = problem.start()
+    for _ in range(rounds // _BETWEEN):
+        rows, columns, error = problem.rounds(rows, columns)
+        if error < tolerance:
+            break
+    return rows[: cost.shape[0]], columns[: cost.shape[1]]
+
+
+class _Problem:
+    """The problem with its dummy row and column, last, in logs; without them where all mass is transported."""
+
+    def __init__(self, logits: Tensor, mass: float) -> None:
+        self._inner, self._mass, partial = logits, mass, mass < 1
+        self._logits = functional.pad(logits, (0, int(partial), 0, int(partial)))
+        if partial:
+            self._logits[-1, -1] = float("-inf")
+        rest = logits.new_tensor([1 - mass] * partial)
+        self._of_rows, self._of_columns = (
+            torch.cat([logits.new_full((count,), 1 / count), rest]) for count in logits.shape
+        )
+
+    def start(self) -> tuple[Tensor, Tensor]:
+        """Return potentials at which the mass is right, though its spread is not: near the solution for little mass."""
+        count = self._inner.numel()
+        level = (math.log(self._mass * count) - torch.logsumexp(self._inner.flatten(), dim=0)).clamp(max=_LARGEST) / 2
+        potentials = [self._of_rows.log() + level, self._of_columns.log() + level]
+        for potential in potentials if self._mass < 1 else ():
+            potential[-1] -= 2 * level
+        return potentials[0], potentials[1]
+
+    def rounds(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Return the potentials some rounds on, and by how much the rows' marginals are off."""
+        kernel = (rows[:, None] + columns[None, :] + self._logits).exp_()
+        transposed = kernel.T.contiguous()
+        scaled_rows, scaled_columns = torch.ones_like(rows), torch.ones_like(columns)
+        for _ in range(_BETWEEN):
+            scaled_rows = self._of_rows / torch.mv(kernel, scaled_columns).clamp_(min=_LEAST)
+            scaled_columns = self._of_columns / torch.mv(transposed, scaled_rows).clamp_(min=_LEAST)
+        error = (scaled_rows * torch.mv(kernel, scaled_columns) - self._of_rows).abs().sum()
+        return rows + scaled_rows.log(), columns + scaled_columns.log(), float(error)
+
+
+def _logits(cost: Tensor, reg: float, allowed: Tensor | None) -> Tensor:
+    logits = cost.detach().double() / -reg
+    return logits if allowed is None else logits.masked_fill(~allowed, float("-inf"))
+
+
+def _dtype(like: Tensor) -> torch.dtype:
+    return torch.float64 if like.dtype == torch.float64 else torch.float32
