@@ -49,21 +49,23 @@ class _BothWays(torch.autograd.Function):
         blocks = [_Block(similarity, tau, slice(start, start + height)) for start in range(0, count, height)]
         targets = _Targets(similarity, *sides)
         columns, rows = sides[4:]
-        over_rows, over_columns, value = [], similarity.new_full((count,), float("-inf")), similarity.new_zeros(())
+        over_columns, value = similarity.new_full((count,), float("-inf")), similarity.new_zeros(())
+        gradient = torch.empty_like(similarity, memory_format=torch.contiguous_format)
+        # What the rows and the targets give of the gradient, and the sums over columns; what these give follows.
         for block in blocks:
-            logits = block.logits()
-            over_rows.append(_masked(logits, columns, 0).logsumexp(dim=1))
+            logits, own = block.logits(), gradient[block.part]
             over_columns = torch.logaddexp(over_columns, _masked(logits, rows, 1, block.part).logsumexp(dim=0))
-            value = value - targets.of(block.part).flatten().dot(logits.flatten())
-        value = value + targets.row_shares.dot(torch.cat(over_rows)) + targets.column_shares.dot(over_columns)
-        gradient, slope = torch.empty_like(similarity, memory_format=torch.contiguous_format), torch.zeros_like(value)
-        for block, normaliser in zip(blocks, over_rows, strict=True):
-            logits, part = block.logits(), gradient[block.part]
-            torch.exp(_masked(logits, columns, 0) - normaliser[:, None], out=part)
-            part.mul_(targets.row_shares[block.part, None])
-            part.add_((_masked(logits, rows, 1, block.part) - over_columns).exp_().mul_(targets.column_shares))
-            part.sub_(targets.of(block.part))
-            slope = slope + part.flatten().dot(logits.flatten())
+            masked, shares = _masked(logits, columns, 0), targets.row_shares[block.part]
+            largest = masked.amax(dim=1)
+            total = torch.sub(masked, largest[:, None], out=own).exp_().sum(dim=1)
+            wanted = targets.of(block.part)
+            value = value + shares.dot(largest + total.log()) - wanted.flatten().dot(logits.flatten())
+            own.mul_((shares / total)[:, None]).sub_(wanted)
+        value, slope = value + targets.column_shares.dot(over_columns), torch.zeros_like(value)
+        for block in blocks:
+            logits, own = block.logits(), gradient[block.part]
+            own.add_((_masked(logits, rows, 1, block.part) - over_columns).exp_().mul_(targets.column_shares))
+            slope = slope + own.flatten().dot(logits.flatten())
         ctx.save_for_backward(gradient, tau, slope)
         return value / 2
 
