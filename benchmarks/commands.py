@@ -37,7 +37,7 @@ def benchmark() -> list[Result]:
 
 
 def _measure(place: Path, command: str, *arguments: str) -> Result:
-    watched = [sys.executable, "-c", WATCH, _script(command), *arguments]
+    watched = [sys.executable, "-c", WATCH, script(command), *arguments]
     outputs = [subprocess.run(watched, cwd=place, stdout=subprocess.PIPE, check=True).stdout for _ in range(REPEATS)]
     taken = [map(float, output.split()) for output in outputs]
     seconds, peak = (statistics.median(values) for values in zip(*taken, strict=True))
@@ -53,10 +53,11 @@ def _measure(place: Path, command: str, *arguments: str) -> Result:
 
 
 def _run(place: Path, command: str, *arguments: str) -> None:
-    subprocess.run([_script(command), *arguments], cwd=place, check=True, capture_output=True)
+    subprocess.run([script(command), *arguments], cwd=place, check=True, capture_output=True)
 
 
-def _script(command: str) -> str:
+def script(command: str) -> str:
+    """Return the path of one of our commands, as it is installed beside this Python."""
     return str(Path(sys.executable).with_name(command))
 
 

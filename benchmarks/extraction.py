@@ -18,7 +18,7 @@ from pipeline.encode.engine import InProcess
 from pipeline.ingest import ingest
 from pipeline.sources import open_source
 from stores import Shard
-from stores.images import Images, decode_rgb
+from stores.images import Images
 from stores.layout import Layout
 from stores.parameters import Data, Extract
 
@@ -32,21 +32,22 @@ def benchmark() -> Result | None:
     if not PICTURES.is_dir():
         return None
     with tempfile.TemporaryDirectory() as folder:
-        return _measure(Path(folder))
+        return measure(Path(folder), PICTURES, "auto")
 
 
-def _measure(folder: Path) -> Result:
+def measure(folder: Path, pictures: Path, device: str) -> Result:
+    """Measure on a folder of JPEGs; the store and the weights lie in `folder`."""
     entries = [
-        {"filename": path.name, "split": "test", "sentences": [{"raw": path.stem}]} for path in PICTURES.glob("*.jpg")
+        {"filename": path.name, "split": "test", "sentences": [{"raw": path.stem}]} for path in pictures.glob("*.jpg")
     ]
     source = folder / "dataset.json"
     source.write_text(json.dumps({"images": sorted(entries, key=lambda entry: str(entry["filename"]))}))
-    data = Data(source=str(source), images=str(PICTURES))
+    data = Data(source=str(source), images=str(pictures))
     layout, settings = Layout(folder / "store"), Extract()
     quiet = Progress(disable=True)
     layout.root.mkdir()
     shards = ingest(open_source(data), data, settings.shard_size, layout, quiet).shards
-    engine = InProcess(_random_unicom(folder), settings, "auto")
+    engine = InProcess(random_unicom(folder), settings, device)
     teacher = engine.teacher
     ready = _ready_batches(teacher, layout, shards, batch_size(teacher, settings))
     count = sum(shard.samples for shard in shards)
@@ -67,7 +68,8 @@ def _measure(folder: Path) -> Result:
     )
 
 
-def _random_unicom(folder: Path) -> TeacherSpec:
+def random_unicom(folder: Path) -> TeacherSpec:
+    """Return a Unicom B/32 of random weights, which `folder` holds."""
     torch.manual_seed(0)
     torch.save(UnicomViT(MODELS["ViT-B/32"]).state_dict(), folder / "unicom.pt")
     return TeacherSpec(spec="unicom:ViT-B/32", weights=str(folder / "unicom.pt"), modality="image")
@@ -75,5 +77,5 @@ def _random_unicom(folder: Path) -> TeacherSpec:
 
 def _ready_batches(teacher: Teacher, layout: Layout, shards: tuple[Shard, ...], size: int) -> list[torch.Tensor]:
     images = Images(layout, shards)
-    ready = [teacher.preprocess(decode_rgb(images[row])) for row in range(len(images))]
+    ready = [teacher.preprocess_file(images[row]) for row in range(len(images))]
     return [teacher.collate(ready[start : start + size]).to(teacher.device) for start in range(0, len(ready), size)]

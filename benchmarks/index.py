@@ -54,8 +54,7 @@ def benchmark() -> Result:
 
 def _measure() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        layout = Layout(Path(folder))
-        features, shards, parts = _store(layout)
+        features, shards, parts, layout = made_store(Path(folder), ROWS, PARTS)
         with _Peak() as peak:
             started = time.perf_counter()
             ensure_index(features, "train", shards, parts, layout, Extract())
@@ -117,9 +116,11 @@ def _rows(part: int, count: int) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
 
 
-def _store(layout: Layout) -> tuple[Features, tuple[Shard, ...], dict[str, str]]:
-    count, origin, shards = ROWS // PARTS, PartOrigin(teacher_fingerprint=DIGEST, shard_sha256=DIGEST), []
-    for number in range(PARTS):
+def made_store(folder: Path, rows: int, parts: int) -> tuple[Features, tuple[Shard, ...], dict[str, str], Layout]:
+    """Make a store of random clusters: its features, the shards, the parts' checksums, and where it lies."""
+    layout, count, shards = Layout(folder), rows // parts, []
+    origin = PartOrigin(teacher_fingerprint=DIGEST, shard_sha256=DIGEST)
+    for number in range(parts):
         name = shard_name("train", number)
         write_part(layout.features("t", name), _rows(number, count), np.ones(count, bool), origin)
         shards.append(
@@ -134,7 +135,7 @@ def _store(layout: Layout) -> tuple[Features, tuple[Shard, ...], dict[str, str]]
                 sha256=DIGEST,
             )
         )
-    parts = {shard.name: DIGEST for shard in shards}
+    digests = {shard.name: DIGEST for shard in shards}
     teacher = FeatureSet(
         spec="t",
         modality="image",
@@ -143,7 +144,7 @@ def _store(layout: Layout) -> tuple[Features, tuple[Shard, ...], dict[str, str]]
         unit=True,
         precision="fp32",
         fingerprint=DIGEST,
-        parts=parts,
+        parts=digests,
         invalid=0,
     )
-    return Features(layout, "t", tuple(shards), teacher), tuple(shards), parts
+    return Features(layout, "t", tuple(shards), teacher), tuple(shards), digests, layout

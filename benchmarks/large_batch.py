@@ -40,7 +40,7 @@ def benchmark() -> list[Result]:
 
 def _time(device: str) -> Result:
     count = _largest(device)
-    inputs = _Inputs(device, count)
+    inputs = Pairs(device, count)
     ours, yardstick, ratio = in_turn(lambda: inputs.step(tiles.ELEMENTS), lambda: inputs.step(count**2), ROUNDS)
     pairs = zip(inputs.step(tiles.ELEMENTS), inputs.step(count**2), strict=True)
     difference = max(float((one - other).norm() / other.norm()) for one, other in pairs)
@@ -77,10 +77,10 @@ def _largest(device: str) -> int:
     return min(CAP[device], int(fits) // 1024 * 1024)
 
 
-class _Inputs:
+class Pairs:
     """Pairs in clusters, which teachers and student see alike but for noise; two captions an image."""
 
-    def __init__(self, device: str, count: int) -> None:
+    def __init__(self, device: str | torch.device, count: int) -> None:
         generator = torch.Generator().manual_seed(0)
         centres = torch.randn(count // 8, DIM, generator=generator)
         shared = centres[torch.randint(count // 8, (count,), generator=generator)]
@@ -108,7 +108,7 @@ class _Inputs:
 
 def _peak(device: str, count: int) -> int:
     """Return the bytes that one step takes at its peak beyond its inputs."""
-    inputs = _Inputs(device, count)
+    inputs = Pairs(device, count)
     before = _held(device, "VmRSS:")
     inputs.step(tiles.ELEMENTS)
     return _held(device, "VmHWM:") - before

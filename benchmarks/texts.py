@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,19 +49,26 @@ def _with_repeats(captions: Sequence[str], count: int) -> list[str]:
     return random.choices(captions, k=count)
 
 
-def _measure(folder: Path, texts: Sequence[str], bound: float, rounds: int) -> Result:
-    layout, settings = Layout(folder / "store"), Extract(precision="fp32")
-    quiet = Progress(disable=True)
+def end_to_end(
+    folder: Path, texts: Sequence[str], settings: Extract, device: str
+) -> tuple[InProcess, Callable[[], None]]:
+    """Return MiniLM and what extracts its features of the texts, from a store in `folder`."""
+    layout, quiet = Layout(folder / "store"), Progress(disable=True)
     shards = _store(folder, texts, layout, quiet)
-    engine = InProcess(TeacherSpec(spec="minilm", weights=None, modality="text"), settings, "auto")
+    engine = InProcess(TeacherSpec(spec="minilm", weights=None, modality="text"), settings, device)
+
+    def run() -> None:
+        extract_features(engine, shards, shards, layout, settings, quiet)
+
+    return engine, run
+
+
+def _measure(folder: Path, texts: Sequence[str], bound: float, rounds: int) -> Result:
+    engine, run = end_to_end(folder, texts, Extract(precision="fp32"), "auto")
     plain = SentenceTransformer(str(packaged_file("minilm").parent), device=str(engine.teacher.device))
     sample = texts[:1000]
     best = min(SIZES, key=lambda size: seconds(lambda: plain.encode(sample, batch_size=size)))
-    ours, theirs, ratio = in_turn(
-        lambda: extract_features(engine, shards, shards, layout, settings, quiet),
-        lambda: plain.encode(list(texts), batch_size=best),
-        rounds,
-    )
+    ours, theirs, ratio = in_turn(run, lambda: plain.encode(list(texts), batch_size=best), rounds)
     return Result(
         name=f"extract features of {len(texts):,} captions ({len(set(texts)):,} different) end to end, MiniLM in fp32 "
         f"on {engine.teacher.device.type}, against SentenceTransformer.encode at its best batch size, {best}",

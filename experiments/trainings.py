@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from stores import Store, TrainingError, TrainParameters
+from stores.commands import end_with_the_parent
 from stores.console import console, progress_bar
 from stores.hardware import resolve_device
 from train.run import run
@@ -64,14 +63,7 @@ def _begin(threads: int) -> None:
     """Prepare a process of the pool: its share of the cores, no output of its own, and an end when its parent ends."""
     console.quiet = True
     torch.set_num_threads(threads)
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
-
-
-def _end_with_the_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-    os._exit(1)
+    end_with_the_parent()
 
 
 def _trial(parameters: TrainParameters, store: Path, folder: Path) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
+from models.preprocessing import Preprocessing, Transform
 from stores import Store
 from stores.features import FeatureRows
 from stores.images import decode_rgb
@@ -24,7 +24,6 @@ from stores.modality import Level
 
 STEP: Final = 8
 """Texts of a batch are padded to a multiple of so many tokens: few shapes, and even ones."""
-Transform = Callable[[Image.Image], Tensor]
 Rows = NDArray[np.int64]
 
 
@@ -90,16 +89,12 @@ class Pixels(Input):
 
     def __init__(self, transform: Transform, augmented: Transform | None = None) -> None:
         """Take an RGB image to (3, S, S) by `transform`, and by `augmented` where `train.augment` asks for it."""
-        self._transform, self._augmented = transform, augmented or transform
+        self.prepare, self._augmented = Preprocessing(transform), augmented or transform
         self.augmented = augmented is not None
 
-    def prepare(self, image: Image.Image) -> Tensor:
-        """Return an RGB image as it is measured: (3, S, S)."""
-        return self._transform(image)
-
     def item(self, items: Items, row: int, augment: bool) -> Tensor:
-        image = decode_rgb(items.image(row))
-        return self._augmented(image) if augment else self._transform(image)
+        data = items.image(row)
+        return self._augmented(decode_rgb(data)) if augment else self.prepare(data)
 
     def collate(self, made: Sequence[Tensor]) -> Tensors:
         return torch.stack(list(made))

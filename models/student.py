@@ -10,7 +10,8 @@ from typing import Any, Final, Protocol, cast
 from torch import Tensor, nn
 
 from models.encoded import Encoded
-from models.inputs import Input, Padded, Pixels, Tensors, Tokens, Transform
+from models.inputs import Input, Padded, Pixels, Tensors, Tokens
+from models.preprocessing import Transform
 from models.scoring import Cosine, OwnSimilarity, Scorer
 from stores import parameters
 from stores.errors import StudentError

@@ -14,7 +14,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from models.inputs import Transform
+from models.preprocessing import Transform
 from models.sentence_models import sentence_model
 from models.student import Halves, Parts
 from models.timm_networks import timm_network

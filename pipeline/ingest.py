@@ -89,7 +89,6 @@ def ingest(
     """
     if not isinstance(source, KnowsTruth):
         check_truth(before, layout)
-    unfinished = not layout.manifest.exists()
     with (
         first_seen(layout.root) as seen,
         ThreadPoolExecutor(max_workers=min(32, 2 * (os.cpu_count() or 1)), thread_name_prefix="read") as readers,
@@ -98,24 +97,42 @@ def ingest(
         joined = sum(once.merged.values()) if isinstance(once, MergedSource) else 0
         tally = Tally(once, data.max_bad_fraction, layout, joined)
         task = progress.add_task("shards", total=tally.expected, note="")
+        update = _ShardUpdate(before, retry, not layout.manifest.exists(), tally, readers)
         for plan in plan_shards(once, shard_size, data.max_pixels, seen):
-            fingerprint = plan.fingerprint(readers)
-            fault = shard_fault(plan.name, fingerprint, layout)
-            if fault is None and _worth_another_try(plan.name, layout, every=retry, unfinished=unfinished):
-                fault = "tried again: something was rejected"
-            if fault:
-                check_replaced_shard(plan.name, before, layout)
-                withdraw_manifest(layout)
-                tally.made[f"shards/{plan.name}"] = fault
-                for done in make_shard(plan, fingerprint, layout, readers):
-                    progress.advance(task, done)
-            else:
-                progress.advance(task, len(plan.records))
+            for done in update.make(plan):
+                progress.advance(task, done)
             tally.add(plan, read_receipt(layout.shard_receipt(plan.name)))
             if tally.rejected:
                 progress.update(task, note=f"{tally.rejected.total():,} rejected")
         progress.update(task, total=tally.samples)
         return _finish(source, once, tally, layout, before, data.noise)
+
+
+@dataclass(frozen=True)
+class _ShardUpdate:
+    """Makes the shards that are missing, stale or damaged, or are to be tried again."""
+
+    before: Manifest | None
+    retry: bool
+    unfinished: bool
+    """Whether the last run stopped."""
+    tally: Tally
+    readers: ThreadPoolExecutor
+
+    def make(self, plan: PlannedShard) -> Iterator[int]:
+        """Bring a shard up to its plan, yielding how many records are done since."""
+        layout = self.tally.layout
+        fingerprint = plan.fingerprint(self.readers)
+        fault = shard_fault(plan.name, fingerprint, layout)
+        if fault is None and _worth_another_try(plan.name, layout, every=self.retry, unfinished=self.unfinished):
+            fault = "tried again: something was rejected"
+        if fault is None:
+            yield len(plan.records)
+            return
+        check_replaced_shard(plan.name, self.before, layout)
+        withdraw_manifest(layout)
+        self.tally.made[f"shards/{plan.name}"] = fault
+        yield from make_shard(plan, fingerprint, layout, self.readers)
 
 
 def _worth_another_try(name: str, layout: Layout, *, every: bool, unfinished: bool) -> bool:

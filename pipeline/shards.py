@@ -105,19 +105,16 @@ def shard_fault(name: str, fingerprint: str, layout: Layout) -> str | None:
 
 def make_shard(shard: PlannedShard, fingerprint: str, layout: Layout, readers: ThreadPoolExecutor) -> Iterator[int]:
     """Write the shard's tar and receipt, yielding 1 for each record that is done."""
-    quarantined: list[Quarantined] = []
+    keeper = _Keeper(shard)
     samples = captions = 0
     tar = layout.shard(shard.name)
     with atomic_path(tar) as temporary:
         # Closed before its stream is, even where the disk is full: it would complain of that for ever after.
         with temporary.open("wb") as stream, closing(_tar_writer(stream)) as writer:
             for number, outcome in enumerate(_checked(shard, readers)):
-                kept = _keep(shard, number, outcome, quarantined)
-                if kept is not None:
-                    members, caption_count = kept
-                    writer.write(members)
-                    samples += 1
-                    captions += caption_count
+                if kept := keeper.members(number, outcome):
+                    writer.write(kept[0])
+                    samples, captions = samples + 1, captions + kept[1]
                 yield 1
         receipt = Receipt(
             fingerprint=fingerprint,
@@ -125,7 +122,7 @@ def make_shard(shard: PlannedShard, fingerprint: str, layout: Layout, readers: T
             bytes=temporary.stat().st_size,
             samples=samples,
             captions=captions,
-            quarantined=tuple(quarantined),
+            quarantined=tuple(keeper.quarantined),
         )
         # Before its tar is there: a kill in between leaves a checksum that does not hold, and no tar of unknown origin.
         write_receipt(receipt, layout.shard_receipt(shard.name))
@@ -164,54 +161,60 @@ def _check(record: Record | BadRecord, max_pixels: int) -> _CheckedRecord | Reje
         return rejected
 
 
-def _keep(
-    shard: PlannedShard, number: int, outcome: _CheckedRecord | Rejected, quarantined: list[Quarantined]
-) -> tuple[dict[str, Any], int] | None:
-    """Return the tar members of a good record and its number of captions; note what is rejected."""
+class _Keeper:
+    """Turns checked records of a shard into members of its tar, and notes what is rejected."""
 
-    def reject(rejected: Rejected, caption: int | None = None) -> None:
-        quarantined.append(
+    def __init__(self, shard: PlannedShard) -> None:
+        self._shard = shard
+        self.quarantined: list[Quarantined] = []
+
+    def members(self, number: int, outcome: _CheckedRecord | Rejected) -> tuple[dict[str, Any], int] | None:
+        """Return a good record's members and its number of captions; None of a rejected one."""
+        try:
+            if isinstance(outcome, Rejected):
+                raise outcome
+            record, image = outcome
+            check_name(record.source_id, "id")
+            check_name(record.label or "", "label")
+            captions = self._captions(number, record)
+        except Rejected as rejected:
+            self._reject(number, rejected)
+            return None
+        facts = {
+            "source_id": record.source_id,
+            "image_sha256": hashlib.sha256(image.data).hexdigest(),
+            "width": image.width,
+            "height": image.height,
+            "captions": captions,
+            "label": record.label,
+        }
+        text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
+        key = f"{self._shard.first_key + number:09d}"
+        return {"__key__": key, image.extension: image.data, "json": text.encode()}, len(captions)
+
+    def _captions(self, number: int, record: Record) -> list[str]:
+        captions = []
+        for position, caption in enumerate(record.captions):
+            try:
+                if isinstance(caption, Rejected):
+                    raise caption
+                captions.append(check_caption(caption, position))
+            except Rejected as rejected:
+                self._reject(number, rejected, position)
+        if not captions:
+            raise Rejected("no-captions", f"none of {len(record.captions)} captions holds text")
+        return captions
+
+    def _reject(self, number: int, rejected: Rejected, caption: int | None = None) -> None:
+        self.quarantined.append(
             Quarantined(
-                source_id=storable(shard.records[number].source_id),
-                split=shard.split,
+                source_id=storable(self._shard.records[number].source_id),
+                split=self._shard.split,
                 reason=rejected.reason,
                 detail=storable(rejected.detail),
                 caption=caption,
             )
         )
-
-    if isinstance(outcome, Rejected):
-        reject(outcome)
-        return None
-    record, image = outcome
-    try:
-        check_name(record.source_id, "id")
-        check_name(record.label or "", "label")
-    except Rejected as rejected:
-        reject(rejected)
-        return None
-    captions = []
-    for position, caption in enumerate(record.captions):
-        try:
-            if isinstance(caption, Rejected):
-                raise caption
-            captions.append(check_caption(caption, position))
-        except Rejected as rejected:
-            reject(rejected, position)
-    if not captions:
-        reject(Rejected("no-captions", f"none of {len(record.captions)} captions holds text"))
-        return None
-    facts = {
-        "source_id": record.source_id,
-        "image_sha256": hashlib.sha256(image.data).hexdigest(),
-        "width": image.width,
-        "height": image.height,
-        "captions": captions,
-        "label": record.label,
-    }
-    text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
-    key = f"{shard.first_key + number:09d}"
-    return {"__key__": key, image.extension: image.data, "json": text.encode()}, len(captions)
 
 
 def read_shard(tar: Path) -> Iterator[StoredSample]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -11,6 +14,7 @@ from typing import Final
 import click
 
 from stores.errors import CusaError
+from stores.threads import yield_to_neighbours
 
 GOES_ON: Final = "Run the same command again to go on from what is finished."
 
@@ -20,9 +24,25 @@ def leave_interrupts_to_the_parent(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def end_with_the_parent() -> None:
+    """Let a process of ours end as soon as the one that started it has ended, however that was."""
+    threading.Thread(target=_wait_for_the_parent, daemon=True).start()
+
+
+def _wait_for_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 @contextmanager
 def resumable(advice: Callable[[], str] = lambda: GOES_ON) -> Iterator[None]:
-    """Turn Ctrl-C (exit code 130, as shells expect) and a full or forbidden disk (2) into a word on how to go on."""
+    """Turn Ctrl-C (exit code 130, as shells expect) and a full or forbidden disk (2) into a word on how to go on.
+
+    What works within loads its libraries there, and with a thought for whoever else is at work on the machine.
+    """
+    yield_to_neighbours()
     try:
         yield
     except KeyboardInterrupt:

@@ -12,15 +12,16 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from stores import tables
 from stores.errors import DamagedStoreError
 from stores.layout import Layout
 from stores.manifest import Shard
 
-DECODING: Final = 2
-"""Raised with every change to what `decode_rgb` shows, so that features of other pixels are seen to be stale."""
+DECODING: Final = 3
+"""Raised with every change to what a model sees of a file, here or in `models.fast_pixels`, so that features of other
+pixels are seen to be stale."""
 MAPPED_SHARDS: Final = 64
 """How many tars one process keeps mapped."""
 
@@ -38,13 +39,17 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 
 
+class DecodingError(OSError):
+    """Bytes are no image, or a truncated one."""
+
+
 def decode_rgb(data: bytes) -> Image.Image:
     """Decode an image file's bytes as RGB, as a viewer shows it on a white page.
 
     Turned upright by its EXIF orientation, of an animation the first frame, white where it is transparent.
 
     Raises:
-        OSError: the bytes are no image, or a truncated one.
+        DecodingError: the bytes are no image, or a truncated one.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -55,7 +60,22 @@ def decode_rgb(data: bytes) -> Image.Image:
         raise  # the machine's fault, not the image's
     except Exception as error:
         # What Pillow's decoders raise on damaged files has no common base: struct.error, SyntaxError, IndexError, …
-        raise OSError(f"{type(error).__name__}: {error}") from None
+        raise DecodingError(f"{type(error).__name__}: {error}") from None
+
+
+def is_plain_jpeg(data: bytes) -> bool:
+    """Tell from a file's header whether any JPEG decoder shows what `decode_rgb` does: RGB or grey, lying upright.
+
+    The size in it is within Pillow's bound; a decoder finds the same one, as a JPEG with two headers is none.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            return upright and image.format == "JPEG" and image.mode in ("RGB", "L")
+    except MemoryError:
+        raise
+    except Exception:  # see decode_rgb
+        return False
 
 
 def _turn_upright(image: Image.Image) -> None:

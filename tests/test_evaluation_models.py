@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hostile_images import encoded
 from PIL import Image
 from refusals import refused
 from safetensors.torch import save_file
@@ -48,6 +49,10 @@ def pictures() -> list[Image.Image]:
     return [Image.fromarray(random.integers(256, size=(80, 64, 3), dtype=np.uint8)) for _ in range(3)]
 
 
+def files() -> list[bytes]:
+    return [encoded(picture, "PNG") for picture in pictures()]
+
+
 def test_a_checkpoint_is_measured_by_its_uni_modal_heads(tmp_path: Path, trained: AlignedModel) -> None:
     path = checkpoint(tmp_path, trained)
     images = torch.stack([trained.student.eval_transform(image) for image in pictures()])
@@ -59,7 +64,7 @@ def test_a_checkpoint_is_measured_by_its_uni_modal_heads(tmp_path: Path, trained
     for spec in (path, path.parent):
         model = load_model(str(spec), device="cpu", precision="fp32")
         assert model.modalities == ("image", "text")
-        found = model.encode_images([model.prepare_image(image) for image in pictures()])
+        found = model.encode_images([model.prepare_image(data) for data in files()])
         np.testing.assert_allclose(found, expected_images, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(model.encode_texts(TEXTS), expected_texts, rtol=1e-4, atol=1e-5)
         assert not np.allclose(found, cross, rtol=1e-2), "the cross-modal head gives something else"
@@ -80,7 +85,7 @@ def test_an_open_clip_model_is_measured_without_heads(tmp_path: Path, name: str)
         images = torch.stack([student.eval_transform(image) for image in pictures()])
         expected = student.encode_image(images).numpy()
         encoded = model.aligned.encode("image", images)
-    found = model.encode_images([model.prepare_image(image) for image in pictures()])
+    found = model.encode_images([model.prepare_image(data) for data in files()])
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(encoded.vector, encoded.unimodal)
 
@@ -92,7 +97,7 @@ def test_teachers_give_what_they_give_in_stage_one() -> None:
     np.testing.assert_array_equal(model.encode_texts(TEXTS), texts.encode(texts.collate(texts.prepare(TEXTS))))
     model = load_model("hog-color", device="cpu")
     assert model.modalities == ("image",)
-    found = model.encode_images([model.prepare_image(image) for image in pictures()])
+    found = model.encode_images([model.prepare_image(data) for data in files()])
     expected = images.encode(images.collate(images.prepare(pictures())))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 

@@ -15,10 +15,10 @@ from open_clip.factory import parse_model_name
 from open_clip.pretrained import get_pretrained_cfg
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from open_clip.transformer import TextTransformer
-from PIL import Image
 from torch import Tensor, nn
 
 from models.loading import nearest, shortened, weights_digest, weights_file
+from models.teachers.image_teacher import ImageTeacher
 from models.teachers.teacher import Teacher, feature_dim
 from stores.errors import TeacherError
 
@@ -46,25 +46,18 @@ def open_clip_teacher(
     return OpenClipTextTeacher(model.text, _tokenizer(model_name, spec), spec, device, precision)
 
 
-class OpenClipImageTeacher(Teacher):
+class OpenClipImageTeacher(ImageTeacher):
     """The image tower."""
-
-    modality = "image"
 
     def __init__(self, tower: nn.Module, spec: str, device: torch.device, precision: Literal["fp32", "bf16"]) -> None:
         settings = PreprocessCfg(**tower.preprocess_cfg)  # type: ignore[arg-type] # open_clip keeps it on the module
         self._tower = tower.eval()
-        self._transform = image_transform_v2(settings, is_train=False)
+        transform = image_transform_v2(settings, is_train=False)
         height, width = settings.size if isinstance(settings.size, (tuple, list)) else (settings.size, settings.size)
         dim = feature_dim(self._features, torch.zeros(1, settings.num_channels, height, width), spec)
-        identity = [weights_digest(tower), repr(self._transform)]
+        weighed = weights_digest(tower)
         tower.to(device)
-        super().__init__(spec=spec, dim=dim, precision=precision, device=device, identity=identity)
-
-    def preprocess(self, item: Image.Image) -> Tensor:
-        """Apply the model's own transform for evaluation: (3, H, W) float32."""
-        tensor: Tensor = self._transform(item)
-        return tensor
+        super().__init__(spec=spec, dim=dim, precision=precision, device=device, weights=weighed, transform=transform)
 
     def forward(self, batch: Tensor) -> Tensor:
         return self._features(batch.to(self.device, non_blocking=True))

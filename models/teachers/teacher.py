@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stores.digests import value_digest
 from stores.errors import TeacherError
-from stores.images import DECODING
+from stores.images import DECODING, decode_rgb
 from stores.modality import LEVELS, Level
 
 MIN_COSINE: Final = 0.999
@@ -51,6 +51,14 @@ class Teacher(ABC):
     @abstractmethod
     def preprocess(self, item: Any) -> Any:
         """Turn one input (an RGB PIL image, or a text) into what `collate` stacks; runs beside the model."""
+
+    def preprocess_file(self, data: bytes) -> Any:
+        """Return what `preprocess` makes of an image file.
+
+        Raises:
+            DecodingError: the bytes are no image, or a truncated one.
+        """
+        return self.preprocess(decode_rgb(data))
 
     def prepare(self, items: list[Any]) -> list[Any]:
         """Preprocess many inputs at once; a text teacher tokenises them together."""

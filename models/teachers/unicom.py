@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
-from PIL import Image
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from models.loading import shortened, weights_digest, weights_file
-from models.teachers.teacher import Teacher
+from models.teachers.image_teacher import ImageTeacher
 from stores.errors import TeacherError
 
 RELEASES: Final = "https://github.com/deepglint/unicom/releases/download"
@@ -97,14 +96,12 @@ class UnicomViT(nn.Module):
         return features
 
 
-class UnicomTeacher(Teacher):
+class UnicomTeacher(ImageTeacher):
     """A Unicom model with a published or local checkpoint.
 
     Its features are the head's, as published, or with `@tokens` after the name the flattened patch tokens before it
     (37,632 numbers of ViT-B/32), which by its size is what the CUSA authors' released file holds.
     """
-
-    modality = "image"
 
     def __init__(
         self, name: str, weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]
@@ -116,7 +113,7 @@ class UnicomTeacher(Teacher):
         path = weights_file(weights, f"unicom:{name}") if weights else _download(name, model)
         _load_strictly(network, path, name)
         self.network = network.eval().to(device)
-        self._transform = v2.Compose(
+        transform = v2.Compose(
             [
                 v2.Resize(model.image_size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
                 v2.CenterCrop(model.image_size),
@@ -125,15 +122,10 @@ class UnicomTeacher(Teacher):
                 v2.Normalize(MEAN, STD),
             ]
         )
-        identity = [weights_digest(network), repr(self._transform)]
+        weighed = weights_digest(network)
         self._features = network.tokens if spec.endswith(TOKENS) else network
         dim = network.pos_embed[0].numel() if spec.endswith(TOKENS) else model.dim
-        super().__init__(spec=spec, dim=dim, precision=precision, device=device, identity=identity)
-
-    def preprocess(self, item: Image.Image) -> Tensor:
-        """Resize the short side bicubically, crop the centre, normalise: (3, S, S) float32."""
-        tensor: Tensor = self._transform(item)
-        return tensor
+        super().__init__(spec=spec, dim=dim, precision=precision, device=device, weights=weighed, transform=transform)
 
     def forward(self, batch: Tensor) -> Tensor:
         features: Tensor = self._features(batch.to(self.device, non_blocking=True))

@@ -25,7 +25,7 @@ from pipeline.encode.windows import Job, Window
 from stores import CusaError, TeacherError, tables
 from stores.commands import leave_interrupts_to_the_parent
 from stores.console import console
-from stores.images import Images, decode_rgb
+from stores.images import DecodingError, Images
 
 _PREFETCH: Final = 4
 _TOKENISED_TOGETHER: Final = 1024
@@ -185,10 +185,9 @@ class _ImageRows(Dataset[tuple[int, Any]]):
 
     def __getitem__(self, row: int) -> tuple[int, Any]:
         try:
-            picture = decode_rgb(self._images[row])
-        except OSError:
+            return row, self._teacher.preprocess_file(self._images[row])
+        except DecodingError:
             return row, None
-        return row, self._teacher.preprocess(picture)
 
     def collate(self, items: list[tuple[int, Any]]) -> Batch:
         """Make a batch of what could be decoded."""

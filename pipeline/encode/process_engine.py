@@ -19,7 +19,7 @@ from pipeline.batch_size import batch_size
 from pipeline.encode.encoder import Encoder, WindowFeatures
 from pipeline.encode.windows import Job, Window
 from stores import TeacherError
-from stores.commands import leave_interrupts_to_the_parent
+from stores.commands import end_with_the_parent, leave_interrupts_to_the_parent
 from stores.errors import CusaError
 from stores.parameters import Extract
 
@@ -141,7 +141,7 @@ def _serve(
 ) -> None:
     """Be one process: load the teachers, say what they are, then encode windows, one teacher after the other."""
     leave_interrupts_to_the_parent(0)
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    end_with_the_parent()
     if device == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
 
@@ -160,10 +160,3 @@ def _serve(
             results.put(None)
     except CusaError as error:
         results.put(error)
-
-
-def _end_with_the_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

@@ -18,7 +18,6 @@ from rich.markup import escape
 from torch import Tensor
 
 from stores.console import progress_bar
-from stores.images import decode_rgb
 from train.evaluation.image_folders import BENCHMARKS, Benchmark, LabelledImages, open_benchmark
 from train.evaluation.metrics import class_recall
 from train.evaluation.models import MeasuredModel, check_embeddings, require
@@ -136,7 +135,7 @@ def _prepared(
 
     def prepare(place: int) -> Tensor | ImageFault:
         try:
-            return model.prepare_image(decode_rgb(images.read(place)))
+            return model.prepare_image(images.read(place))
         except (OSError, ValueError) as error:  # absent, broken, or of a shape that cannot be resized
             return ImageFault(images.names[place], str(error), isinstance(error, FileNotFoundError))
 

@@ -16,7 +16,6 @@ from typing import Final, Literal, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from models.aligned import AlignedModel
@@ -60,9 +59,13 @@ class StudentModel:
         self.aligned = aligned.eval().to(device)
         self.modalities: tuple[str, ...] = aligned.modalities
 
-    def prepare_image(self, image: Image.Image) -> Tensor:
-        """Return an RGB image as the model takes it, (3, S, S); called from threads."""
-        return self._input("image", Pixels).prepare(image)
+    def prepare_image(self, data: bytes) -> Tensor:
+        """Return an image file as the model takes it, (3, S, S); called from threads.
+
+        Raises:
+            DecodingError: the bytes are no image, or a truncated one.
+        """
+        return self._input("image", Pixels).prepare(data)
 
     def encode_images(self, prepared: list[Tensor]) -> NDArray[np.float32]:
         """Return the uni-modal embeddings of a batch of prepared images: (n, D), not normalised."""
@@ -96,8 +99,8 @@ class TeacherModel:
         self.modality, self.fingerprint = teacher.modality, teacher.fingerprint
         self.modalities: tuple[str, ...] = (teacher.modality,)
 
-    def prepare_image(self, image: Image.Image) -> Tensor:
-        prepared: Tensor = self._teacher.preprocess(image)
+    def prepare_image(self, data: bytes) -> Tensor:
+        prepared: Tensor = self._teacher.preprocess_file(data)
         return prepared
 
     def encode_images(self, prepared: list[Tensor]) -> NDArray[np.float32]:

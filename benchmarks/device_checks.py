@@ -1,0 +1,140 @@
+"""What a device must compute as the processor does, within a tolerance: each check gives the largest difference."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from scipy import sparse
+from torch import Tensor, nn
+
+from benchmarks.extraction import random_unicom
+from benchmarks.index import made_store
+from benchmarks.large_batch import Pairs
+from models.aligned import AlignedModel
+from models.encoded import Encoded, map_tensors
+from models.inputs import Padded
+from pipeline.indices import ensure_index
+from stores.index import Index
+from stores.parameters import Extract, Loss
+from train.evaluation.rankings import ranks_both_ways
+from train.fit.grad_cache import cached_backward
+from train.fit.learner import Learner
+from train.losses.comparison import Instances
+from train.losses.objective import compare, make_objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """The largest relative difference between a device and the processor, and the most that it may be."""
+
+    name: str
+    difference: float
+    tolerance: float
+
+    @property
+    def kept(self) -> bool:
+        return self.difference <= self.tolerance
+
+
+def extraction(device: torch.device) -> Check:
+    """Compare features of random pictures by a Unicom B/32 in fp32."""
+    with tempfile.TemporaryDirectory() as folder:
+        spec = random_unicom(Path(folder))
+        batch = torch.randn(16, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+        ours, theirs = (spec.load(str(where), "fp32").encode(batch).cpu() for where in (device, "cpu"))
+    cosine = torch.cosine_similarity(ours.double(), theirs.double()).min()
+    return Check(name="extraction: 1 − cosine of features", difference=float(1 - cosine), tolerance=1e-4)
+
+
+def tiled_objective(device: torch.device) -> Check:
+    """Compare value and gradients of the CUSA objective in tiles."""
+    ours, theirs = (Pairs(where, 1024).step(256**2) for where in (device, torch.device("cpu")))
+    return Check(name="objective in tiles: value and gradients", difference=_largest(ours, theirs), tolerance=1e-4)
+
+
+def cached_gradients(device: torch.device) -> Check:
+    """Compare gradients of a batch in micro-batches with those of the whole batch on the processor."""
+    ours, theirs = _gradients(device, micro_batch=20), _gradients(torch.device("cpu"), micro_batch=64)
+    return Check(name="GradCache: gradients", difference=_largest(ours, theirs), tolerance=1e-4)
+
+
+def rankings(device: torch.device) -> Check:
+    """Count the ranks that differ: they are exact everywhere."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(500, 64, generator=generator)
+    texts = images.repeat_interleave(5, 0) + 3 * torch.randn(2500, 64, generator=generator)
+    own = sparse.csr_array(np.kron(np.eye(500, dtype=bool), np.ones((1, 5), dtype=bool)))
+    ours, theirs = (ranks_both_ways(images.to(w), texts.to(w), own) for w in (device, torch.device("cpu")))
+    differ = max(float(np.mean(one != other)) for one, other in zip(ours, theirs, strict=True))
+    return Check(name="rankings: share of other ranks", difference=differ, tolerance=0.0)
+
+
+def index(device: torch.device) -> Check:
+    """Let the device train and fill an approximate index, and see how much of what is there it does not find."""
+    with tempfile.TemporaryDirectory() as folder:
+        features, shards, parts, layout = made_store(Path(folder), rows=20_000, parts=2)
+        settings = Extract(index="IVF64,Flat", exact_rows=1, device=str(device))
+        ensure_index(features, "train", shards, parts, layout, settings)
+        queries = features.gather(np.arange(0, 20_000, 100)).astype(np.float32)
+        found = Index.read(layout.index("t", "train")).search(queries, 10)[1]
+        everything = features.gather(np.arange(20_000)).astype(np.float32)
+        nearest = np.argsort(-(queries @ everything.T), axis=1, kind="stable")[:, :10]
+    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, nearest, strict=True)])
+    return Check(name="index: 1 − recall of the ten nearest", difference=float(1 - recall), tolerance=0.05)
+
+
+CHECKS: Final[tuple[Callable[[torch.device], Check], ...]] = (
+    *(extraction, tiled_objective, cached_gradients, rankings, index),
+)
+
+
+class _Towers(nn.Module):
+    """Two layers for either modality: large enough to have gradients, small enough for the processor."""
+
+    embed_dim = 32
+    train_transform = eval_transform = tokenizer = staticmethod(lambda given: given)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.GELU(), nn.Linear(64, 32))
+        self.text = nn.Sequential(nn.Embedding(100, 64), nn.Flatten(), nn.Linear(640, 32))
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        embedding: Tensor = self.image(images)
+        return embedding
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        embedding: Tensor = self.text(tokens)
+        return embedding
+
+
+def _gradients(device: torch.device, micro_batch: int) -> list[Tensor]:
+    torch.manual_seed(0)
+    learner = Learner(AlignedModel(_Towers()), make_objective(Loss())).train()
+    tokens = torch.randint(100, (64, 10))
+    inputs: dict[str, Any] = {"image": torch.rand(64, 3, 8, 8), "text": Padded(tokens, tokens >= 0)}
+    teachers = {"image": torch.randn(64, 12), "text": torch.randn(64, 9)}
+    learner.to(device)
+    inputs, teachers = map_tensors(lambda tensor: tensor.to(device), (inputs, teachers))
+    rows = torch.arange(64, device=device)
+
+    def loss(encoded: dict[str, Encoded]) -> tuple[Tensor, dict[str, Tensor]]:
+        items = Instances(encoded, rows, rows, teachers)
+        return compare(learner.objective, items, items, learner.model.scorer)
+
+    accelerator = Accelerator(cpu=device.type == "cpu")
+    cached_backward(learner, inputs, micro_batch, loss, lambda number: None, accelerator)
+    return [parameter.grad for parameter in learner.parameters() if parameter.grad is not None]
+
+
+def _largest(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """Return the largest difference of two tensors, relative to the norm of the second."""
+    pairs = ((one.detach().cpu(), other.detach().cpu()) for one, other in zip(ours, theirs, strict=True))
+    return max(float((one - other).norm() / other.norm().clamp(min=1e-12)) for one, other in pairs)
