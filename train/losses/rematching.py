@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from stores.clean_mixture import clean_probabilities
 from stores.parameters import Rematching
 from train.losses.comparison import TRUSTED, Comparison
 from train.losses.functional import symmetric_cross_entropy, symmetric_divergence
@@ -96,6 +94,8 @@ class Rematched(Term):
         return losses
 
     def take_survey(self, epoch: int, captions: Tensor, losses: Tensor) -> None:
+        from stores.clean_mixture import clean_probabilities  # here, since scikit-learn takes seconds to load
+
         found = clean_probabilities(losses.double().cpu().numpy(), self._settings.mixture)
         self.clean[captions - self._pairs.first] = torch.from_numpy(found).to(self.clean.device)
         self.split_at.fill_(epoch)
@@ -152,6 +152,8 @@ def _judged(clean: np.ndarray, wrong: np.ndarray | None) -> dict[str, float]:
     """Return how well a split finds the pairs that are known to be wrong."""
     if wrong is None or wrong.all() or not wrong.any():
         return {}
+    from sklearn.metrics import roc_auc_score
+
     found = clean <= 0.5
     hits = float((found & wrong).sum())
     return {
