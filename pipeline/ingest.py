@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from pipeline.first_seen import FirstSeen, first_seen
 from pipeline.merge import MergedSource, merged
-from pipeline.pairing import ensure_pairing
+from pipeline.pairing_table import ensure_pairing
 from pipeline.pictures import shared_pictures
 from pipeline.receipts import read_receipt
 from pipeline.shards import PlannedShard, make_shard, shard_fault

@@ -27,8 +27,8 @@ from train.data.partners import by_twos
 from train.eval_cli import main
 from train.evaluation.embed import embed_split
 from train.evaluation.every_pair import EveryPair
-from train.evaluation.modalities import SplitModalities, relevance
 from train.evaluation.models import StudentModel, load_model
+from train.evaluation.ranked_modalities import SplitModalities, relevance
 from train.fit.processes import make_accelerator
 from train.run import run
 

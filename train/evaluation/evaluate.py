@@ -25,7 +25,7 @@ from train.evaluation.metrics import (
     recalls,
     spearman,
 )
-from train.evaluation.modalities import RankedModality, SplitModalities, relevance
+from train.evaluation.ranked_modalities import RankedModality, SplitModalities, relevance
 from train.evaluation.rankings import Ranks, checked_relevance, nearest_other
 from train.evaluation.similarities import Similarities, similarities
 

@@ -17,7 +17,7 @@ from stores import Store
 from stores.parameters import Evaluation
 from train.evaluation.embed import SplitEncoded
 from train.evaluation.metrics import many_to_many, median_rank, most_relevant, recalls
-from train.evaluation.modalities import RankedModality, SplitModalities, relevance
+from train.evaluation.ranked_modalities import RankedModality, SplitModalities, relevance
 from train.evaluation.rankings import Ranks, Rows, first_ranks, top
 from train.evaluation.similarities import Similarities
 from train.evaluation.zero_shot import unseen_classes, zero_shot

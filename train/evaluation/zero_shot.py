@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stores import Store
 from train.data.classes import class_rows
-from train.evaluation.modalities import RankedModality
+from train.evaluation.ranked_modalities import RankedModality
 from train.evaluation.rankings import Rows, nearest
 
 Classes = NDArray[np.int64]

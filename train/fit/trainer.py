@@ -38,7 +38,7 @@ from train.data.mixture import opened
 from train.data.seeds import derived_seed
 from train.evaluation.embed import embed_split, measuring
 from train.evaluation.evaluate import compare_split, retrieval
-from train.evaluation.modalities import check_enriched
+from train.evaluation.ranked_modalities import check_enriched
 from train.fit.curves import Curves
 from train.fit.epoch import Epoch, StepMetrics
 from train.fit.frozen_towers import read_frozen_outputs

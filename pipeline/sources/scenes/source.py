@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from pipeline.sources.records import BadRecord, GivenFeatures, Record, Truth
 from pipeline.sources.scenes.drawing import draw, png
+from pipeline.sources.scenes.further_modalities import MODALITIES
 from pipeline.sources.scenes.language import captions_of
-from pipeline.sources.scenes.modalities import MODALITIES
 from pipeline.sources.scenes.truth import relevance, similarity_pairs
 from pipeline.sources.scenes.world import Scene, draw_scene_without, object_table, unseen_classes
 from stores.parameters import Scenes

@@ -24,10 +24,10 @@ from train.evaluation.similarities import Similarities
 from train.fit.epoch import read_epochs
 from train.losses.objective import make_objective
 from train.report.page.cases import cases
+from train.report.page.false_negatives import false_negatives
 from train.report.page.page_models import PageModel, dashed, learned_charts
 from train.report.page.projection import projections
 from train.report.page.soft_labels import soft_labels
-from train.report.page.suspects import suspects
 
 PICTURED: Final = 4
 """Models that have pictures, at most; the tables have all."""
@@ -100,7 +100,9 @@ def _pictures(
         "projections": attempted(lambda: projections(store, split, models)),
         "soft": labels and attempted(lambda: soft_labels(store, split, labels, models)),
         "cases": attempted(lambda: cases(store, split, models)),
-        "suspects": teachers and "train" in store.manifest.splits and attempted(lambda: suspects(store, teachers)),
+        "suspects": teachers
+        and "train" in store.manifest.splits
+        and attempted(lambda: false_negatives(store, teachers)),
     }
 
 

@@ -23,10 +23,10 @@ from train.fit.processes import make_accelerator
 from train.fit.run_folder import SOFT, alone
 from train.losses.objective import described
 from train.report.page.cases import cases
+from train.report.page.false_negatives import false_negatives
 from train.report.page.page_models import PageModel, dashed, learned_charts
 from train.report.page.projection import projections
 from train.report.page.soft_labels import soft_labels
-from train.report.page.suspects import suspects
 from train.report.results import beside_the_paper, read_metrics, run_table
 
 PAGE_NAME: Final = "report.html"
@@ -81,7 +81,7 @@ def write_report(folder: Path, store: Store, given: Mapping[str, MeasuredSplit] 
         projections=projections(store, split, models),
         soft=soft_labels(store, split, parameters, models),
         cases=cases(store, split, models),
-        suspects=suspects(store, parameters.teachers),
+        suspects=false_negatives(store, parameters.teachers),
     )
     return folder / PAGE_NAME
 

@@ -25,7 +25,7 @@ NEIGHBOURS: Final = 20
 THUMBNAIL: Final = 240
 
 
-class Suspects(NamedTuple):
+class FalseNegatives(NamedTuple):
     """What was found, or why nothing was."""
 
     searched: int
@@ -37,24 +37,24 @@ class Suspects(NamedTuple):
     message: str = ""
 
 
-def suspects(store: Store, teachers: Teachers) -> Suspects:
+def false_negatives(store: Store, teachers: Teachers) -> FalseNegatives:
     """Search the split "train" of a store with the features of two teachers."""
     samples = store.rows("train", "sample")
     size = min(SEARCHED, len(samples))
     start = int(np.random.default_rng(SEED).integers(len(samples) - size + 1))
     if len(samples) < 2:
-        return Suspects(size, len(samples))
+        return FalseNegatives(size, len(samples))
     try:
         evidence = Evidence(store, teacher_slug(teachers.image, "image"), teacher_slug(teachers.text, "text"))
         run = samples[start : start + size]
         listed = missing_matches(store, evidence, "train", run, count=SHOWN, width=NEIGHBOURS).to_pylist()
     except CusaError as error:
         # A missing index should not cost a training its page.
-        return Suspects(size, len(samples), message=error.message)
+        return FalseNegatives(size, len(samples), message=error.message)
     truth = PairRelevance(store, [row["caption_row"] for row in listed], [])
     for row in listed:
         row["own"], row["other"] = (
             thumbnail(store.images[row[name]], THUMBNAIL) for name in ("sample_row", "image_row")
         )
         row["verdict"] = truth.kind(row["caption_row"], row["image_row"])
-    return Suspects(size, len(samples), listed, truth.known)
+    return FalseNegatives(size, len(samples), listed, truth.known)
