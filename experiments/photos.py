@@ -2,8 +2,9 @@
 
 `make photos` divides the 1,002 photographs of ../shared/data/coco-mini anew several times, extracts each division with
 the teachers EfficientNet-Lite2 and all-mpnet-base-v2, and trains students of EfficientNet-Lite0 and all-MiniLM-L6-v2 on
-it: with InfoNCE alone, and with each part of the soft labels by the paper's settings and by those of params.yaml. What
-it writes are paired differences from InfoNCE alone on the same division and seed. A stopped run goes on where it was.
+it: with InfoNCE alone, with each part of the soft labels by the settings of params.yaml, and with all of them by the
+paper's. What it writes are paired differences from InfoNCE alone on the same division and seed. A stopped run goes on
+where it was.
 """
 
 from __future__ import annotations
