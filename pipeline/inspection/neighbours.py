@@ -74,7 +74,7 @@ def neighbours(path: Path, query: Query, count: int) -> Neighbours:
     kept = (rows >= 0) & (rows != (-1 if query.row is None else query.row))
     kept[kept] = store.features(slug).gather(rows[kept]).any(axis=1)
     # Rounded features may have a length a little above 1.
-    found = _described(store, modality, rows[kept][:count], similarity[kept][:count].clip(max=1))
+    found = described(store, modality, rows[kept][:count], similarity[kept][:count].clip(max=1))
     return Neighbours(teacher=slug, modality=modality, split=split, found=found)
 
 
@@ -160,9 +160,10 @@ def _split(store: Store, level: Level, row: int | None) -> str:
     return store.manifest.shard_of(level, row).split
 
 
-def _described(
+def described(
     store: Store, modality: str, rows: NDArray[np.int64], similarity: NDArray[np.float32]
 ) -> tuple[Neighbour, ...]:
+    """Return what a person sees of the rows (n,) of a modality that were found, with their similarities (n,)."""
     texts, keys, ids = Column(store.captions["text"]), Column(store.samples["key"]), Column(store.samples["source_id"])
     samples = rows if modality == "image" else Column(store.captions["sample"]).numbers(rows)
     firsts, counts = (Column(store.samples[name]).numbers(samples) for name in ("caption_first", "caption_count"))

@@ -84,10 +84,14 @@ def load_stored(store: Store, slug: str, weights: str | None = None) -> Teacher:
 
 def encode(teacher: Teacher, items: Sequence[Any]) -> NDArray[np.float32]:
     """Return the L2-normalised features of RGB pictures or texts: (n, dim) float32; a row that failed is all zero."""
+    return encode_prepared(teacher, teacher.prepare(list(items)))
+
+
+def encode_prepared(teacher: Teacher, prepared: list[Any]) -> NDArray[np.float32]:
+    """Return the same of what the teacher has prepared."""
     import torch
 
-    batch = teacher.collate(teacher.prepare(list(items)))
-    features = torch.nn.functional.normalize(teacher.encode(batch).float(), dim=1).cpu().numpy()
+    features = torch.nn.functional.normalize(teacher.encode(teacher.collate(prepared)), dim=1).cpu().numpy()
     good = np.isfinite(features).all(axis=1)
     encoded: NDArray[np.float32] = np.where(good[:, None], features, np.float32(0))
     return encoded
