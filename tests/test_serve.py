@@ -7,10 +7,12 @@ import html
 import io
 import json
 import shutil
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from conftest import content
@@ -18,6 +20,7 @@ from PIL import Image
 from served import Client, serving
 
 from pipeline.cli import main as cusa_extract
+from pipeline.inspection.cli import main as cusa_store
 from stores import Store
 
 
@@ -195,3 +198,36 @@ def test_knn_service_answers_as_clip_retrieval_does(client: Client, searched_sto
     assert all(int(one["id"]) >= 60 for one in in_test)  # type: ignore[call-overload]
     assert "opens no addresses" in knn(image_url="http://127.0.0.1/x.png")["error"]  # type: ignore[call-overload]
     assert f"{run_of(store)}|test" in client.ask("GET", "/indices-list").json
+
+
+def test_lists_are_browsed_marked_and_exported(searched_store: Store, tmp_path: Path) -> None:
+    """What is marked stays, apart from the store and its lists, until the data changes."""
+    store = tmp_path / "store"
+    shutil.copytree(searched_store.root, store)
+    with serving(store) as client:
+        assert "cusa-store missing" in client.ask("GET", "/lists/missing/train").text
+        for kind in ("missing", "suspects"):
+            assert CliRunner().invoke(cusa_store, [kind, str(store), "--count", "30"]).exit_code == 0
+        before = content(tmp_path)
+        listed = pq.read_table(tmp_path / "store-missing-train" / "missing.parquet").to_pylist()
+        shown = html.unescape(client.ask("GET", "/lists/missing/train").text)
+        assert all(row["caption"] in shown for row in listed[:24])
+        assert "page 1 of 2" in shown
+        for number, mark in ((25, "right"), (3, "wrong"), (4, "right"), (4, "")):
+            body = urllib.parse.urlencode({"number": number, "mark": mark}).encode()
+            form = {"Content_Type": "application/x-www-form-urlencoded"}
+            reply = client.ask("POST", "/lists/missing/train/mark", body, **form)
+            assert (reply.status, reply.headers["location"].endswith(f"#pair-{number}")) == (303, True)
+        assert client.ask("GET", "/lists/missing/train").text.count('aria-pressed="true"') == 1
+        assert "30 pairs, 2 marked" in client.ask("GET", "/lists").text
+        marked = pq.read_table(io.BytesIO(client.ask("GET", "/lists/missing/train/marks.parquet").body)).to_pylist()
+        expected = [(listed[25], "right"), (listed[3], "wrong")]
+        assert [(one["caption_row"], one["image_row"], one["caption"], one["mark"]) for one in marked] == [
+            (row["caption_row"], row["image_row"], row["caption"], mark) for row, mark in expected
+        ]
+        lines = client.ask("GET", "/lists/missing/train/marks.csv").text.splitlines()
+        assert [line.rpartition(",")[2] for line in lines] == ['"mark"', '"right"', '"wrong"']
+        assert client.ask("GET", "/lists/suspects/train").status == 200
+        assert content(tmp_path).items() >= before.items(), "the lists stay as they were"
+    again = CliRunner().invoke(cusa_store, ["missing", str(store), "--count", "30"])
+    assert again.exit_code == 0, "marks are not in the way of a new list"

@@ -1,8 +1,5 @@
 "use strict";
-// Without this script the page's forms and links do the same, one page after another.
-const form = document.getElementById("ask");
-const file = document.getElementById("image");
-const drop = document.getElementById("drop");
+// Without this script the pages' forms and links do the same, one page after another.
 let last = null;
 
 async function show(url, options) {
@@ -24,53 +21,71 @@ async function show(url, options) {
   }
 }
 
-form.addEventListener("submit", (event) => {
-  event.preventDefault();
-  const asked = new FormData(form);
-  if (file.files.length) {
-    show("/", { method: "POST", body: asked });
-    return;
+function searching(form) {
+  const file = document.getElementById("image");
+  const drop = document.getElementById("drop");
+
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const asked = new FormData(form);
+    if (file.files.length) {
+      show("/", { method: "POST", body: asked });
+      return;
+    }
+    asked.delete("image");
+    const url = "/?" + new URLSearchParams([...asked].filter(([, value]) => value));
+    history.pushState(null, "", url);
+    show(url);
+  });
+  for (const one of form.querySelectorAll("select, input[type=range]"))
+    one.addEventListener("change", () => { if (form.q.value.trim() || file.files.length) form.requestSubmit(); });
+
+  function preview() {
+    drop.querySelector("img")?.remove();
+    if (!file.files.length) return;
+    const picture = document.createElement("img");
+    picture.alt = "The chosen image";
+    picture.src = URL.createObjectURL(file.files[0]);
+    drop.prepend(picture);
+    drop.closest("details").open = true;
+    form.requestSubmit();
   }
-  asked.delete("image");
-  const url = "/?" + new URLSearchParams([...asked].filter(([, value]) => value));
-  history.pushState(null, "", url);
-  show(url);
-});
-for (const one of form.querySelectorAll("select, input[type=range]"))
-  one.addEventListener("change", () => { if (form.q.value.trim() || file.files.length) form.requestSubmit(); });
-
-function preview() {
-  drop.querySelector("img")?.remove();
-  if (!file.files.length) return;
-  const picture = document.createElement("img");
-  picture.alt = "The chosen image";
-  picture.src = URL.createObjectURL(file.files[0]);
-  drop.prepend(picture);
-  form.requestSubmit();
+  file.addEventListener("change", preview);
+  function take(event, data) {
+    const images = [...(data?.files ?? [])].filter((one) => one.type.startsWith("image/"));
+    if (!images.length) return;
+    event.preventDefault();
+    const chosen = new DataTransfer();
+    chosen.items.add(images[0]);
+    file.files = chosen.files;
+    preview();
+  }
+  document.addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
+  document.addEventListener("dragleave", () => drop.classList.remove("over"));
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    drop.classList.remove("over");
+    take(event, event.dataTransfer);
+  });
+  document.addEventListener("paste", (event) => take(event, event.clipboardData));
+  window.addEventListener("popstate", () => location.reload());
 }
-file.addEventListener("change", preview);
-function take(event, data) {
-  const images = [...(data?.files ?? [])].filter((one) => one.type.startsWith("image/"));
-  if (!images.length) return;
-  event.preventDefault();
-  const chosen = new DataTransfer();
-  chosen.items.add(images[0]);
-  file.files = chosen.files;
-  preview();
-}
-document.addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
-document.addEventListener("dragleave", () => drop.classList.remove("over"));
-document.addEventListener("drop", (event) => {
-  event.preventDefault();
-  drop.classList.remove("over");
-  take(event, event.dataTransfer);
-});
-document.addEventListener("paste", (event) => take(event, event.clipboardData));
-window.addEventListener("popstate", () => location.reload());
 
-document.addEventListener("keydown", (event) => {
+// A mark is set without leaving the page.
+async function marking(event) {
+  if (!event.target.matches("form.mark")) return;
+  event.preventDefault();
+  const number = event.target.number.value;
+  const body = new URLSearchParams({ number, mark: event.submitter.value });
+  const focused = event.submitter.className;
+  await show(event.target.action, { method: "POST", body });
+  document.querySelector(`#pair-${number} button.${focused}`)?.focus({ preventScroll: true });
+}
+
+function walking(event) {
+  const form = document.getElementById("ask");
   const typing = event.target.closest("input, select, button");
-  if (event.key === "/" && !typing) {
+  if (event.key === "/" && !typing && form) {
     event.preventDefault();
     form.q.select();
     return;
@@ -82,6 +97,11 @@ document.addEventListener("keydown", (event) => {
   const at = links.indexOf(document.activeElement);
   if (at < 0) return links[0].focus();
   const top = (one) => one.getBoundingClientRect().top;
-  const row = links.filter((one) => one.closest("ol") === links[at].closest("ol") && Math.abs(top(one) - top(links[at])) < 2);
+  const list = links[at].closest("ol");
+  const row = links.filter((one) => one.closest("ol") === list && Math.abs(top(one) - top(links[at])) < 2);
   links[Math.max(0, Math.min(links.length - 1, at + steps[0] + steps[1] * row.length))].focus();
-});
+}
+
+if (document.getElementById("ask")) searching(document.getElementById("ask"));
+document.addEventListener("submit", marking);
+document.addEventListener("keydown", walking);

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from pipeline.serve import clip_retrieval, json_api, pictures_by_row, search_page
+from pipeline.serve import clip_retrieval, json_api, listed_pairs, pictures_by_row, search_page
 from pipeline.serve.answering import ANSWER_SECONDS, Answering
 from pipeline.serve.guards import Guard
 from pipeline.serve.model_thread import Busy
@@ -73,7 +73,7 @@ def application(answering: Answering, host: str) -> Starlette:
         warming.cancel()
         answering.close()
 
-    rooms = (search_page, json_api, clip_retrieval, pictures_by_row)
+    rooms = (search_page, json_api, listed_pairs, clip_retrieval, pictures_by_row)
     return Starlette(
         routes=[route for room in rooms for route in room.routes(answering)],
         middleware=[Middleware(Guard, host=host)],
