@@ -109,6 +109,12 @@ def read_record(path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], record)
 
 
+def tensor_names(path: Path) -> list[str]:
+    """Return the names of a checkpoint's tensors, each with its module's in front; the file is one of ours."""
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
+
+
 def load_checkpoint(
     path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer | None = None
 ) -> dict[str, Any]:

@@ -131,12 +131,16 @@ class Tokens(Input):
         self._tokenizer, self._padding = tokenizer, padding
         self._longest = 0 if padding is None else tokenizer([""]).shape[1]
 
+    def tokens(self, texts: list[str]) -> list[Tensor]:
+        """Return the tokens of texts from anywhere, each (length,), as `collate` takes them."""
+        return [self._cut(tokens) for tokens in self._tokenizer(texts)]
+
     def texts(self, texts: list[str]) -> Tensors:
         """Return a batch of texts from anywhere."""
-        return self.collate([self._cut(tokens) for tokens in self._tokenizer(texts)])
+        return self.collate(self.tokens(texts))
 
     def item(self, items: Items, row: int, augment: bool) -> Tensor:
-        return self._cut(self._tokenizer([items.text(row)])[0])
+        return self.tokens([items.text(row)])[0]
 
     def collate(self, made: Sequence[Tensor]) -> Tensors:
         lengths = torch.tensor([len(tokens) for tokens in made])

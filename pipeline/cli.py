@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 
 from stores import ExtractParameters, ParameterError, load_parameters
 from stores.commands import resumable
 from stores.console import output
+from stores.layout import Layout
+from stores.manifest import read_former_manifest
 from stores.streams import Command
 
 
@@ -24,6 +27,11 @@ from stores.streams import Command
     help="scenes; a file, folder, pattern or address (docs/formats.md); or SPLIT=… for each split  [data.source]",
 )
 @click.option("--images", help="Folder of the images  [data.images]")
+@click.option(
+    "--teacher",
+    help="A model of both to add: run:<folder>, open-clip:…; without --params and --source, to the store as it was made"
+    "  [teachers.cross_modal]",
+)
 @click.option("--image-teacher", help="family:name  [teachers.image]")
 @click.option("--image-weights", help="Its checkpoint file  [teachers.image_weights]")
 @click.option("--text-teacher", help="family:name  [teachers.text]")
@@ -42,6 +50,7 @@ def main(
     store: Path,
     source: tuple[str, ...],
     images: str | None,
+    teacher: str | None,
     image_teacher: str | None,
     image_weights: str | None,
     text_teacher: str | None,
@@ -55,6 +64,7 @@ def main(
     flags = {
         "data.source": _source(source),
         "data.images": images,
+        "teachers.cross_modal": teacher,
         "teachers.image": image_teacher,
         "teachers.image_weights": image_weights,
         "teachers.text": text_teacher,
@@ -62,13 +72,20 @@ def main(
         "extract.engine": engine,
         **{f"data.features.{name}.file": file for name, file in map(_named_file, features)},
     }
-    parameters = load_parameters(ExtractParameters, params, flags, overrides)
+    made = store_parameters(store) if teacher and params is None and not source else None
+    parameters = load_parameters(ExtractParameters, params, flags, overrides, recorded=made)
     with resumable():
         # Imported late: the libraries behind it take seconds, a wrong flag should not.
         from pipeline.extract import extract
         from pipeline.summary import summary
 
         output().print(summary(extract(parameters, store, retry=retry), store))
+
+
+def store_parameters(store: Path) -> dict[str, Any] | None:
+    """Return the parameters that a store was last made with; None where there is none yet."""
+    manifest = read_former_manifest(Layout(store))
+    return None if manifest is None else manifest.parameters
 
 
 def _named_file(given: str) -> tuple[str, str]:

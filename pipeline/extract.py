@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from models.teachers import TeacherSpec
+from models.teachers import TeacherCard, TeacherSpec
 from pipeline.encode import Engine, open_engines
 from pipeline.feature_sets import FeatureSets
 from pipeline.imports import FeatureImport, GivenImport
@@ -25,7 +25,7 @@ from stores import ExtractParameters, Manifest, ParameterError, StoreError, Teac
 from stores.atomic import write_text
 from stores.console import console, progress_bar
 from stores.digests import value_digest
-from stores.layout import Layout
+from stores.layout import CROSS_MODAL, Layout
 from stores.lock import write_lock
 from stores.manifest import (
     FORMAT_VERSION,
@@ -35,6 +35,7 @@ from stores.manifest import (
     read_manifest,
     write_manifest,
 )
+from stores.modality import LEVELS
 from stores.ownership import leftovers, remove_leftovers
 from stores.parameters import as_dict
 
@@ -129,10 +130,19 @@ def _recorded(parameters: ExtractParameters) -> dict[str, Any]:
 
 def _teachers(parameters: ExtractParameters) -> list[TeacherSpec]:
     teachers = parameters.teachers
-    return [
+    named = [
         TeacherSpec(spec=teachers.image, weights=teachers.image_weights, modality="image"),
         TeacherSpec(spec=teachers.text, weights=teachers.text_weights, modality="text"),
     ]
+    both = teachers.cross_modal
+    if both is None:
+        return named
+    if not both.startswith(CROSS_MODAL):
+        expected = "run:<folder of a trained run> or open-clip:<model>/<pretrained>"
+        raise ParameterError(where="teachers.cross_modal", found=both, expected=expected)
+    held = {(one.spec, one.modality) for one in named}
+    towers = [TeacherSpec(spec=both, weights=None, modality=modality) for modality in LEVELS]
+    return [*named, *(tower for tower in towers if (tower.spec, tower.modality) not in held)]
 
 
 def _imports(source: Source, parameters: ExtractParameters) -> dict[str, FeatureImport | GivenImport]:
@@ -148,10 +158,14 @@ def _check(engines: Sequence[Engine], parameters: ExtractParameters, imports: Co
     """See that all features can share a store, and that their indices can be built."""
     for engine in engines:
         check_index_kind(parameters.extract, engine.card.dim)
-    one, other = (engine.card for engine in engines)
-    if one.slug == other.slug:
-        raise TeacherError(f"{one.spec} and {other.spec} would share the folder features/{one.slug}. Rename one.")
-    if taken := {one.slug, other.slug} & set(imports):
+    cards: dict[str, TeacherCard] = {}
+    for engine in engines:
+        other = cards.setdefault(engine.card.slug, engine.card)
+        if other is not engine.card:
+            raise TeacherError(
+                f"{other.spec} and {engine.card.spec} would share the folder features/{other.slug}. Rename one."
+            )
+    if taken := cards.keys() & set(imports):
         raise ParameterError(f"data.features.{taken.pop()} bears the name of a teacher's features. Rename it.")
 
 

@@ -12,12 +12,16 @@ SAFE_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 """What split, shard and teacher folder names must match: a name from a file never leads out of the store."""
 
 
+CROSS_MODAL: Final = ("open-clip:", "run:")
+"""The families whose teachers have two towers, of images and of texts, in one space."""
+
+
 def teacher_slug(spec: str, modality: str) -> str:
     """Return the folder name of the teacher `spec`: its `family:name` with unusual characters made dashes.
 
-    Both towers of an open-clip model bear one spec, so there the folder says which: `-image` or `-text`.
+    Both towers of an open-clip model or a run bear one spec, so there the folder says which: `-image` or `-text`.
     """
-    if spec.startswith("open-clip:"):
+    if spec.startswith(CROSS_MODAL):
         spec = f"{spec}-{modality}"
     slug = re.sub(r"[^A-Za-z0-9_.]+", "-", spec).strip("-.")
     if not slug:

@@ -5,6 +5,7 @@ All extend `page.html`, whose head forbids the rest and has the colours of day a
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import jinja2
@@ -20,11 +21,15 @@ def write_html(path: Path, template: Path, **values: object) -> None:
 
 def rendered(template: Path, **values: object) -> str:
     """Return what `template` makes of `values`; it may extend, import and include its neighbours, and `page.html`."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
+    return _environment(template.parent).get_template(template.name).render(**values)
+
+
+@cache
+def _environment(folder: Path) -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader([folder, Path(__file__).parent]),
         autoescape=jinja2.select_autoescape(["html"]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template.name).render(**values)

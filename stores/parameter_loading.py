@@ -23,18 +23,24 @@ P = TypeVar("P", ExtractParameters, TrainParameters)
 
 
 def load_parameters(
-    kind: type[P], path: Path | None = None, flags: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
+    kind: type[P],
+    path: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    recorded: Mapping[str, Any] | None = None,
 ) -> P:
     """Load the sections of `kind` from the YAML file at `path` (or ./params.yaml), then apply flags and overrides.
+
+    Values `recorded` by an earlier run stand in for ./params.yaml.
 
     Flags are values by `section.key`, of which None keeps the file's; overrides `section.key=value`, the value in YAML.
 
     Raises:
         ParameterError: the file cannot be read, a key is unknown (the message names the nearest) or a value invalid.
     """
-    if path is None and PARAMS_FILE.exists():
+    if path is None and recorded is None and PARAMS_FILE.exists():
         path = PARAMS_FILE
-    values = _read(path) if path else {}
+    values = _read(path) if path else dict(recorded or {})
     for name, value in (flags or {}).items():
         if value is not None:
             _set(values, name.split("."), value)

@@ -157,6 +157,8 @@ class Teachers:
     image_weights: str | None = None
     text: str = "minilm"
     text_weights: str | None = None
+    # a model of both, stored beside the two: run:<folder of a trained run>, open-clip:<model>/<pretrained>
+    cross_modal: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from accelerate.state import AcceleratorState
 
+from pipeline.cli import main as cusa_extract
 from pipeline.extract import extract
 from stores import ExtractParameters, Store
 from stores.parameters import Data, Extract, Scenes
@@ -61,6 +64,32 @@ def scenes_run(scenes_store: Store, tmp_path_factory: pytest.TempPathFactory) ->
     train = Train(epochs=1, batch_size=16, device="cpu", precision="fp32")
     run(TrainParameters(train=train, student=Student(model="tiny_students:Weighing")), scenes_store, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_run(scenes_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of the embedded student, which knows its training split; tests must not change it."""
+    from stores import TrainParameters
+    from stores.parameters import Train
+    from train.run import run
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folder = tmp_path_factory.mktemp("small") / "run"
+    train = Train(epochs=20, batch_size=48, device="cpu", precision="fp32", compare=False)
+    run(TrainParameters(train=train), scenes_store, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def searched_store(scenes_store: Store, small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The store of scenes with the features of that run beside the others; tests must not change it."""
+    path = tmp_path_factory.mktemp("searched") / "store"
+    shutil.copytree(scenes_store.root, path)
+    before = {name: data for name, data in content(path).items() if name != "manifest.json"}
+    result = CliRunner().invoke(cusa_extract, ["--store", str(path), "--teacher", f"run:{small_run}"])
+    assert result.exit_code == 0, result.output
+    assert content(path).items() >= before.items(), "what was there stays as it was"
+    return Store.open(path)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ FAMILIES: Final = (
     "sentence-transformers:<hub name or folder>",
     "timm:<model>",
     "open-clip:<model>/<pretrained>",
+    "run:<folder of a trained run>[@uni]",
     "package.module:factory",
 )
 
@@ -38,7 +39,7 @@ def load_teacher(
 ) -> Teacher:
     """Load the teacher that `spec` (`family:name`) names.
 
-    `modality` chooses the tower of an open-clip model (the image tower if it is None); other families have but one.
+    `modality` chooses the tower of an open-clip model or of a run (the image tower if it is None); others have one.
 
     A `package.module:factory` is called with the keywords `weights`, `device` and `precision` (resolved), and returns
     a `Teacher`. Whatever that calls itself, its name here is `spec`, by which it is asked for again.
@@ -60,7 +61,7 @@ def _load(spec: str, weights: str | None, device: str, precision: Precision, mod
     where = resolve_device(device)
     how = resolve_precision(precision, where)
     family, _, name = spec.partition(":")
-    if weights is not None and family in ("hog-color", "sentence-transformers", *PACKAGED):
+    if weights is not None and family in ("hog-color", "run", "sentence-transformers", *PACKAGED):
         raise TeacherError(f"The teacher {spec} takes no separate weights, but {weights} was given. Leave them out.")
     # Each family is imported when it is asked for: their libraries take seconds to load.
     match family, name:
@@ -84,6 +85,10 @@ def _load(spec: str, weights: str | None, device: str, precision: Precision, mod
             from models.teachers.open_clip_towers import open_clip_teacher
 
             return open_clip_teacher(name, weights, where, how, modality or "image")
+        case "run", _:
+            from models.teachers.run_towers import run_teacher
+
+            return run_teacher(name, where, how, modality or "image")
     if not re.fullmatch(r"[\w.]+:\w+", spec):
         raise TeacherError(f"No teacher is called {spec!r}. Known: {'; '.join(FAMILIES)}.")
     factory = import_factory(spec, TeacherError)

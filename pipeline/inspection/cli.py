@@ -9,6 +9,7 @@ import click
 
 from stores.commands import resumable
 from stores.console import output
+from stores.errors import CusaError
 from stores.streams import Group
 
 STORE = click.argument("store", type=click.Path(path_type=Path), default=Path("artifacts/store"))
@@ -130,3 +131,21 @@ def suspects(store: Path, split: str, count: int, width: int, shown: int, out: P
 
     with resumable():
         output().print(suspects(store, split=split, count=count, width=width, shown=shown, out=out))
+
+
+@main.command(short_help="Search a store in a browser.")
+@STORE
+@click.option("--teacher", help="The model to ask first, such as run:artifacts/run; a cross-modal one if not said.")
+@click.option(
+    "--host", default="127.0.0.1", help="Where to listen; others reach it only if you say more than loopback."
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, help="0: any that is free.")
+def serve(store: Path, teacher: str | None, host: str, port: int) -> None:
+    """Serve a page to search STORE by text and by image, and an API, until Ctrl-C; nothing in the store changes."""
+    with resumable(lambda: ""):
+        try:
+            from pipeline.serve.server import serve
+        except ModuleNotFoundError as error:
+            raise CusaError(f"{error.name} is missing. Install cusa[serve].") from None
+
+        serve(store, teacher=teacher, host=host, port=port)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from pipeline.inspection.output import cell
-from pipeline.inspection.teachers import default_slug, encode, load_stored
+from pipeline.inspection.teachers import cross_modal_slugs, default_slug, encode, load_stored
 from stores import CusaError, Store, StoreError
 from stores.columns import Column
 from stores.console import Listing
@@ -74,25 +74,29 @@ def neighbours(path: Path, query: Query, count: int) -> Neighbours:
     kept = (rows >= 0) & (rows != (-1 if query.row is None else query.row))
     kept[kept] = store.features(slug).gather(rows[kept]).any(axis=1)
     # Rounded features may have a length a little above 1.
-    found = _described(store, modality, rows[kept][:count], similarity[kept][:count].clip(max=1))
+    found = described(store, modality, rows[kept][:count], similarity[kept][:count].clip(max=1))
     return Neighbours(teacher=slug, modality=modality, split=split, found=found)
 
 
 def _slug(store: Store, query: Query) -> str:
-    """Return the folder name of the teacher whose rows are searched, which must be of the query's modality.
+    """Return the folder name of the teacher whose rows are searched.
 
-    A text and an image together may search either.
+    A text searches images where a cross-modal teacher is there; by name, either tower of one may be searched.
     """
+    both = query.text is not None and query.image is not None
     asked = query.modality if query.row is not None else "text" if query.text is not None else "image"
-    if query.text is not None and query.image is not None:
-        return query.teacher or default_slug(store, "image")
     if query.row is None and query.modality not in (None, asked):
         raise CusaError(f"given with --{asked}", where="--modality", advice="Leave it out: it says what --row counts.")
     if query.teacher is None:
-        return default_slug(store, asked or "image")
-    modality = store.features(query.teacher).modality
-    if asked not in (None, modality):
-        raise CusaError(f"{query.teacher} is a teacher of {modality}s, and the query is of {asked}s. Name another.")
+        if query.text is not None and (towers := cross_modal_slugs(store.manifest)):
+            return towers["image"]
+        return default_slug(store, "image" if query.image is not None else asked or "image")
+    held = store.features(query.teacher)
+    towers = cross_modal_slugs(store.manifest, store.manifest.features[query.teacher].spec)
+    if not both and asked not in (None, held.modality) and (query.row is not None or towers is None):
+        raise CusaError(
+            f"{query.teacher} is a teacher of {held.modality}s, and the query is of {asked}s. Name another."
+        )
     return query.teacher
 
 
@@ -124,15 +128,16 @@ def _tower(store: Store, slug: str, modality: str) -> str:
     Raises:
         CusaError: there is none.
     """
-    teachers = store.manifest.teachers
-    own = teachers[slug]
-    found = (name for name, one in teachers.items() if (one.spec, one.modality) == (own.spec, modality))
-    if (tower := next(found, None)) is None:
+    own = store.manifest.features[slug]
+    if own.modality == modality:
+        return slug
+    towers = cross_modal_slugs(store.manifest, own.spec)
+    if towers is None:
         raise CusaError(
             f"{slug} has no tower for {modality}s, so a text and an image cannot be one query. Extract both towers of "
-            f"one model (--image-teacher and --text-teacher open-clip:…), and name one with --teacher."
+            f"one model (cusa-extract --teacher run:… or open-clip:…), and name one with --teacher."
         )
-    return tower
+    return towers[modality]
 
 
 def _text(text: str) -> str:
@@ -155,9 +160,10 @@ def _split(store: Store, level: Level, row: int | None) -> str:
     return store.manifest.shard_of(level, row).split
 
 
-def _described(
+def described(
     store: Store, modality: str, rows: NDArray[np.int64], similarity: NDArray[np.float32]
 ) -> tuple[Neighbour, ...]:
+    """Return what a person sees of the rows (n,) of a modality that were found, with their similarities (n,)."""
     texts, keys, ids = Column(store.captions["text"]), Column(store.samples["key"]), Column(store.samples["source_id"])
     samples = rows if modality == "image" else Column(store.captions["sample"]).numbers(rows)
     firsts, counts = (Column(store.samples[name]).numbers(samples) for name in ("caption_first", "caption_count"))

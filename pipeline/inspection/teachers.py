@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stores import Manifest, Store, StoreError, TeacherError
+from stores.modality import LEVELS
 
 if TYPE_CHECKING:
     from models.teachers import Teacher
@@ -24,17 +25,32 @@ def default_slug(store: Store, modality: str) -> str:
         StoreError: there is none, or the manifest does not tell which.
     """
     slugs = [slug for slug, teacher in store.manifest.teachers.items() if teacher.modality == modality]
-    named = [slug for slug in slugs if is_default(store.manifest, slug)]
+    named = [slug for slug in slugs if store.manifest.features[slug].spec == recorded(store.manifest, modality)]
     if len(named or slugs) != 1:
         advice = f"Run cusa-extract with a teacher of {modality}s, or name one with --teacher."
         raise StoreError(f"teachers of {modality}s", path=store.root, found=slugs, expected="one", advice=advice)
     return (named or slugs)[0]
 
 
+def cross_modal_slugs(manifest: Manifest, spec: str | None = None) -> dict[str, str] | None:
+    """Return the folder names of a cross-modal teacher's towers by modality; None where there is none.
+
+    Without a `spec` it is the one that the store was last made with, or its only one.
+    """
+    towers: dict[str, dict[str, str]] = {}
+    for slug, teacher in manifest.teachers.items():
+        towers.setdefault(teacher.spec, {})[teacher.modality] = slug
+    whole = {name: found for name, found in towers.items() if len(found) == len(LEVELS)}
+    named = spec or recorded(manifest, "cross_modal")
+    if spec is None and named not in whole and len(whole) == 1:
+        named = next(iter(whole))
+    return whole.get(named or "")
+
+
 def is_default(manifest: Manifest, slug: str) -> bool:
     """Tell whether the store was last made with this teacher."""
     teacher = manifest.features[slug]
-    return recorded(manifest, teacher.modality) == teacher.spec
+    return teacher.spec in (recorded(manifest, teacher.modality), recorded(manifest, "cross_modal"))
 
 
 def recorded(manifest: Manifest, key: str) -> str | None:
@@ -53,7 +69,7 @@ def load_stored(store: Store, slug: str, weights: str | None = None) -> Teacher:
     from models.teachers import load_teacher  # here: seconds, which a row's neighbours need not wait
 
     stored = store.manifest.teachers[slug]
-    if weights is None and is_default(store.manifest, slug):
+    if weights is None and stored.spec == recorded(store.manifest, stored.modality):
         weights = recorded(store.manifest, f"{stored.modality}_weights")
     teacher = load_teacher(stored.spec, weights, precision=stored.precision or "auto", modality=stored.modality)
     if teacher.fingerprint != stored.fingerprint:
@@ -68,10 +84,14 @@ def load_stored(store: Store, slug: str, weights: str | None = None) -> Teacher:
 
 def encode(teacher: Teacher, items: Sequence[Any]) -> NDArray[np.float32]:
     """Return the L2-normalised features of RGB pictures or texts: (n, dim) float32; a row that failed is all zero."""
+    return encode_prepared(teacher, teacher.prepare(list(items)))
+
+
+def encode_prepared(teacher: Teacher, prepared: list[Any]) -> NDArray[np.float32]:
+    """Return the same of what the teacher has prepared."""
     import torch
 
-    batch = teacher.collate(teacher.prepare(list(items)))
-    features = torch.nn.functional.normalize(teacher.encode(batch).float(), dim=1).cpu().numpy()
+    features = torch.nn.functional.normalize(teacher.encode(teacher.collate(prepared)), dim=1).cpu().numpy()
     good = np.isfinite(features).all(axis=1)
     encoded: NDArray[np.float32] = np.where(good[:, None], features, np.float32(0))
     return encoded

@@ -9,9 +9,8 @@ Shapes: n inputs, D the model's embedding.
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -19,19 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.aligned import AlignedModel
-from models.checkpoint import load_checkpoint, read_record
 from models.encoded import map_tensors
 from models.inputs import Pixels, Tokens
 from models.student import load_student
 from models.teachers import Teacher, load_teacher
-from stores.errors import CusaError, StudentError, TrainingError
+from models.teachers.run_towers import RUN
+from models.trained import load_trained
+from stores.errors import CusaError, StudentError
 from stores.hardware import resolve_device, resolve_precision
-from stores.parameter_loading import recorded_parameters
 from stores.parameters import Precision, Student, TrainParameters
-from train.losses.objective import make_objective
 
 T = TypeVar("T")
-BEST: Final = "best.safetensors"
 
 
 class StudentModel:
@@ -119,8 +116,8 @@ def load_model(
     """Load the model to measure that `spec` names.
 
     Args:
-        spec: a run's folder or a checkpoint file of cusa-train, `open-clip:<model>/<pretrained tag or file>`, or a
-            teacher: `family:name`.
+        spec: a run's folder or a checkpoint file of cusa-train, with or without `run:` before it,
+            `open-clip:<model>/<pretrained tag or file>`, or a teacher: `family:name`.
         weights: a teacher's weights file, where its name does not say.
         device: "auto", or as torch names it.
         precision: "auto" is bf16 where the hardware has it.
@@ -130,7 +127,7 @@ def load_model(
     """
     where = resolve_device(device)
     how = resolve_precision(precision, where)
-    path = Path(spec)
+    path = Path(spec.removeprefix(RUN))
     is_open_clip = spec.startswith("open-clip:")  # whose weights may be a file in safetensors too
     is_checkpoint = not is_open_clip and (path.is_dir() or path.suffix == ".safetensors")
     if weights is not None and (is_checkpoint or is_open_clip):
@@ -173,20 +170,10 @@ def check_embeddings(embeddings: NDArray[np.float32], count: int, name: str) -> 
 
 
 def _trained(path: Path) -> tuple[AlignedModel, TrainParameters | None, dict[str, float] | None]:
-    """Load the model of a run's folder (its best checkpoint) or of a checkpoint file.
-
-    Its training's parameters and temperatures come along; None where the checkpoint does not tell.
-    """
-    file = path / BEST if path.is_dir() else path
-    if path.is_dir() and not file.is_file():
-        raise TrainingError(f"{path} holds no {BEST}: it is not the run of a cusa-train that finished an epoch.")
-    record = read_record(file)
-    recorded = record.get("parameters", {})
-    parameters = recorded_parameters(TrainParameters, recorded, f"{file} (its record)")
-    student = load_student(replace(parameters.student, freeze=[], gradient_checkpointing=False))
-    aligned = AlignedModel(student, uni_modal=make_objective(parameters.loss).unimodal)
-    load_checkpoint(file, {"model": aligned})
-    return aligned, parameters if {"loss", "teachers"} <= recorded.keys() else None, record.get("temperatures")
+    """Load a run or checkpoint with its training's parameters and temperatures; None where it does not tell."""
+    trained = load_trained(path)
+    told = {"loss", "teachers"} <= trained.record.get("parameters", {}).keys()
+    return trained.model, trained.parameters if told else None, trained.record.get("temperatures")
 
 
 def _pretrained(spec: str) -> AlignedModel:

@@ -1,0 +1,110 @@
+"""A trained run as a teacher of images or of texts: `run:<folder>`, or `run:<folder>@uni` for its uni-modal heads.
+
+Both towers of a run lie in one space, so its texts search images and the other way round.
+
+Shapes: B batch, D the student's embedding size.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from models.encoded import map_tensors
+from models.inputs import Input, Pixels, Tokens
+from models.loading import weights_digest
+from models.teachers.teacher import Teacher
+from models.trained import Trained, load_trained
+from stores.errors import TeacherError
+from stores.parameters import as_dict
+
+RUN: Final = "run:"
+UNI: Final = "@uni"
+Kind = TypeVar("Kind", bound=Input)
+
+
+def run_teacher(name: str, device: torch.device, precision: Literal["fp32", "bf16"], modality: str) -> Teacher:
+    """Return the tower for `modality` of the run `name`: a folder or a checkpoint file, perhaps with `@uni`.
+
+    Raises:
+        TrainingError: there is no such run.
+        TeacherError: it has no uni-modal heads, or no tower that takes such items.
+    """
+    trained, spec = load_trained(Path(name.removesuffix(UNI))), f"{RUN}{name}"
+    if name.endswith(UNI) and not trained.model.uni_heads:
+        raise TeacherError("has no uni-modal heads", where=spec, advice=f"Leave {UNI} out.")
+    kind = RunImages if modality == "image" else RunTexts
+    return kind(trained, spec, device, precision)
+
+
+class RunTower(Teacher):
+    """One tower of a trained run, with one of its two heads."""
+
+    def __init__(self, trained: Trained, spec: str, device: torch.device, precision: Literal["fp32", "bf16"]) -> None:
+        self._is_uni = spec.endswith(UNI)
+        identity = [weights_digest(trained.model), as_dict(trained.parameters.student), self._is_uni]
+        self._model = trained.model.eval().to(device)
+        dim = self._model.interface.embed_dim
+        super().__init__(spec=spec, dim=dim, precision=precision, device=device, identity=identity)
+
+    def forward(self, batch: Any) -> Tensor:
+        moved = map_tensors(lambda tensor: tensor.to(self.device, non_blocking=True), batch)
+        encoded = self._model.encode(self.modality, moved)
+        return encoded.unimodal if self._is_uni else encoded.vector
+
+    def _input(self, kind: type[Kind]) -> Kind:
+        given = self._model.interface.inputs.get(self.modality)
+        if not isinstance(given, kind):
+            found = None if given is None else type(given).__name__
+            advice = "Its features are of the store that it was trained on, and it can encode nothing else."
+            raise TeacherError(
+                f"its {self.modality} input", where=self.spec, found=found, expected=kind.__name__, advice=advice
+            )
+        return given
+
+
+class RunImages(RunTower):
+    """The image tower."""
+
+    modality = "image"
+
+    def __init__(self, trained: Trained, spec: str, device: torch.device, precision: Literal["fp32", "bf16"]) -> None:
+        super().__init__(trained, spec, device, precision)
+        self._pixels = self._input(Pixels)
+
+    def preprocess(self, item: Image.Image) -> Tensor:
+        """Apply the student's transform for measuring."""
+        return self._pixels.prepare.transform(item)
+
+    def preprocess_file(self, data: bytes) -> Tensor:
+        return self._pixels.prepare(data)
+
+
+class RunTexts(RunTower):
+    """The text tower."""
+
+    modality = "text"
+
+    def __init__(self, trained: Trained, spec: str, device: torch.device, precision: Literal["fp32", "bf16"]) -> None:
+        super().__init__(trained, spec, device, precision)
+        self._tokens = self._input(Tokens)
+
+    def preprocess(self, item: str) -> Tensor:
+        """Return the text's tokens: (length,)."""
+        tokens: Tensor = self.prepare([item])[0]
+        return tokens
+
+    def prepare(self, items: list[str]) -> list[Any]:
+        return self._tokens.tokens(items) if items else []
+
+    def length(self, prepared: Tensor) -> int:
+        """Return the number of tokens."""
+        return len(prepared)
+
+    def collate(self, items: list[Tensor]) -> Any:
+        """Return (B, longest) tokens with their mask."""
+        return self._tokens.collate(items)

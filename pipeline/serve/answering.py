@@ -1,0 +1,142 @@
+"""From what is asked to what is found: queries become vectors, on threads beside the server's, and rows come back.
+
+Shapes: D a feature's dimensions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from anyio import CapacityLimiter, to_thread
+from numpy.typing import NDArray
+
+from models.teachers import Teacher
+from pipeline.inspection.neighbours import Neighbour, described
+from pipeline.inspection.teachers import load_stored
+from pipeline.serve.model_thread import ModelThread, Tower
+from pipeline.serve.queries import Modality, SearchRequest, checked_image
+from pipeline.serve.served_store import Served, ServedStore
+from stores import CusaError
+from stores.parameters import Data
+
+ANSWER_SECONDS: Final = 60.0
+_DECODERS: Final = 2
+"""Images of strangers that are decoded at once: each may take its pixels' memory."""
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What was found, the most similar first."""
+
+    model: str
+    modality: Modality
+    found: tuple[Neighbour, ...]
+    encode_seconds: float
+    search_seconds: float
+
+
+class Answering:
+    """Answers what is asked of a store."""
+
+    def __init__(self, path: Path, first: str | None) -> None:
+        """Open the store; `first` is the model that is asked where none is named."""
+        self.served, self._models = Served(path, first), ModelThread()
+        self._decoders = CapacityLimiter(_DECODERS)
+
+    async def warm(self) -> None:
+        """Load the first model and read its indices before anyone asks."""
+        now = self.served.now()
+        for slug in now.towers(None).values():
+            await self._models.teacher(_tower(now, slug))
+            for split in now.store.manifest.splits:
+                await to_thread.run_sync(now.index, slug, split)
+
+    async def answer(self, asked: SearchRequest) -> Answer:
+        """Answer one query.
+
+        Raises:
+            CusaError: the model, the split or the row is not there, or the image is refused.
+            TimeoutError: it takes longer than `ANSWER_SECONDS`.
+        """
+        async with asyncio.timeout(ANSWER_SECONDS):
+            now = await to_thread.run_sync(self.served.now)
+            slug = now.slug(asked.model, asked.modality)
+            started = time.perf_counter()
+            vector = await self.vector(now, asked)
+            encoded = time.perf_counter()
+            found = await to_thread.run_sync(_searched, now, slug, vector, asked)
+        return Answer(
+            model=asked.model or now.first,
+            modality=asked.modality,
+            found=found,
+            encode_seconds=encoded - started,
+            search_seconds=time.perf_counter() - encoded,
+        )
+
+    async def vector(self, now: ServedStore, asked: SearchRequest) -> Vector:
+        """Return the query's L2-normalised vector (D,).
+
+        Raises:
+            CusaError: the model has no such tower, the store no such row, or the image is refused.
+        """
+        if asked.embedding is not None:
+            return _unit(np.array(asked.embedding, np.float32))
+        if asked.row is not None:
+            slug = now.slug(asked.model, asked.row_of)
+            stored: Vector = now.features(slug).gather(np.array([asked.row])).astype(np.float32)[0]
+            return _unit(stored)
+        parts = []
+        if asked.text is not None:
+            tower = _tower(now, now.slug(asked.model, "text"))
+            parts.append((asked.text_weight, await self._models.encode(tower, asked.text)))
+        if asked.image is not None:
+            tower = _tower(now, now.slug(asked.model, "image"))
+            teacher = await self._models.teacher(tower)
+            prepare = partial(_prepared, teacher, asked.image, _max_pixels(now))
+            item = await to_thread.run_sync(prepare, limiter=self._decoders)
+            parts.append((asked.image_weight, await self._models.encode(tower, item)))
+        if len(parts) == 1:
+            return parts[0][1]
+        return _unit(np.sum([np.float32(weight) * vector for weight, vector in parts], axis=0))
+
+    def close(self) -> None:
+        """End the models' thread."""
+        self._models.close()
+
+
+def _searched(now: ServedStore, slug: str, vector: Vector, asked: SearchRequest) -> tuple[Neighbour, ...]:
+    similarity, rows = now.search(slug, vector, asked.count + 1, asked.split, asked.label)
+    # A row is no neighbour of its own.
+    own = asked.row if asked.row_of == asked.modality else None
+    kept = rows != (-1 if own is None else own)
+    return described(now.store, asked.modality, rows[kept][: asked.count], similarity[kept][: asked.count])
+
+
+def _tower(now: ServedStore, slug: str) -> Tower:
+    fingerprint = now.store.manifest.features[slug].fingerprint
+    return Tower(slug=slug, fingerprint=fingerprint, load=partial(load_stored, now.store, slug))
+
+
+def _prepared(teacher: Teacher, data: bytes, max_pixels: int) -> object:
+    return teacher.preprocess_file(checked_image(data, max_pixels))
+
+
+def _max_pixels(now: ServedStore) -> int:
+    """Return the bound on images that the store was made with."""
+    section = now.store.manifest.parameters.get("data", {})
+    value = section.get("max_pixels") if isinstance(section, dict) else None
+    return value if isinstance(value, int) else Data().max_pixels
+
+
+def _unit(vector: Vector) -> Vector:
+    length = float(np.linalg.norm(vector))
+    if not np.isfinite(length) or not length:
+        raise CusaError("The query's vector is zero or not finite, so nothing is near it. Ask for something else.")
+    return vector / np.float32(length)

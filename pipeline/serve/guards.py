@@ -1,0 +1,117 @@
+"""At the door: hosts and origins, the size and the time of a request's body, and what browsers may do with answers.
+
+A server on loopback is within reach of every page in the same browser. Other sites' scripts are kept out in three ways:
+no answer may be read from another origin (there are no CORS headers), nothing may be sent from one (`Origin`), and a
+name that is made to point here (DNS rebinding) is refused: hosts are addresses, or this machine's names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+import socket
+from typing import Final
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipeline.serve.queries import MAX_BODY
+
+BODY_SECONDS: Final = 20.0
+"""In which a request's body must have come."""
+_POLICY: Final = (
+    "default-src 'none'; img-src 'self' blob:; style-src 'self' 'unsafe-inline'; script-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_HEADERS: Final = {
+    "Content-Security-Policy": _POLICY,
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+_HOST: Final = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(:\d+)?")
+
+
+class Guard:
+    """Passes on what may be asked, and marks what is answered."""
+
+    def __init__(self, app: ASGIApp, host: str) -> None:
+        """Guard `app`, which listens on `host`."""
+        self._app = app
+        self._names = {"localhost", host.lower(), socket.gethostname().lower()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(_HEADERS)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        headers = Headers(scope=scope)
+        fault = self._fault(scope["method"], headers)
+        if fault is not None:
+            status, problem = fault
+            # The connection ends: what else comes of the body is of no use.
+            answer = JSONResponse({"error": problem}, status, headers={"Connection": "close"})
+            await answer(scope, receive, marked)
+            return
+        await self._app(scope, _bounded(receive), marked)
+
+    def _fault(self, method: str, headers: Headers) -> tuple[int, str] | None:
+        host = headers.get("host", "")
+        if not self._is_ours(host):
+            return 421, f"This server is not {host[:200]!r}: ask it by its address."
+        if method not in ("GET", "HEAD"):
+            origin = headers.get("origin")
+            if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+                return 403, f"A page of {origin[:200]!r} may not ask this server."
+            if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+                return 403, "A page of another site may not ask this server."
+        if not re.fullmatch(r"\d{1,9}", length := headers.get("content-length", "0")) or int(length) > MAX_BODY:
+            return 413, f"The request has {length[:20]} bytes, at most {MAX_BODY:,} are taken."
+        return None
+
+    def _is_ours(self, host: str) -> bool:
+        found = _HOST.fullmatch(host)
+        if found is None:
+            return False
+        name = found["name"].strip("[]").lower()
+        if name in self._names:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+
+def _bounded(receive: Receive) -> Receive:
+    """Return a request's body with an end: after `MAX_BODY` bytes, and after `BODY_SECONDS`."""
+    left, whole = MAX_BODY, False
+    deadline = asyncio.get_running_loop().time() + BODY_SECONDS
+
+    async def bounded() -> Message:
+        nonlocal left, whole
+        if whole:  # what comes now says that the client has gone, which may take its time
+            return await receive()
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            raise HTTPException(408, f"The request did not come within {BODY_SECONDS:.0f} s.") from None
+        left -= len(message.get("body", b""))
+        whole = not message.get("more_body", False)
+        if left < 0:
+            raise HTTPException(413, f"The request has more than {MAX_BODY:,} bytes.")
+        return message
+
+    return bounded
