@@ -68,9 +68,9 @@ def feature_map(network: Any, images: Tensor) -> Tensor:
     width = network.num_features
     if features.ndim == 3:  # tokens of a transformer, those that stand for no patch first
         patches = features[:, getattr(network, "num_prefix_tokens", 0) :]
-        sides = getattr(getattr(network, "patch_embed", None), "grid_size", ())
+        sides: Any = getattr(getattr(network, "patch_embed", None), "grid_size", ())
         if len(sides) == 2 and sides[0] * sides[1] == patches.shape[1]:
-            features = patches.unflatten(1, sides)
+            features = patches.reshape(len(patches), *sides, -1)
     if features.ndim == 4 and features.shape[1] != width:
         features = features.movedim(3, 1)
     if features.ndim != 4 or features.shape[1] != width:

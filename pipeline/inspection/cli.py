@@ -130,3 +130,15 @@ def suspects(store: Path, split: str, count: int, width: int, shown: int, out: P
 
     with resumable():
         output().print(suspects(store, split=split, count=count, width=width, shown=shown, out=out))
+
+
+@main.command(short_help="Number the words of the captions, for SGR and SAF.")
+@STORE
+@click.option("--split", "splits", multiple=True, default=("train", "val"), help="Whose captions.")
+@click.option("--out", type=FILE, default=Path("vocabulary.json"), help="The file.")
+def vocabulary(store: Path, splits: tuple[str, ...], out: Path) -> None:
+    """Give a number to each word of STORE's captions, for student.sgraf.vocabulary."""
+    from pipeline.inspection.words import write_vocabulary
+
+    with resumable():
+        output().print(write_vocabulary(store, splits, out))
