@@ -34,6 +34,7 @@ SourceFormat = Literal[
     "huggingface",
     "cub",
     "facc",
+    "precomp",
     "store",
 ]
 
