@@ -5,7 +5,7 @@ Shapes: n items, D the student's embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -49,7 +49,8 @@ class AlignedModel(nn.Module):
         modalities, dim = list(self.interface.inputs), self.interface.embed_dim
         crossed: list[str] = modalities if isinstance(self.interface, StudentOfTwoTowers) else []
         self.heads = nn.ModuleDict({modality: Head(dim) for modality in crossed})
-        self.uni_heads = nn.ModuleDict({modality: Head(dim) for modality in modalities if uni_modal})
+        uni_head: Callable[[int], nn.Module] = getattr(student, "uni_head", Head)
+        self.uni_heads = nn.ModuleDict({modality: uni_head(dim) for modality in modalities if uni_modal})
 
     def forward(self, inputs: Mapping[str, Tensors]) -> dict[str, Encoded]:
         """Encode a batch: n items of each modality."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Protocol, cast
 
@@ -13,7 +14,7 @@ from models.encoded import Encoded
 from models.inputs import Input, Padded, Pixels, Tensors, Tokens
 from models.preprocessing import Transform
 from models.scoring import Cosine, OwnSimilarity, Scorer
-from stores import parameters
+from stores import Store, parameters
 from stores.errors import StudentError
 from stores.plugins import import_factory
 
@@ -31,6 +32,8 @@ class Student(Protocol):
     - `towers`: by modality, such as `{"image": [...], "text": [...]}`, the modules and parameters of each, for
       `student.freeze`.
     - `set_grad_checkpointing()`, for `student.gradient_checkpointing`.
+    - `uni_head(dim)`: makes the module that takes a modality's vectors to uni-modal tasks; without it, LayerNorm and a
+      linear layer.
     """
 
     embed_dim: int
@@ -108,6 +111,7 @@ def _values(tensors: Tensors) -> Tensor:
 
 MEMBERS: Final = (*Student.__annotations__, "encode")
 HEADS: Final = "heads"
+SGRAF: Final = "sgraf:"
 TWO_TOWERS: Final = (*TwoTowers.__annotations__, "encode_image", "encode_text")
 
 
@@ -124,13 +128,13 @@ def load_student(settings: parameters.Student) -> Any:
 
     Args:
         settings: `model` is `open-clip:<model>[/<pretrained tag or file>]`, `towers:<image encoder>+<text encoder>`,
-            `heads` (models/heads.py), or `package.module:factory`: a factory is called without arguments and returns
-            a torch module that is a `Student` or a `TwoTowers`.
+            `heads` (models/heads.py), `sgraf:<SGR or SAF>[/<file>]`, or `package.module:factory`: a factory is called
+            without arguments and returns a torch module that is a `Student` or a `TwoTowers`.
 
     Raises:
         StudentError: there is no such student, or it cannot be loaded, or lacks what the settings ask for.
     """
-    student = _heads(settings) if settings.model == HEADS else _load(settings.model)
+    student = _with_settings(settings)
     for tower in settings.freeze:
         for part in _parts(student, tower, settings.model):
             part.requires_grad_(False)
@@ -147,10 +151,33 @@ def load_student(settings: parameters.Student) -> Any:
     return student
 
 
-def _heads(settings: parameters.Student) -> Any:
-    from models.heads import StudentOfHeads  # here, since it takes this module's students for towers
+def _with_settings(settings: parameters.Student) -> Any:
+    """Load a student; some have settings beside their name."""
+    if settings.model == HEADS:
+        from models.heads import StudentOfHeads  # here, since it takes this module's students for towers
 
-    return StudentOfHeads(settings, _load)
+        return StudentOfHeads(settings, _load)
+    if settings.model.startswith(SGRAF):
+        from models.sgraf import load_sgraf
+
+        return load_sgraf(settings.model.removeprefix(SGRAF), settings.sgraf)
+    return _load(settings.model)
+
+
+def with_features(settings: parameters.Student, store: Store) -> parameters.Student:
+    """Return the settings of a student with what the store says of the features that it reads.
+
+    Raises:
+        StoreError: the store has no such features.
+        StudentError: they are others than the settings name, or than the student takes.
+    """
+    if settings.model.startswith(SGRAF):
+        from models.sgraf.student import with_regions
+
+        return replace(settings, sgraf=with_regions(settings.sgraf, store))
+    from models.heads import with_widths
+
+    return with_widths(settings, store)
 
 
 def _load(spec: str) -> Any:
@@ -168,7 +195,8 @@ def _load(spec: str) -> Any:
     if not re.fullmatch(r"[\w.]+:\w+", spec):
         raise StudentError(
             f"No student is called {spec!r}. Expected open-clip:<model>[/<pretrained tag or file>], "
-            f"towers:<image encoder>+<text encoder>[@<dimensions>], {HEADS}, or package.module:factory."
+            f"towers:<image encoder>+<text encoder>[@<dimensions>], {SGRAF}<SGR or SAF>[/<file>], {HEADS}, or "
+            f"package.module:factory."
         )
     student: Any = import_factory(spec, StudentError)()
     members = MEMBERS if hasattr(student, "encode") else TWO_TOWERS

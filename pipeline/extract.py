@@ -157,7 +157,8 @@ def _imports(source: Source, parameters: ExtractParameters) -> dict[str, Feature
 def _check(engines: Sequence[Engine], parameters: ExtractParameters, imports: Collection[str]) -> None:
     """See that all features can share a store, and that their indices can be built."""
     for engine in engines:
-        check_index_kind(parameters.extract, engine.card.dim)
+        if engine.card.unit:
+            check_index_kind(parameters.extract, engine.card.dim)
     cards: dict[str, TeacherCard] = {}
     for engine in engines:
         other = cards.setdefault(engine.card.slug, engine.card)

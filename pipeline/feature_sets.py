@@ -65,8 +65,8 @@ class FeatureSets:
     def extract(self, engine: Engine) -> None:
         """Encode what is missing of a teacher's features."""
         teacher = engine.card
-        shape = (teacher.dim,)
-        pending = self._pending(teacher.slug, self._faults(teacher.slug, teacher.fingerprint, teacher.level, shape))
+        faults = self._faults(teacher.slug, teacher.fingerprint, teacher.level, teacher.shape)
+        pending = self._pending(teacher.slug, faults)
         if pending:
             extract_features(engine, self.shards, pending, self.layout, self.settings, self.progress)
         self.encoded += sum(shard.rows(teacher.level) for shard in pending)
@@ -74,8 +74,8 @@ class FeatureSets:
             spec=teacher.spec,
             modality=teacher.modality,
             level=teacher.level,
-            shape=shape,
-            unit=True,
+            shape=teacher.shape,
+            unit=teacher.unit,
             precision=teacher.precision,
             fingerprint=teacher.fingerprint,
             parts=self._digests(teacher.slug, self.shards),

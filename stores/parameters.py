@@ -34,6 +34,7 @@ SourceFormat = Literal[
     "huggingface",
     "cub",
     "facc",
+    "precomp",
     "store",
 ]
 
@@ -202,15 +203,34 @@ class Head:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Sgraf:
+    """SGR and SAF (arXiv 2101.01368), where `student.model` is sgraf:…; a file has sizes of its own."""
+
+    # of the store, the vectors of each image's regions
+    regions: str = "regions"
+    # how many regions, and numbers of each; null: as the store has them
+    shape: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None = None
+    # JSON of the words' numbers; null: the one that lies beside the student's file
+    vocabulary: str | None = None
+    # its SHA-256; null: whichever the file has
+    vocabulary_sha256: str | None = None
+    # numbers of an embedding, of a word's, of a similarity vector
+    dim: PositiveInt = 1024
+    word: PositiveInt = 300
+    similarity: PositiveInt = 256
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Student:
     """The model to train."""
 
-    # open-clip:<model>[/<pretrained tag or file>], package.module:factory, or heads
+    # open-clip:<model>[/<pretrained tag or file>], sgraf:<SGR or SAF>[/<file>], package.module:factory, or heads
     model: str = "open-clip:small-clip"
     # of the student `heads`, by modality, those of samples first: {image: {features: hog-color}, …}
     heads: dict[Annotated[str, Field(pattern=SAFE_NAME)], Head] = Field(default_factory=dict)
     # of the student `heads`: numbers of an embedding
     dim: PositiveInt = 512
+    sgraf: Sgraf = Field(default_factory=Sgraf)
     # towers that are not trained, by modality: image, text
     freeze: list[str] = Field(default_factory=list)
     # recompute activations in the backward pass: less memory, a third more time

@@ -14,8 +14,7 @@ from accelerate.utils.memory import clear_device_cache
 
 from models.checkpoint import load_checkpoint
 from models.export import export_student
-from models.heads import with_widths
-from models.student import as_student, load_student
+from models.student import as_student, load_student, with_features
 from stores import Store, TrainingError, TrainParameters
 from stores.atomic import write_json
 from stores.console import console
@@ -55,7 +54,7 @@ def run(
         CusaError: the folder holds another run, the store lacks something, or the loss is no longer finite.
         SystemExit: the run was stopped by a signal, with the exit code that goes with it.
     """
-    parameters = replace(parameters, student=with_widths(parameters.student, store))
+    parameters = replace(parameters, student=with_features(parameters.student, store))
     for split in ("train", parameters.eval.validation, parameters.eval.test):
         store.shards(split)
     for slug in _slugs(parameters):

@@ -24,6 +24,7 @@ FAMILIES: Final = (
     "unicom:<ViT-B/32, ViT-B/16, ViT-L/14 or ViT-L/14@336px>[@tokens]",
     "sentence-transformers:<hub name or folder>",
     "timm:<model>",
+    "grid:<timm model>@<rows>x<columns>",
     "open-clip:<model>/<pretrained>",
     "run:<folder of a trained run>[@uni]",
     "package.module:factory",
@@ -81,6 +82,10 @@ def _load(spec: str, weights: str | None, device: str, precision: Precision, mod
             from models.teachers.timm_images import TimmTeacher
 
             return TimmTeacher(spec, name or family, weights, where, how)
+        case "grid", _:
+            from models.teachers.image_grid import GridTeacher
+
+            return GridTeacher(name, weights, where, how)
         case "open-clip", _:
             from models.teachers.open_clip_towers import open_clip_teacher
 

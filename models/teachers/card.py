@@ -41,6 +41,8 @@ class TeacherCard:
     spec: str
     modality: str
     dim: int
+    shape: tuple[int, ...]
+    unit: bool
     precision: Literal["fp32", "bf16"]
     fingerprint: str
 
@@ -61,6 +63,8 @@ class TeacherCard:
             spec=teacher.spec,
             modality=teacher.modality,
             dim=teacher.dim,
+            shape=teacher.shape,
+            unit=teacher.unit,
             precision=teacher.precision,
             fingerprint=teacher.fingerprint,
         )

@@ -1,6 +1,6 @@
 """What a teacher is: a frozen model of one modality that turns inputs into features.
 
-Shapes: B batch, D the teacher's feature size.
+Shapes: B batch, D the numbers of a feature.
 """
 
 from __future__ import annotations
@@ -30,12 +30,16 @@ class Teacher(ABC):
 
     modality: str
     """image or text."""
+    unit: bool = True
+    """Whether a feature is a vector, of which the direction alone counts: the store holds it at length one."""
 
     def __init__(
         self, *, spec: str, dim: int, precision: Literal["fp32", "bf16"], device: torch.device, identity: Any
     ) -> None:
         self.spec = spec
         self.dim = dim
+        self.shape: tuple[int, ...] = (dim,)
+        """Of a feature, as the store holds it: `dim` numbers in all."""
         self.precision = precision
         self.device = device
         decoding = DECODING if self.modality == "image" else None

@@ -39,7 +39,7 @@ class WindowFeatures:
     rows: NDArray[np.int64]
     """(n,) ascending."""
     features: NDArray[np.float16]
-    """(n, dim), L2-normalised; zero where the row could not be encoded."""
+    """(n, dim), L2-normalised if the teacher's are vectors; zero where the row could not be encoded."""
     valid: NDArray[np.bool_]
     """(n,)"""
 
@@ -121,7 +121,7 @@ class Encoder:
                 if check:
                     _say_if_imprecise(self._teacher, batch)
                     check = False
-                values = _normalised(encode_backing_off(self._teacher, batch))
+                values = _stored(encode_backing_off(self._teacher, batch), self._teacher.unit)
                 kept = np.isin(encoded, asked, assume_unique=True)
                 places = np.searchsorted(asked, encoded[kept])
                 good = np.logical_and(np.isfinite(values).all(axis=1), values.any(axis=1))
@@ -149,8 +149,9 @@ def _reported(batches: Iterator[Batch]) -> Iterator[Batch]:
         ) from None
 
 
-def _normalised(features: Tensor) -> NDArray[np.float16]:
-    values: NDArray[np.float16] = torch.nn.functional.normalize(features, dim=1).to(torch.float16).cpu().numpy()
+def _stored(features: Tensor, unit: bool) -> NDArray[np.float16]:
+    scaled = torch.nn.functional.normalize(features, dim=1) if unit else features
+    values: NDArray[np.float16] = scaled.to(torch.float16).cpu().numpy()
     return values
 
 

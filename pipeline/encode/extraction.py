@@ -101,7 +101,8 @@ class _PartWriter:
             self.invalid += int((~valid[here]).sum())
             origin = PartOrigin(teacher_fingerprint=self._teacher.fingerprint, shard_sha256=shard.sha256)
             path = self._layout.features(self._teacher.slug, shard.name)
-            write_part(path, features[here], valid[here], origin, self._batch_size)
+            stored = features[here].reshape(-1, *self._teacher.shape)
+            write_part(path, stored, valid[here], origin, self._batch_size)
 
     def _fill(
         self, here: NDArray[np.int64], window: Window, features: NDArray[np.float16], valid: NDArray[np.bool_]
@@ -116,8 +117,8 @@ class _PartWriter:
         valid[here[inside]] = valid[firsts[inside] - first_row]
         outside = repeats & ~inside
         if outside.any():
-            copied = self._written.gather(firsts[outside])
-            # Rows that could not be encoded are zero, and only they: the others have length one.
+            copied = self._written.gather(firsts[outside]).reshape(-1, self._teacher.dim)
+            # Rows that could not be encoded are zero, and only they (`Encoder`).
             features[here[outside]], valid[here[outside]] = copied, copied.any(axis=1)
 
 
@@ -126,8 +127,8 @@ def _entry(teacher: TeacherCard) -> FeatureSet:
         spec=teacher.spec,
         modality=teacher.modality,
         level=teacher.level,
-        shape=(teacher.dim,),
-        unit=True,
+        shape=teacher.shape,
+        unit=teacher.unit,
         precision=teacher.precision,
         fingerprint=teacher.fingerprint,
         parts={},

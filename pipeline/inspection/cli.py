@@ -149,3 +149,15 @@ def serve(store: Path, teacher: str | None, host: str, port: int) -> None:
             raise CusaError(f"{error.name} is missing. Install cusa[serve].") from None
 
         serve(store, teacher=teacher, host=host, port=port)
+
+
+@main.command(short_help="Number the words of the captions, for SGR and SAF.")
+@STORE
+@click.option("--split", "splits", multiple=True, default=("train", "val"), help="Whose captions.")
+@click.option("--out", type=FILE, default=Path("vocabulary.json"), help="The file.")
+def vocabulary(store: Path, splits: tuple[str, ...], out: Path) -> None:
+    """Give a number to each word of STORE's captions, for student.sgraf.vocabulary."""
+    from pipeline.inspection.words import write_vocabulary
+
+    with resumable():
+        output().print(write_vocabulary(store, splits, out))

@@ -89,7 +89,7 @@ def _image_fault(data: bytes, claims: tuple[str, str | None, int, int]) -> str |
 
 def _compare(store: Store, slug: str, teacher: Teacher, check: Check, rows: NDArray[np.int64]) -> Iterator[Fault]:
     try:
-        stored = store.features(slug).gather(rows).astype(np.float32)
+        stored = store.features(slug).gather(rows).astype(np.float32).reshape(len(rows), -1)
         fresh = _encoded(store, teacher, rows)
     except StoreError as error:
         yield Fault(f"features/{slug}", error.message)

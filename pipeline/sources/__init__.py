@@ -13,6 +13,7 @@ from pipeline.sources.imagefolder import FolderSource
 from pipeline.sources.jsonl import JsonTable
 from pipeline.sources.parquet import ParquetTable
 from pipeline.sources.places import Files, by_split, files_below, find
+from pipeline.sources.precomp import open_precomp
 from pipeline.sources.recognise import ENDINGS, file_format, folder_format
 from pipeline.sources.records import BadRecord, GivenFeatures, HasFeatures, KnowsTruth, Record, Rejected, Source, Truth
 from pipeline.sources.scenes.source import ScenesSource
@@ -44,9 +45,10 @@ _TABLES: dict[str, Callable[[SourceFile, Data, Folder | None], Table]] = {
 }
 
 
-_PUBLISHED: dict[str, Callable[[Folder, Data], Source]] = {
-    "cub": lambda folder, _: open_cub(folder),
-    "facc": lambda folder, data: open_facc(folder, data.speech),
+_PUBLISHED: dict[str, Callable[[Folder, Folder | None, Data], Source]] = {
+    "cub": lambda folder, *_: open_cub(folder),
+    "facc": lambda folder, _, data: open_facc(folder, data.speech),
+    "precomp": lambda folder, images, data: open_precomp(folder, images, data.require),
 }
 
 
@@ -72,7 +74,7 @@ def open_source(data: Data) -> Source:
         raise SourceError(f"The splits are of different formats: {found}. Bring them into one.")
     (kind,) = set(kinds.values())
     if kind in _PUBLISHED:
-        return _PUBLISHED[kind](_alone(places, kind), data)
+        return _PUBLISHED[kind](_alone(places, kind), images, data)
     if kind == "folder":
         return FolderSource(
             {split: _as_folder(place) for split, place in places.items()}, named, data.encoding, data.require

@@ -12,6 +12,7 @@ from pipeline.sources.facc import RECORDINGS
 from pipeline.sources.file_names import is_image, plain_suffix
 from pipeline.sources.files import Folder, SourceFile, asked, readable, walk
 from pipeline.sources.jsonl import LINES_ENDINGS, json_form
+from pipeline.sources.precomp import MARKS as PRECOMP
 from pipeline.sources.texts import decoded
 from stores.errors import SourceError
 from stores.parameters import Data
@@ -25,12 +26,13 @@ ENDINGS: Final = {
 }
 """Which files of a folder belong to a format. Within a file, content decides."""
 _FORMATS: Final = (
-    "karpathy, coco, csv, tsv, jsonl, parquet, folder, webdataset, huggingface, cub, facc (see docs/formats.md)"
+    "karpathy, coco, csv, tsv, jsonl, parquet, folder, webdataset, huggingface, cub, facc, precomp (docs/formats.md)"
 )
 _MARKS: Final = {
     "huggingface": (("dataset_dict.json", "state.json"),),
     "cub": (("image_class_labels.txt",), ("train_test_split.txt",)),
     "facc": (RECORDINGS,),
+    "precomp": PRECOMP,
 }
 """The files by which a folder is known: of each group one."""
 _HEAD: Final = 64 << 10

@@ -1,0 +1,99 @@
+"""What SGR and SAF make of a pair's similarity vectors: graph reasoning, or attention filtration.
+
+The vectors of a block of pairs are its nodes, (N, m, n, k): N images, m captions, n = 1 + L nodes, the global one first
+and then one of each word, k numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.sgraf.encoders import EPSILON, at_length_one, linear
+
+MOMENTUM: Final = 0.1
+
+
+class Statistics(NamedTuple):
+    """Of each caption, over all its images and nodes: (m,) each."""
+
+    mean: Tensor
+    variance: Tensor
+    """Unbiased."""
+
+
+class GraphReasoning(nn.Module):
+    """One step of SGR: every node becomes what it attends to among the pair's nodes."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.graph_query_w, self.graph_key_w, self.sim_graph_w = linear(dim, dim), linear(dim, dim), linear(dim, dim)
+
+    def forward(self, nodes: Tensor, asking: Tensor) -> Tensor:
+        """Return what becomes of the nodes `asking` (…, a, k) among the `nodes` (…, n, k): (…, a, k).
+
+        q(E) k(E)ᵀ is (E W_qᵀW_k + b_q W_k) Eᵀ and a number the same for every key, which the softmax cancels: one
+        product in place of two, and no gradient for the key's bias.
+        """
+        query, key = self.graph_query_w, self.graph_key_w
+        # The bias takes part with a gradient of zero, as optimisers and processes expect of a parameter.
+        folded = query.bias @ key.weight + 0 * key.bias
+        logits = (asking @ (query.weight.T @ key.weight) + folded) @ nodes.mT
+        reached: Tensor = self.sim_graph_w(logits.softmax(dim=-1) @ nodes)
+        return reached.relu()
+
+
+class SGR(nn.ModuleList):
+    """Similarity graph reasoning: steps, and of the last one the global node, which is all that is read of it."""
+
+    def __init__(self, dim: int, steps: int = 3) -> None:
+        super().__init__(GraphReasoning(dim) for _ in range(steps))
+
+    def forward(self, nodes: Tensor) -> tuple[Tensor, None]:
+        """Return (N, m, k) of the nodes."""
+        *before, last = self
+        for step in before:
+            nodes = step(nodes, nodes)
+        return last(nodes, nodes[..., :1, :]).squeeze(-2), None
+
+
+class SAF(nn.Module):
+    """Similarity attention filtration: the nodes' sum, weighted by a gate, at length one."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.attn_sim_w, self.bn = linear(dim, 1), nn.BatchNorm1d(1, momentum=MOMENTUM)
+
+    def forward(self, nodes: Tensor) -> tuple[Tensor, Statistics | None]:
+        """Return (N, m, k) of the nodes; in training also the statistics that normalised each caption's gates.
+
+        These are of the images at hand: a caption's images come in one call.
+        """
+        raw = self.attn_sim_w(nodes).squeeze(-1)
+        if self.training:
+            variance, mean = torch.var_mean(raw, dim=(0, 2), correction=0, keepdim=True)
+            count = raw.shape[0] * raw.shape[2]
+            unbiased = variance.detach().flatten() * (count / max(1, count - 1))
+            statistics = Statistics(mean.detach().flatten(), unbiased)
+        else:
+            mean, variance, statistics = *self._running, None
+        scaled = (raw - mean) * torch.rsqrt(variance + self.bn.eps)
+        gates = torch.sigmoid(scaled * self.bn.weight + self.bn.bias)
+        gates = gates / (gates.sum(dim=-1, keepdim=True) + EPSILON)
+        return at_length_one((gates[..., None, :] @ nodes).squeeze(-2)), statistics
+
+    @torch.no_grad()
+    def note(self, statistics: Statistics) -> None:
+        """Take captions' statistics (M,) into the running ones, one caption after another, as the authors do."""
+        count = len(statistics.mean)
+        later = torch.arange(count - 1, -1, -1, device=statistics.mean.device)
+        weights = MOMENTUM * (1 - MOMENTUM) ** later.to(statistics.mean.dtype)
+        for running, seen in zip(self._running, statistics, strict=True):
+            running.mul_((1 - MOMENTUM) ** count).add_((weights * seen).sum())
+        self.bn.get_buffer("num_batches_tracked").add_(count)
+
+    @property
+    def _running(self) -> tuple[Tensor, Tensor]:
+        return self.bn.get_buffer("running_mean"), self.bn.get_buffer("running_var")

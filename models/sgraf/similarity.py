@@ -1,0 +1,156 @@
+"""The scorer of SGR and SAF: similarity vectors of each pair, global and by word, and what a head makes of them.
+
+Equations: arXiv 2101.01368, sections 3.2 and 3.3, in the exact form of the authors' code. Captions of equal length are
+scored together, in blocks: nothing is computed for padding, and the memory is bounded.
+
+Shapes: N images, M captions, m of one length L, R regions, d embedding, k numbers of a similarity vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from models.encoded import Encoded
+from models.sgraf.encoders import GlobalVector, at_length_one, linear
+from models.sgraf.heads import SAF, SGR, Statistics
+
+BLOCK: Final = 2**24
+"""Bytes of the widest numbers, (N, m, L, d), of a block of pairs; a few such are alive at once."""
+HEADS: Final = {"SGR": SGR, "SAF": SAF}
+_SLOPE, _SHARPNESS = 0.1, 9.0
+Block = Callable[[Encoded, Encoded], tuple[Tensor, Statistics | None]]
+
+
+class SimilarityVectors(nn.Module):
+    """Scores of images with captions, in (0, 1).
+
+    While training, SAF's gates are normalised by each caption's statistics over all N images, which are then not cut
+    into blocks.
+    """
+
+    def __init__(self, kind: str, regions: int, dim: int, similarity: int) -> None:
+        super().__init__()
+        self.v_global_w, self.t_global_w = GlobalVector(dim, regions), GlobalVector(dim)
+        self.sim_tranloc_w, self.sim_tranglo_w = linear(dim, similarity), linear(dim, similarity)
+        self.sim_eval_w = linear(similarity, 1)
+        self._head = f"{kind}_module"
+        self.add_module(self._head, HEADS[kind](similarity))
+        self.recomputing = False
+        """Whether blocks are computed again in the backward pass, rather than kept."""
+        # Of a word: whoever cuts the items leaves blocks of pairs to `matrix`, which knows their lengths.
+        self.pair_bytes = 4 * (dim + similarity)
+
+    @property
+    def head(self) -> nn.Module:
+        """What the similarity vectors go through."""
+        return self.get_submodule(self._head)
+
+    def matrix(self, first: Encoded, second: Encoded) -> Tensor:
+        """Return the scores of every image with every caption: (N, M)."""
+        together = isinstance(self.head, SAF) and self.training
+        columns, places, noted = [], [], []
+        for own, captions in _by_length(second):
+            pairs = max(1, BLOCK // _bytes(captions))
+            width = max(1, pairs // first.size)
+            for start in range(0, captions.size, width):
+                some = captions.take(slice(start, start + width))
+                height = first.size if together else max(1, pairs // some.size)
+                blocks = [
+                    self._block(self._crossed, first.take(slice(top, top + height)), some)
+                    for top in range(0, first.size, height)
+                ]
+                columns.append(torch.cat([scores for scores, _ in blocks]))
+                places.append(own[start : start + width])
+                noted += [statistics for _, statistics in blocks]
+        order = torch.cat(places).argsort()
+        self._note(noted, order)
+        return torch.cat(columns, dim=1)[:, order]
+
+    def pairs(self, first: Encoded, second: Encoded) -> Tensor:
+        """Return the scores of images each with its own caption: (N,). While training, SAF normalises each alone."""
+        found, places, noted = [], [], []
+        for own, captions in _by_length(second):
+            images, size = first.take(own), max(1, BLOCK // _bytes(captions))
+            for part in (slice(start, start + size) for start in range(0, captions.size, size)):
+                scores, statistics = self._block(self._paired, images.take(part), captions.take(part))
+                found.append(scores[0])
+                noted.append(statistics)
+            places.append(own)
+        order = torch.cat(places).argsort()
+        self._note(noted, order)
+        return torch.cat(found)[order]
+
+    def _block(self, score: Block, images: Encoded, captions: Encoded) -> tuple[Tensor, Statistics | None]:
+        if not (self.recomputing and torch.is_grad_enabled()):
+            return score(images, captions)
+        found: tuple[Tensor, Statistics | None] = checkpoint(
+            score, images, captions, use_reentrant=False, preserve_rng_state=False
+        )
+        return found
+
+    def _crossed(self, images: Encoded, captions: Encoded) -> tuple[Tensor, Statistics | None]:
+        """Score N images with m captions of one length: (N, m)."""
+        regions, words = _parts(images), _parts(captions)
+        shape = len(regions), regions.shape[1], *words.shape[:2]
+        attention = _attention((regions.flatten(0, 1) @ words.flatten(0, 1).T).view(shape))
+        contexts = (attention.flatten(2).mT @ regions).view(len(regions), *words.shape)
+        return self._scores(contexts, words, images.vector[:, None], captions.vector)
+
+    def _paired(self, images: Encoded, captions: Encoded) -> tuple[Tensor, Statistics | None]:
+        """Score m images each with its own caption, all of one length: (1, m)."""
+        regions, words = _parts(images), _parts(captions)
+        attention = _attention((regions @ words.mT).movedim(0, 1)[None])[0]
+        contexts = attention.permute(1, 2, 0) @ regions
+        return self._scores(contexts[None], words, images.vector[None], captions.vector)
+
+    def _scores(
+        self, contexts: Tensor, words: Tensor, images: Tensor, captions: Tensor
+    ) -> tuple[Tensor, Statistics | None]:
+        """Compare what each word sees, (N, m, L, d), with the word, and (N, 1 or m, d) images with (m, d) captions."""
+        local = self.sim_tranloc_w((at_length_one(contexts) - words).square())
+        overall = self.sim_tranglo_w((images - captions).square())
+        nodes = at_length_one(torch.cat([overall[..., None, :], local], dim=-2))
+        vectors, statistics = self.head(nodes)
+        return torch.sigmoid(self.sim_eval_w(vectors)).squeeze(-1), statistics
+
+    def _note(self, noted: list[Statistics | None], order: Tensor) -> None:
+        known = [statistics for statistics in noted if statistics is not None]
+        if known and isinstance(self.head, SAF):
+            self.head.note(Statistics(*(torch.cat(values)[order] for values in zip(*known, strict=True))))
+
+
+def _attention(similarities: Tensor) -> Tensor:
+    """Return how much each word attends to each region, of their products; both (N, R, m, L).
+
+    A region's products with the words of a caption come to length one; a softmax over the regions follows.
+    """
+    sharp = _SHARPNESS * at_length_one(functional.leaky_relu(similarities, _SLOPE))
+    return sharp.softmax(dim=1)
+
+
+def _by_length(captions: Encoded) -> Iterator[tuple[Tensor, Encoded]]:
+    """Yield captions of equal length, and their places; without padding and mask."""
+    words = _parts(captions)
+    if captions.mask is None:
+        yield torch.arange(len(words), device=words.device), captions
+        return
+    lengths = captions.mask.sum(dim=1)
+    for length in sorted(set(lengths.tolist())):
+        places = (lengths == length).nonzero().squeeze(1)
+        yield places, Encoded(captions.vector[places], parts=words[places, :length])
+
+
+def _bytes(captions: Encoded) -> int:
+    return _parts(captions)[0].nbytes
+
+
+def _parts(items: Encoded) -> Tensor:
+    if items.parts is None:
+        raise ValueError("SGR and SAF compare parts, and these items have none.")
+    return items.parts

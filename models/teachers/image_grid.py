@@ -1,0 +1,79 @@
+"""A picture as a grid of region vectors: `grid:<timm model>@<rows>x<columns>`, for students that compare regions.
+
+The regions that published figures of such students rest on come from a detector (bottom-up attention, 1707.07998);
+this is what any image encoder gives in their place.
+
+Shapes: B batch, C channels of the network's last feature map, R regions.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import torch
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor
+from torch.nn import functional
+
+from models.loading import weights_digest
+from models.teachers.image_teacher import ImageTeacher
+from models.timm_networks import timm_network
+from stores.errors import TeacherError
+
+
+class GridTeacher(ImageTeacher):
+    """The last feature map of a timm network, averaged over the cells of a grid: (R, C), row by row."""
+
+    unit = False
+
+    def __init__(
+        self, name: str, weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]
+    ) -> None:
+        parts = re.fullmatch(r"(.+)@([1-9]\d?)x([1-9]\d?)", name)
+        if parts is None:
+            expected = "grid:<timm model>@<rows>x<columns>, such as grid:efficientnet-lite0@6x6"
+            raise TeacherError(found=f"grid:{name}", expected=expected)
+        self._grid = int(parts[2]), int(parts[3])
+        self._network = timm_network(parts[1], weights).eval()
+        settings = resolve_model_data_config(self._network)
+        with torch.inference_mode():
+            channels = feature_map(self._network, torch.zeros(1, *settings["input_size"])).shape[1]
+        regions = self._grid[0] * self._grid[1]
+        super().__init__(
+            spec=f"grid:{name}",
+            dim=regions * channels,
+            precision=precision,
+            device=device,
+            weights=weights_digest(self._network),
+            transform=create_transform(**settings, is_training=False),
+        )
+        self.shape = regions, channels
+        self._network.to(device)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        cells = functional.adaptive_avg_pool2d(
+            feature_map(self._network, batch.to(self.device, non_blocking=True)), self._grid
+        )
+        return cells.flatten(2).mT.flatten(1)
+
+
+def feature_map(network: Any, images: Tensor) -> Tensor:
+    """Return a timm network's last feature map of (B, 3, S, S) images: (B, C, H, W).
+
+    Raises:
+        TeacherError: the network has none.
+    """
+    features: Tensor = network.forward_features(images)
+    width = network.num_features
+    if features.ndim == 3:  # tokens of a transformer, those that stand for no patch first
+        patches = features[:, getattr(network, "num_prefix_tokens", 0) :]
+        sides: Any = getattr(getattr(network, "patch_embed", None), "grid_size", ())
+        if len(sides) == 2 and sides[0] * sides[1] == patches.shape[1]:
+            features = patches.reshape(len(patches), *sides, -1)
+    if features.ndim == 4 and features.shape[1] != width:
+        features = features.movedim(3, 1)
+    if features.ndim != 4 or features.shape[1] != width:
+        found, expected = f"{tuple(features.shape)}", f"(B, {width}, H, W), (B, H, W, {width}) or tokens of a grid"
+        raise TeacherError(f"{type(network).__name__} has no feature map", found=found, expected=expected)
+    return features

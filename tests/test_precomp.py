@@ -1,0 +1,121 @@
+"""SCAN's precomputed regions as a source: both forms, with and without images, and what does not fit together."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.extract import extract
+from pipeline.sources import open_source
+from stores import ExtractParameters, Store
+from stores.errors import SourceError
+from stores.parameters import Data, Extract, Teachers
+
+SIZES = {"train": 7, "dev": 3, "test": 2, "testall": 4}
+
+
+def published(folder: Path, repeated: tuple[str, ...] = (), ids: bool = True) -> np.ndarray:
+    """Write a folder as SCAN's; return the regions of train, dev and testall."""
+    generator, everything = np.random.default_rng(0), []
+    folder.mkdir(exist_ok=True)
+    for split, images in SIZES.items():
+        regions = generator.random((images, 4, 6), np.float32)
+        np.save(folder / f"{split}_ims.npy", regions.repeat(5, axis=0) if split in repeated else regions)
+        captions = [f"{split} image {image} caption {number}" for image in range(images) for number in range(5)]
+        (folder / f"{split}_caps.txt").write_text("\n".join(captions) + "\n")
+        if ids:
+            named = [f"{split}{1000 + image}" for image in range(images)]
+            again = 5 if split in repeated else 1
+            (folder / f"{split}_ids.txt").write_text("".join(f"{name}\n" * again for name in named))
+        everything += [] if split == "test" else [regions]
+    return np.concatenate(everything)
+
+
+def given(folder: Path, **settings: object) -> ExtractParameters:
+    data = Data(source=str(folder), **{"require": ["text"], **settings})  # type: ignore[arg-type]
+    teachers = Teachers(image="tiny_teachers:mean_colour", text="tiny_teachers:length")
+    return ExtractParameters(data=data, teachers=teachers, extract=Extract(shard_size=5, workers=0))
+
+
+@pytest.mark.parametrize("repeated", [(), ("dev", "testall")], ids=["plain", "repeated"])
+def test_regions_and_captions_come_without_images(tmp_path: Path, repeated: tuple[str, ...]) -> None:
+    regions = published(tmp_path / "data", repeated)
+    extract(given(tmp_path / "data"), tmp_path / "store")
+    store = Store.open(tmp_path / "store")
+    assert {split: len(store.rows(split, "sample")) for split in ("train", "val", "test")} == {
+        "train": 7,
+        "val": 3,
+        "test": 4,
+    }
+    features = store.features("regions")
+    assert (features.shape, features.valid.all(), features.unit) == ((4, 6), True, False)
+    np.testing.assert_array_equal(features.gather(np.arange(14)), regions.astype(np.float16))
+    captions = store.captions.slice(7 * 5, 5)
+    assert captions["text"].to_pylist() == [f"dev image 0 caption {number}" for number in range(5)]
+    assert store.samples["source_id"].to_pylist()[7:9] == ["val/dev1000", "val/dev1001"]
+    assert extract(given(tmp_path / "data"), tmp_path / "store").made == {}
+
+
+def test_images_come_by_id(tmp_path: Path) -> None:
+    published(tmp_path / "data")
+    (tmp_path / "images").mkdir()
+    for split, images in SIZES.items():
+        for image in range(images):
+            colour = (10 * image, len(split) * 20, 50)
+            Image.new("RGB", (8, 8), colour).save(tmp_path / "images" / f"{split}{1000 + image}.png")
+    parameters = given(tmp_path / "data", images=str(tmp_path / "images"), require=["image", "text"])
+    extract(replace(parameters, data=replace(parameters.data, merge="none")), tmp_path / "store")
+    store = Store.open(tmp_path / "store")
+    assert store.samples["width"].to_pylist() == [8] * 14
+    assert len(store.features("regions").valid) == 14
+
+
+def _cut(folder: Path) -> None:
+    path = folder / "dev_ims.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _objects(folder: Path) -> None:
+    np.save(folder / "dev_ims.npy", np.array([{}] * 3, dtype=object), allow_pickle=True)
+
+
+def _rows(folder: Path) -> None:
+    np.save(folder / "dev_ims.npy", np.zeros((4, 4, 6), np.float32))
+
+
+def _ids(folder: Path) -> None:
+    (folder / "dev_ids.txt").write_text("1\n1\n2\n")
+
+
+def _shapes(folder: Path) -> None:
+    np.save(folder / "dev_ims.npy", np.zeros((3, 4, 5), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (_cut, r"dev_ims.npy: found 'float32 (3, 4, 6) in "),
+        (_objects, r"dev_ims.npy: found 'object (3,) in "),
+        (_rows, r"dev_ims.npy: rows, found '4', expected 3 or 15, for 15 captions"),
+        (_ids, r"dev_ids.txt: ids, found '3, 2 different', expected 3 different ids"),
+        (_shapes, r"regions of several shapes, found 'testall_ims.npy (4, 6), dev_ims.npy (4, 5)'"),
+    ],
+    ids=["cut", "objects", "rows", "ids", "shapes"],
+)
+def test_what_does_not_fit_together_is_said(tmp_path: Path, spoil: object, said: str) -> None:
+    published(tmp_path)
+    spoil(tmp_path)  # type: ignore[operator]
+    with pytest.raises(SourceError, match=re.escape(said)):
+        open_source(given(tmp_path).data)
+
+
+def test_images_are_asked_for_where_they_are_required(tmp_path: Path) -> None:
+    published(tmp_path, ids=False)
+    assert next(iter(open_source(given(tmp_path).data).records("val"))).source_id == "val/0"
+    with pytest.raises(SourceError, match=r"no images\. Take samples without images by data\.require: \[text\]"):
+        open_source(Data(source=str(tmp_path)))
