@@ -87,13 +87,23 @@ def mmd(
     whole = rows if columns is None else [precise(side).flatten(0, -2) for side in columns]
 
     def mean(row: int, column: int) -> Tensor:
-        # A product of matrices would be faster, and would put a vector 10⁻³ from itself.
-        distance: Tensor = torch.cdist(rows[row], whole[column], compute_mode="donot_use_mm_for_euclid_dist")
-        kernel, shares = (-gamma * distance).exp(), weights[2 + column]
+        kernel, shares = (-gamma * _distances(rows[row], whole[column])).exp(), weights[2 + column]
         values = kernel if shares is None else kernel * shares.to(kernel.dtype)
         return row_mean(values.mean(dim=1), weights[row])
 
     return mean(0, 0) - mean(0, 1) - mean(1, 0) + mean(1, 1)
+
+
+def _distances(rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the distances of (m, D) rows and (n, D) columns, (m, n), by a matrix product.
+
+    That is eight times as fast as by differences, and puts a vector 10⁻³ from itself: what is within rounding is zero,
+    with gradient zero.
+    """
+    lengths = rows.square().sum(dim=1)[:, None] + columns.square().sum(dim=1)
+    squares = lengths - 2 * (rows @ columns.T)
+    equal = squares <= 8 * torch.finfo(squares.dtype).eps * lengths
+    return squares.masked_fill(equal, 1).sqrt().masked_fill(equal, 0)
 
 
 def log_circular_variance(members: Tensor) -> Tensor:
