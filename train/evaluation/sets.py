@@ -96,7 +96,7 @@ def search_recall(scorer: SetScorer, queries: Encoded, items: Encoded, exact: An
 
 def _hits_by_slot(
     first: RankedModality, second: RankedModality, found: Similarities, relevant: sparse.csr_array
-) -> dict[str, list[float]]:
+) -> dict[str, dict[str, float]]:
     """Return by modality each slot's share of the hits of `second` ranking `first`: of their nearest pairs of members.
 
     A slot without a share is dead: no hit is owed to it.
@@ -110,4 +110,5 @@ def _hits_by_slot(
     cosines = unit(one[torch.from_numpy(own)]) @ unit(other[torch.from_numpy(hits)]).mT
     best, count = cosines.flatten(1).argmax(dim=1), one.shape[1]
     slots = {first.name: best // count, second.name: best % count}
-    return {name: (torch.bincount(where, minlength=count) / len(hits)).tolist() for name, where in slots.items()}
+    shares = {name: torch.bincount(where, minlength=count) / len(hits) for name, where in slots.items()}
+    return {name: {f"slot {k}": share.item() for k, share in enumerate(one, 1)} for name, one in shares.items()}
