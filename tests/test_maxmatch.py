@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_frozen_towers import FROZEN, weights
+from safetensors.torch import load_file
+from test_frozen_towers import FROZEN
 from test_terms import agree
 from torch import Tensor
 
@@ -143,7 +144,7 @@ def test_maxmatch_trains_frozen_and_not(scenes_store: Store, tmp_path: Path) -> 
     assert json.loads(states.read_text())["rows"].keys() == {"train", "val", "test"}
     learning = replace(parameters, student=replace(student, freeze=["image"]), train=replace(settings, epochs=1))
     run(learning, store, tmp_path / "learning")
-    before, after = weights(tmp_path / "frozen"), weights(tmp_path / "learning")
+    before, after = (load_file(tmp_path / name / "best.safetensors") for name in ("frozen", "learning"))
     moved = {
         name
         for name in before
