@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import (
+    assignment,
     commands,
     extraction,
     frozen,
@@ -50,7 +51,7 @@ def main() -> None:
         *ranking.benchmark(),
     ]
     measured += heads.benchmark()
-    measured.append(transport.benchmark())
+    measured += [transport.benchmark(), assignment.benchmark()]
     results = [result for result in measured if result is not None]
     machine = {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     machine["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

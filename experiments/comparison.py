@@ -22,6 +22,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 INFONCE: Final = "InfoNCE"
+HEADINGS: Final = ("loss", "settings")
 PARTS: Final = ("+ CSA", "+ USA", "+ CUSA")
 COUNTERPARTS: Final = {
     "RSUM": ("COCO RSUM", "Flickr RSUM"),
@@ -131,7 +132,7 @@ def _means(outcomes: Sequence[Outcome]) -> str:
         values = ([one.figures[name] for one in outcomes if one.setting == setting] for name in figures)
         rows.append([*_words(setting, loss), *(_written(spread(found), "") for found in values)])
     seeds = len({one.seed for one in outcomes})
-    table = _markdown_table(figures, rows)
+    table = markdown_table([*HEADINGS, *figures], rows, texts=2)
     return f"Mean ± standard deviation over {seeds} seeds, on the test split:\n\n{table}"
 
 
@@ -147,7 +148,7 @@ def _paired(outcomes: Sequence[Outcome]) -> str:
         "Difference from InfoNCE alone with the same seed, mean ± standard deviation; bold where the 95 % interval of "
         "the mean (Student's t) leaves out zero. The paper's differences are of CLIP B/32: RSUM on COCO / Flickr30K, "
         "and averages (avg) of ECCV Caption's figures both ways, of four image sets and of seven STS sets.\n\n"
-        + _markdown_table(figures, rows)
+        + markdown_table([*HEADINGS, *figures], rows, texts=2)
     )
 
 
@@ -164,14 +165,14 @@ def _written(found: Spread, sign: str) -> str:
     return f"**{text}**" if sign and found.is_sure else text
 
 
-def _markdown_table(figures: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown: loss and settings, then the figures."""
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> str:
+    """Return a table in Markdown, of whose columns the first `texts` are no figures."""
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
-    rule = ["---", "---", *["---:"] * len(figures)]
-    return "\n".join([line(["loss", "settings", *figures]), line(rule), *map(line, rows)])
+    rule = ["---"] * texts + ["---:"] * (len(headings) - texts)
+    return "\n".join([line(headings), line(rule), *map(line, rows)])
 
 
 def _reported(figure: str, parts: str) -> str:

@@ -18,12 +18,12 @@ from typing import Any, Final
 
 import matplotlib
 
+from experiments.comparison import markdown_table
 from experiments.trainings import train_all
 from pipeline.extract import extract
 from stores import ExtractParameters, TrainParameters
 from stores.atomic import atomic_path, write_text
 from stores.parameters import Data, Evaluation, Head, Loss, Scenes, Student, Train
-from train.evaluation.figure_tables import markdown_table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

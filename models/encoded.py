@@ -26,6 +26,8 @@ class Encoded(NamedTuple):
     """(n, L, W) regions, words, members of a set: for scorers that compare them."""
     mask: Tensor | None = None
     """(n, L) bool: which parts there are; None: all."""
+    shared: Tensor | None = None
+    """(n, W): the vector that each part is a sum with; for losses that push parts away from it."""
 
     @property
     def size(self) -> int:

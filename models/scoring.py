@@ -5,17 +5,23 @@ Shapes: n items of the first modality, m of the second, D embedding, L and K par
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.assignment import best_assignment
 from models.encoded import Encoded, tensors_of
+from stores.errors import StudentError
 
 PAIRS_AT_ONCE: Final = 2**28
 """Bytes that the pairs of one call of a network may take."""
+CELLS_AT_ONCE: Final = 2**20
+"""Cosines of members that are assigned at once: few enough to stay in a processor's cache."""
+Activation = Literal["expm1", "none"]
 
 
 class Scorer(Protocol):
@@ -92,6 +98,69 @@ class Pairwise(nn.Module):
         row = torch.arange(first.size, device=first.vector.device).repeat_interleave(second.size)
         column = torch.arange(second.size, device=second.vector.device).repeat(first.size)
         return self.pairs(first.take(row), second.take(column)).view(first.size, second.size)
+
+
+class SetScorer(ABC):
+    """Compares two sets of K vectors each, an item's parts, by their K × K cosines."""
+
+    pair_bytes = 4
+    """What stays of a pair; the cosines of its members are made and assigned block by block."""
+
+    def __init__(self, activation: Activation = "expm1") -> None:
+        """Scale each cosine c that counts as exp(c) − 1, or not ("none")."""
+        self.activation: Activation = activation
+
+    def matrix(self, first: Encoded, second: Encoded) -> Tensor:
+        with torch.autocast(first.vector.device.type, enabled=False):
+            one, other = _members(first), _members(second)
+            if one.shape[1:] != other.shape[1:]:
+                raise StudentError("members of two sets", found=tuple(one.shape[1:]), expected=tuple(other.shape[1:]))
+            count, columns = one.shape[1], other.flatten(0, 1).T
+            height = max(1, CELLS_AT_ONCE // max(1, columns.shape[1] * count))
+            return torch.cat([self._block(some, columns) for some in torch.split(one, height)])
+
+    def pairs(self, first: Encoded, second: Encoded) -> Tensor:
+        with torch.autocast(first.vector.device.type, enabled=False):
+            return self._score(_members(first) @ _members(second).mT)
+
+    def _block(self, some: Tensor, columns: Tensor) -> Tensor:
+        """Score (p, K, W) sets against the (W, m · K) members of others: (p, m)."""
+        count, size = some.shape[1], columns.shape[1] // some.shape[1]
+        cosines = (some.flatten(0, 1) @ columns).view(len(some), count, size, count).transpose(1, 2)
+        return self._score(cosines.flatten(0, 1)).view(len(some), size)
+
+    def _score(self, cosines: Tensor) -> Tensor:
+        """Return the scores of pairs by their members' cosines: (p, K, K) to (p,)."""
+        counted = self._counted(cosines)
+        return (counted if self.activation == "none" else counted.expm1()).mean(dim=1)
+
+    @abstractmethod
+    def _counted(self, cosines: Tensor) -> Tensor:
+        """Return which cosines of each pair count: (p, K, K) to (p, K)."""
+
+
+class Assignment(SetScorer):
+    """The mean over the best one-to-one assignment of the members (MaxMatch, arXiv 2506.21538); K = 1 is the cosine.
+
+    The assignment is a constant of the gradient, which is that of the maximum wherever the best one is unique: every
+    member of both sets has a part in it.
+    """
+
+    def _counted(self, cosines: Tensor) -> Tensor:
+        return cosines.gather(2, best_assignment(cosines)[..., None]).squeeze(2)
+
+
+class TopPairs(SetScorer):
+    """The mean over the K nearest of the K² pairs of members, as MaxMatch ranks at test; no less than `Assignment`."""
+
+    def _counted(self, cosines: Tensor) -> Tensor:
+        return cosines.flatten(1).topk(cosines.shape[1], dim=1).values
+
+
+def _members(items: Encoded) -> Tensor:
+    if items.parts is None:
+        raise StudentError("Sets are compared by their members, and the student's items have no parts.")
+    return unit(items.parts)
 
 
 def unit(embeddings: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from stores.errors import StudentError
 from stores.plugins import import_factory
 
 Parts = Sequence[nn.Module | nn.Parameter]
-Halves = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
+Halves = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Any]]
 
 
 class Student(Protocol):
@@ -74,18 +74,12 @@ class TwoTowers(Protocol):
         """Return the (M, D) embeddings of (M, length) tokens."""
 
 
-class StudentOfTwoTowers:
-    """A `TwoTowers` as a `Student`. It is no module: its parameters stay those of the model under their own names."""
+class HalvedStudent:
+    """A student that tells its towers' halves: what a frozen half makes of an item is then computed once."""
 
-    def __init__(self, towers: TwoTowers) -> None:
-        self._towers, self.embed_dim = towers, towers.embed_dim
-        self.inputs: dict[str, Input] = {
-            "image": Pixels(towers.eval_transform, towers.train_transform),
-            "text": Tokens(towers.tokenizer, getattr(towers, "padding", None)),
-        }
-        similarity = getattr(towers, "similarity", None)
-        self.scorer: Scorer = Cosine() if similarity is None else OwnSimilarity(similarity)
-        self.halves: Mapping[str, Halves] = getattr(towers, "halves", {})
+    def __init__(self, inputs: dict[str, Input], halves: Mapping[str, Halves]) -> None:
+        """By modality, `halves` are what `student.freeze` freezes, and what still learns after it."""
+        self.inputs, self.halves = inputs, halves
         self._reads_outputs: set[str] = set()
 
     def frozen_half(self, modality: str, tensors: Tensors) -> Tensor:
@@ -97,9 +91,28 @@ class StudentOfTwoTowers:
         self.inputs[modality] = given
         self._reads_outputs.add(modality)
 
+    def second_half(self, modality: str, tensors: Tensors) -> Any:
+        """Return what the second half makes of n items, which are given as it reads them."""
+        given = _values(tensors) if modality in self._reads_outputs else self.frozen_half(modality, tensors)
+        return self.halves[modality][1](given)
+
+
+class StudentOfTwoTowers(HalvedStudent):
+    """A `TwoTowers` as a `Student`. It is no module: its parameters stay those of the model under their own names."""
+
+    def __init__(self, towers: TwoTowers) -> None:
+        self._towers, self.embed_dim = towers, towers.embed_dim
+        inputs = {
+            "image": Pixels(towers.eval_transform, towers.train_transform),
+            "text": Tokens(towers.tokenizer, getattr(towers, "padding", None)),
+        }
+        super().__init__(inputs, getattr(towers, "halves", {}))
+        similarity = getattr(towers, "similarity", None)
+        self.scorer: Scorer = Cosine() if similarity is None else OwnSimilarity(similarity)
+
     def encode(self, modality: str, tensors: Tensors) -> Encoded:
         if modality in self._reads_outputs:
-            return Encoded(self.halves[modality][1](_values(tensors)))
+            return Encoded(self.second_half(modality, tensors))
         if isinstance(tensors, Padded):
             return Encoded(self._towers.encode_text(tensors.values))
         return Encoded(self._towers.encode_image(tensors))
@@ -128,8 +141,8 @@ def load_student(settings: parameters.Student) -> Any:
 
     Args:
         settings: `model` is `open-clip:<model>[/<pretrained tag or file>]`, `towers:<image encoder>+<text encoder>`,
-            `heads` (models/heads.py), `sgraf:<SGR or SAF>[/<file>]`, or `package.module:factory`: a factory is called
-            without arguments and returns a torch module that is a `Student` or a `TwoTowers`.
+            `maxmatch:<the same>`, `heads` (models/heads.py), `sgraf:<SGR or SAF>[/<file>]`, or `package.module:factory`: a
+            factory is called without arguments and returns a torch module that is a `Student` or a `TwoTowers`.
 
     Raises:
         StudentError: there is no such student, or it cannot be loaded, or lacks what the settings ask for.
@@ -156,12 +169,12 @@ def _with_settings(settings: parameters.Student) -> Any:
     if settings.model == HEADS:
         from models.heads import StudentOfHeads  # here, since it takes this module's students for towers
 
-        return StudentOfHeads(settings, _load)
+        return StudentOfHeads(settings, partial(_load, sets=settings.sets))
     if settings.model.startswith(SGRAF):
         from models.sgraf import load_sgraf
 
         return load_sgraf(settings.model.removeprefix(SGRAF), settings.sgraf)
-    return _load(settings.model)
+    return _load(settings.model, settings.sets)
 
 
 def with_features(settings: parameters.Student, store: Store) -> parameters.Student:
@@ -180,7 +193,7 @@ def with_features(settings: parameters.Student, store: Store) -> parameters.Stud
     return with_widths(settings, store)
 
 
-def _load(spec: str) -> Any:
+def _load(spec: str, sets: parameters.Sets) -> Any:
     family, _, name = spec.partition(":")
     if family == "open-clip":
         # Imported when it is asked for: open_clip takes seconds to load.
@@ -192,10 +205,15 @@ def _load(spec: str) -> Any:
         from models.two_encoders import two_encoders
 
         return two_encoders(name)
+    if family == "maxmatch":
+        from models.maxmatch import max_match
+
+        return max_match(name, sets)
     if not re.fullmatch(r"[\w.]+:\w+", spec):
         raise StudentError(
             f"No student is called {spec!r}. Expected open-clip:<model>[/<pretrained tag or file>], "
-            f"towers:<image encoder>+<text encoder>[@<dimensions>], {SGRAF}<SGR or SAF>[/<file>], {HEADS}, or "
+            f"towers:<image encoder>+<text encoder>[@<dimensions>], maxmatch:<the same>, {SGRAF}<SGR or SAF>[/<file>], "
+            f"{HEADS}, or "
             f"package.module:factory."
         )
     student: Any = import_factory(spec, StudentError)()

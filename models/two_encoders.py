@@ -34,7 +34,7 @@ class TwoEncoders(nn.Module):
         self.image, self.text = timm_network(image), TextEncoder(text)
         settings = resolve_model_data_config(self.image)
         self.eval_transform: Transform = create_transform(**settings, is_training=False)
-        self.train_transform: Transform = _augmented(settings)
+        self.train_transform: Transform = augmented(settings)
         widths = {"image": int(self.image.num_features), "text": self.text.width}
         self.projections = nn.ModuleDict({modality: projection(width, dim) for modality, width in widths.items()})
 
@@ -81,7 +81,8 @@ class TwoEncoders(nn.Module):
 class TextEncoder(nn.Module):
     """A sentence-transformers model as a tower: (n, L) tokens to (n, W)."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, longest: int | None = None) -> None:
+        """Load it; texts are cut to the `longest` number of tokens, or to what the encoder takes."""
         super().__init__()
         self.model = sentence_model(name, torch.device("cpu"))
         width = self.model.get_embedding_dimension()
@@ -89,7 +90,8 @@ class TextEncoder(nn.Module):
         if width is None or getattr(tokenizer, "pad_token_id", None) is None or tokenizer.padding_side != "right":
             raise StudentError(name, expected="a text encoder of padded tokens, which says its embedding size")
         self.width, self.padding = int(width), int(tokenizer.pad_token_id)
-        self._tokenizer, self._context = tokenizer, int(self.model.max_seq_length or tokenizer.model_max_length)
+        context = int(self.model.max_seq_length or tokenizer.model_max_length)
+        self._tokenizer, self._context = tokenizer, min(context, longest or context)
         # No gradient ever reaches the pooler of BERT and its kin: sentence-transformers pools by itself.
         if (pooler := getattr(self.model[0].auto_model, "pooler", None)) is not None:
             pooler.requires_grad_(False)
@@ -101,9 +103,16 @@ class TextEncoder(nn.Module):
         return tokens
 
     def forward(self, tokens: Tensor) -> Tensor:
-        mask = (tokens != self.padding).long()
-        features: Tensor = self.model({"input_ids": tokens, "attention_mask": mask})["sentence_embedding"]
+        features: Tensor = self._outputs(tokens)["sentence_embedding"]
         return features
+
+    def states(self, tokens: Tensor) -> Tensor:
+        """Return the states of (n, L) tokens, before they are pooled: (n, L, W)."""
+        found: Tensor = self._outputs(tokens)["token_embeddings"]
+        return found
+
+    def _outputs(self, tokens: Tensor) -> Any:
+        return self.model({"input_ids": tokens, "attention_mask": (tokens != self.padding).long()})
 
     def set_grad_checkpointing(self) -> None:
         """Compute the layers' activations again in the backward pass."""
@@ -122,16 +131,26 @@ def two_encoders(name: str) -> TwoEncoders:
         StudentError: the name is of another form.
         WeightsError: an encoder cannot be had.
     """
+    return TwoEncoders(*named_encoders("towers", name))
+
+
+def named_encoders(family: str, name: str) -> tuple[str, str, int]:
+    """Return the image encoder, the text encoder and D that `<image encoder>+<text encoder>[@<D>]` names.
+
+    Raises:
+        StudentError: the name is of another form.
+    """
     parts = re.fullmatch(r"([^+]+)\+(.+?)(?:@([1-9]\d*))?", name)
     if parts is None:
-        example = "towers:efficientnet-lite0+minilm@256"
-        expected = f"towers:<image encoder>+<text encoder>[@<dimensions>], such as {example}"
-        raise StudentError(found=f"towers:{name}", expected=expected)
+        example = f"{family}:efficientnet-lite0+minilm@256"
+        expected = f"{family}:<image encoder>+<text encoder>[@<dimensions>], such as {example}"
+        raise StudentError(found=f"{family}:{name}", expected=expected)
     image, text, dim = parts.groups()
-    return TwoEncoders(image, text, int(dim or DIM))
+    return image, text, int(dim or DIM)
 
 
-def _augmented(settings: Mapping[str, Any]) -> Transform:
+def augmented(settings: Mapping[str, Any]) -> Transform:
+    """Return the training transform of an encoder with timm's data settings."""
     size = settings["input_size"][1:]
     how = v2.InterpolationMode(settings["interpolation"] if settings["interpolation"] != "random" else "bicubic")
     transform: Transform = v2.Compose(

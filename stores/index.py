@@ -25,7 +25,7 @@ class Index:
         """The index itself, whose ids are global rows."""
 
     @classmethod
-    def exact(cls, features: NDArray[np.float16], rows: NDArray[np.int64]) -> Index:
+    def exact(cls, features: NDArray[np.floating[Any]], rows: NDArray[np.int64]) -> Index:
         """Index (n, dim) features under the ids `rows` (n,), to be searched exhaustively."""
         index = faiss.IndexIDMap(faiss.IndexFlatIP(features.shape[1]))
         index.add_with_ids(features.astype(np.float32), rows)

@@ -221,16 +221,33 @@ class Sgraf:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Sets:
+    """How the student `maxmatch:…` makes and compares sets of vectors (MaxMatch, arXiv 2506.21538)."""
+
+    # K, the vectors of an item
+    members: PositiveInt = 4
+    # of slot attention, with weights in common
+    rounds: PositiveInt = 2
+    # of 64 numbers each
+    heads: PositiveInt = 4
+    # what a matched cosine c counts: exp(c) − 1, or c
+    activation: Literal["expm1", "none"] = "expm1"
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Student:
     """The model to train."""
 
-    # open-clip:<model>[/<pretrained tag or file>], sgraf:<SGR or SAF>[/<file>], package.module:factory, or heads
+    # open-clip:<model>[/<pretrained tag or file>], towers:…, maxmatch:…, sgraf:<SGR or SAF>[/<file>],
+    # package.module:factory, or heads
     model: str = "open-clip:small-clip"
     # of the student `heads`, by modality, those of samples first: {image: {features: hog-color}, …}
     heads: dict[Annotated[str, Field(pattern=SAFE_NAME)], Head] = Field(default_factory=dict)
     # of the student `heads`: numbers of an embedding
     dim: PositiveInt = 512
     sgraf: Sgraf = Field(default_factory=Sgraf)
+    # of the students `maxmatch:…`
+    sets: Sets = Field(default_factory=Sets)
     # towers that are not trained, by modality: image, text
     freeze: list[str] = Field(default_factory=list)
     # recompute activations in the backward pass: less memory, a third more time
@@ -285,11 +302,33 @@ class Coordination:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SetTerms:
+    """Terms that `loss.recipe` maxmatch adds (arXiv 2506.21538); the weight of each, of which 0 leaves it out."""
+
+    # of the hinge, a mean, with the other settings of `loss.hinge`
+    hinge: NonNegativeFloat = 1.0
+    # λ_GD: members away from the vector that their set shares
+    discriminative: NonNegativeFloat = 0.1
+    # λ_ISD: members of a set apart
+    divergence: NonNegativeFloat = 0.1
+    # λ_MMD: all members of images, and of texts, as one cloud
+    mmd: NonNegativeFloat = 0.01
+    # λ_Div: apart in what they add to the shared vector
+    diversity: NonNegativeFloat = 0.0
+    # s and δ of the first two: e^(s (cosine − δ))
+    scale: PositiveFloat = 1.0
+    margin: float = 0.5
+    # of the divergence: exp, which never ends, or hinge, which ends at the margin; of final members or what they add
+    form: Literal["exp", "hinge"] = "exp"
+    of: Literal["final", "residual"] = "final"
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Loss:
     """The student's original loss + alpha · CSA + beta · USA (CUSA, arXiv 2403.05261, eq. 9)."""
 
-    # cusa: these alone; l2rm: wrong pairs are found, and matched anew
-    recipe: Literal["cusa", "l2rm"] = "cusa"
+    # cusa: these alone; l2rm: wrong pairs are found, and matched anew; maxmatch: terms of sets besides
+    recipe: Literal["cusa", "l2rm", "maxmatch"] = "cusa"
 
     # infonce, hinge, pcmc, pcmr, or package.module:factory of a term of your own
     original: str = "infonce"
@@ -306,6 +345,7 @@ class Loss:
     hinge: Hinge = Field(default_factory=Hinge)
     rematching: Rematching = Field(default_factory=Rematching)
     coordination: Coordination = Field(default_factory=Coordination)
+    sets: SetTerms = Field(default_factory=SetTerms)
     # where items of two modalities match: those of one caption (of modalities that both have one), of one sample, or
     # of one class. With a class's own modality it is always the class
     match: Level = "caption"

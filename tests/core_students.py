@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import permutations
-
 import torch
 from tiny_students import Tiny
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models import scoring
 from models.encoded import Encoded
 from models.inputs import Padded, Pixels, Stored, Tensors, Tokens
 from models.scoring import Pairwise
@@ -16,24 +15,16 @@ from models.scoring import Pairwise
 MEMBERS, WIDTH = 3, 16
 
 
-class Assignment:
-    """The mean cosine of the best one-to-one assignment of two sets' members."""
+class Assignment(scoring.Assignment):
+    """Assignment that counts what it measures."""
 
-    pair_bytes = 4 * MEMBERS**2
     measured = 0
     """Pairs that were scored without gradients, by all of these."""
 
     def matrix(self, first: Encoded, second: Encoded) -> Tensor:
         if not torch.is_grad_enabled():
             Assignment.measured += first.size * second.size
-        one, other = (functional.normalize(items.parts, dim=-1) for items in (first, second))
-        cosines = torch.einsum("nkw,mlw->nmkl", one, other)
-        places = torch.arange(MEMBERS)
-        ways = [cosines[..., places, list(way)].mean(dim=-1) for way in permutations(range(MEMBERS))]
-        return torch.stack(ways).amax(dim=0)
-
-    def pairs(self, first: Encoded, second: Encoded) -> Tensor:
-        return self.matrix(first, second).diagonal()
+        return super().matrix(first, second)
 
 
 class Sets(Tiny):
@@ -51,7 +42,7 @@ class Sets(Tiny):
     def encode(self, modality: str, tensors: Tensors) -> Encoded:
         flat = self.encode_text(tensors.values) if isinstance(tensors, Padded) else self.encode_image(tensors)
         members = flat.view(len(flat), MEMBERS, WIDTH)
-        return Encoded(members.mean(dim=1), parts=members)
+        return Encoded(members.mean(dim=1), parts=members, shared=members.amax(dim=1))
 
 
 class Words(nn.Module):

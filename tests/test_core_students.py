@@ -64,14 +64,14 @@ def test_a_student_is_trained_measured_and_reported(store: Store, tmp_path: Path
     assert not list((tmp_path / "run").glob("scores*"))
 
 
-@pytest.mark.parametrize(("student", "flags"), [(STUDENTS[0], []), (STUDENTS[1], ["-S", "train.micro_batch=17"])])
+@pytest.mark.parametrize(("student", "recipe"), [(STUDENTS[0], "maxmatch"), (STUDENTS[1], "cusa")])
 def test_processes_and_micro_batches_give_the_gradient_of_the_whole_batch(
-    store: Store, tmp_path: Path, student: str, flags: list[str]
+    store: Store, tmp_path: Path, student: str, recipe: str
 ) -> None:
     common = ["-S", "train.batch_size=60", "-S", "train.epochs=1", "-S", "train.clip_norm=1e9"]
-    common += ["-S", f"student.model={student}"]
+    common += ["-S", f"student.model={student}", "-S", f"loss.recipe={recipe}", "-S", "loss.sets.diversity=0.1"]
     finish(start(1, store, tmp_path / "alone", *common))
-    finish(start(2, store, tmp_path / "run", *common, *flags))
+    finish(start(2, store, tmp_path / "run", *common, "-S", "train.micro_batch=17"))
     found, expected = gradients(tmp_path / "run"), gradients(tmp_path / "alone")
     assert found.keys() == expected.keys()
     assert any(gradient.abs().max() > 1e-6 for gradient in expected.values())

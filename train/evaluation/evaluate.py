@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from models.aligned import AlignedModel
+from models.scoring import Scorer
 from stores import Store
 from stores.errors import CusaError
 from stores.parameters import Evaluation
@@ -27,6 +28,7 @@ from train.evaluation.metrics import (
 )
 from train.evaluation.ranked_modalities import RankedModality, SplitModalities, relevance
 from train.evaluation.rankings import Ranks, checked_relevance, nearest_other
+from train.evaluation.sets import set_figures
 from train.evaluation.similarities import Similarities, similarities
 
 DIRECTIONS: Final = ("image_to_text", "text_to_image")
@@ -91,6 +93,19 @@ def _there(
     return first, second, found.part(first.places, second.places) if absent else found
 
 
+def _sets(
+    model: AlignedModel, encoded: SplitEncoded, found: Similarities, store: Store, split: str, folder: Path
+) -> dict[str, Any] | None:
+    first, second, found = _there(model, encoded, found, store, split)
+    relevant = relevance(first, second, "caption")
+
+    def ranked(scorer: Scorer) -> dict[str, Any]:
+        other = similarities(scorer, first.encoded, second.encoded, model.device, folder)
+        return _figures(both_ways(other, relevant), directions((first.name, second.name)))
+
+    return set_figures(model, first, second, found, relevant, ranked)
+
+
 def directions(names: tuple[str, str]) -> tuple[str, str]:
     """Return what both ways between two modalities are called, such as image_to_text."""
     return f"{names[0]}_to_{names[1]}", f"{names[1]}_to_{names[0]}"
@@ -116,7 +131,8 @@ def evaluate(
 
     R@K both ways, RSUM and median ranks; on the true relevance, where the source has it, mAP@R, R-Precision and R@1
     both ways; image R@1 by class and the Spearman correlation of caption similarity. Of a student of more than two
-    modalities, or with enriched ones, R@K of every two, and accuracies by unseen classes. One that cannot be measured,
+    modalities, or with enriched ones, R@K of every two, and accuracies by unseen classes; of one of sets what
+    `set_figures` says. One that cannot be measured,
     whatever the reason, costs none of the others. `found` gives what `compare_split` found; further scorings go on in
     `folder`.
     """
@@ -131,6 +147,7 @@ def evaluate(
         ("caption_spearman", lambda: _caption_spearman(model, encoded, store, split)),
         ("pairs", lambda: every().retrieval() if several else None),
         ("zero_shot", lambda: every().zero_shot()),
+        ("sets", lambda: _sets(model, encoded, found(), store, split, folder)),
     ):
         try:
             measured: Any = measure()

@@ -53,12 +53,15 @@ class Epoch(TrainingFigures):
     validation_rsum: float
     terms: dict[str, float] = field(default_factory=dict)
     """What terms show of their state, such as how a split of the pairs fares."""
+    sets: dict[str, float] = field(default_factory=dict)
+    """Of a student of sets, how spread those of the validation split are."""
 
     def by_name(self) -> dict[str, float]:
         """Return the figures under the names that they have in every curve and table."""
         return {
             **super().by_name(),
             "validation/RSUM": self.validation_rsum,
+            **{f"validation/{name}": value for name, value in self.sets.items()},
             **{f"terms/{name}": value for name, value in self.terms.items()},
         }
 

@@ -22,7 +22,7 @@ from models.aligned import AlignedModel
 from models.encoded import map_tensors
 from models.inputs import Input
 from models.loading import weights_digest
-from models.student import Parts, StudentOfTwoTowers
+from models.student import HalvedStudent, Parts
 from stores import Store, TrainingError, TrainParameters
 from stores.atomic import atomic_path, write_json
 from stores.console import console, progress_bar
@@ -58,7 +58,7 @@ def read_frozen_outputs(
         Stopped: a stop was asked for; what is computed is kept.
     """
     student = model.interface
-    if not isinstance(student, StudentOfTwoTowers):
+    if not isinstance(student, HalvedStudent):
         return
     for modality in parameters.student.freeze:
         given = student.inputs[modality]
@@ -71,7 +71,7 @@ def read_frozen_outputs(
 class _FrozenTower:
     def __init__(
         self,
-        student: StudentOfTwoTowers,
+        student: HalvedStudent,
         modality: str,
         parts: Parts,
         parameters: TrainParameters,

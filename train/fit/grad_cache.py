@@ -83,9 +83,9 @@ def _cut(inputs: Mapping[str, Tensors], run: slice) -> Mapping[str, Tensors]:
 def _gradients(part: Encoded, whole: Encoded, run: slice) -> list[tuple[Tensor, Any]]:
     """Pair what a micro-batch was encoded to with its gradients."""
     pairs = []
-    # The whole may have a mask, its last tensor, where this part needs none.
-    for tensor, leaf in zip(tensors_of(part), tensors_of(whole), strict=False):
-        if leaf.grad is not None:
+    for tensor, leaf in zip(part, whole, strict=True):
+        # The whole may have a mask where this part needs none.
+        if tensor is not None and leaf is not None and leaf.grad is not None:
             gradient = leaf.grad[run]
             # Parts of the whole are padded to its longest.
             pairs.append((tensor, gradient[:, : tensor.shape[1]] if tensor.ndim > 1 else gradient))

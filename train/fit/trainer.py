@@ -35,6 +35,7 @@ from train.data.seeds import derived_seed
 from train.evaluation.embed import embed_split, measuring
 from train.evaluation.evaluate import compare_split, retrieval
 from train.evaluation.ranked_modalities import check_enriched
+from train.evaluation.sets import collapse, spread_of_sets
 from train.fit.checkpoints import Checkpoints
 from train.fit.curves import Curves
 from train.fit.epoch import Epoch, EpochProgress, StepMetrics
@@ -183,7 +184,7 @@ class Training:
         if self._done.step < self._steps:
             self._train(epoch, view, curves)
         view.measuring()
-        done, rsum = self._done, self._validation_rsum()
+        done, (rsum, sets) = self._done, self._validated()
         figures = Epoch(
             epoch=epoch,
             loss={name: total / done.step for name, total in done.sums.items()},
@@ -193,9 +194,11 @@ class Training:
             samples_per_second=done.step * self._settings.batch_size / done.seconds,
             wait=done.waited / done.seconds,
             terms=self.objective.figures(),
+            sets=sets,
         )
         self.history.append(figures)
-        for remark in self.objective.remarks(figures.loss, self._settings.batch_size):
+        remarks = self.objective.remarks(figures.loss, self._settings.batch_size)
+        for remark in [*remarks, *filter(None, [collapse(sets)])]:
             console.print(f"Epoch {epoch + 1}: {remark}", style="yellow")
         self._done = EpochProgress()
         self._processes.alone(lambda: self._keep(figures, curves))
@@ -274,7 +277,8 @@ class Training:
             wait=waited / seconds,
         )
 
-    def _validation_rsum(self) -> float:
+    def _validated(self) -> tuple[float, dict[str, float]]:
+        """Return the validation RSUM, and how spread a student's sets are."""
         settings = self._parameters.eval
         self._processes.share_buffers(self.model)
         with measuring(self.model):
@@ -288,11 +292,12 @@ class Training:
                 self._stop.check,
             )
 
-            def rsum() -> float:
+            def measured() -> tuple[float, dict[str, float]]:
                 found = compare_split(self.model, encoded, self._run, self._stop.check_alone)
-                return float(retrieval(self.model, encoded, found, self._store, settings.validation)["RSUM"])
+                figures = retrieval(self.model, encoded, found, self._store, settings.validation)
+                return float(figures["RSUM"]), spread_of_sets(self.model, encoded)
 
-            return self._processes.once(rsum)
+            return self._processes.once(measured)
 
     def _keep(self, figures: Epoch, curves: Curves | None) -> None:
         """Write down a finished epoch; for the main process alone."""

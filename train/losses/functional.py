@@ -23,15 +23,19 @@ from models.scoring import cosine_similarity, unit
 from train.losses.both_ways import both_ways
 from train.losses.cross_entropy import cross_entropy, masked, mean_entropy, precise, row_mean
 from train.losses.presence import Cells, anchor_shares, candidates, count_cells, present_cells, weighted_mean
+from train.losses.sets import global_discriminative, intra_set_divergence, mmd
 from train.losses.symmetric import symmetric_cross_entropy, symmetric_divergence
 
 __all__ = [
     "cosine_similarity",
     "cross_entropy",
     "csa_loss",
+    "global_discriminative",
     "hinge_loss",
     "info_nce",
+    "intra_set_divergence",
     "mixed_targets",
+    "mmd",
     "pcmc",
     "pcmr",
     "regression",

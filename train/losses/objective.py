@@ -26,12 +26,14 @@ from train.losses import tiles
 from train.losses.comparison import Comparison, Instances, Scores, SoftLabels
 from train.losses.coordination import PCMC, PCMR
 from train.losses.rematching import Rematched, WarmUp
+from train.losses.set_terms import set_terms
 from train.losses.temperature import Temperature
 from train.losses.terms import CSA, USA, Hinge, InfoNCE, Term, TrainingPairs
 
 RECIPES: Final[Mapping[str, Callable[[Loss], list[Term]]]] = {
     "cusa": lambda loss: [],
     "l2rm": lambda loss: [WarmUp(loss.rematching), Rematched(loss.rematching)],
+    "maxmatch": set_terms,
 }
 """What a recipe adds to the student's own loss and the soft labels."""
 

@@ -1,0 +1,194 @@
+"""Students whose items are sets of K vectors, compared by best assignment (MaxMatch, arXiv 2506.21538).
+
+`maxmatch:<image encoder>+<text encoder>[@<D>]`:
+
+1. An encoder makes an item's local features: the cells of a timm model's last feature map, pooled to 6 × 6, or the
+   token states of a sentence encoder. Frozen, their outputs are computed once (`train.fit.frozen_towers`).
+2. A projection takes them to D numbers; their maximum over the item is the global vector φ.
+3. K learned slots gather from them in rounds of slot attention, weights in common: slots compete for each local
+   feature. Padding is masked after the softmax over the slots; the base's code masks before it, and lets it in.
+4. A member is unit(LN φ + LN slot).
+
+MaxMatch's code is not released; the module is its base's, DivE (CVPR 2023), in the light form for frozen encoders, with
+layer normalisation in place of the batch's. Shapes: n items, L local features of width W, K members, D embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import torch
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.encoded import Encoded
+from models.inputs import Input, Pixels, Tensors, Tokens
+from models.scoring import Assignment, unit
+from models.student import HalvedStudent, Parts
+from models.timm_networks import timm_network
+from models.two_encoders import TextEncoder, augmented, named_encoders
+from stores.parameters import Sets
+
+GRID: Final = 6
+"""Cells of a feature map, each way."""
+LONGEST: Final = 48
+"""Tokens of a text, beyond which it is cut: frozen states of all texts are kept in one table."""
+HEAD: Final = 64
+"""Numbers of a head of the slot attention."""
+DROPPED: Final = 0.2
+"""Of an item's local features, in training."""
+DROPOUT: Final = 0.1
+
+
+class MaxMatch(HalvedStudent, nn.Module):
+    """Two encoders of local features, each followed by a set predictor."""
+
+    def __init__(self, image: str, text: str, dim: int, sets: Sets) -> None:
+        nn.Module.__init__(self)
+        self.embed_dim = dim
+        cells, states = FeatureMap(image), TokenStates(text)
+        self.encoders = nn.ModuleDict({"image": cells, "text": states})
+        widths = {"image": cells.width, "text": states.encoder.width}
+        self.predictors = nn.ModuleDict(
+            {name: SetPredictor(width, dim, sets, positions=name == "image") for name, width in widths.items()}
+        )
+        inputs: dict[str, Input] = {
+            "image": Pixels(cells.transform, cells.augmented),
+            "text": Tokens(states.tokenize, states.encoder.padding),
+        }
+        halves = {name: (self.encoders[name], self.predictors[name]) for name in inputs}
+        HalvedStudent.__init__(self, inputs, halves)
+        self.scorer = Assignment(sets.activation)
+
+    @property
+    def towers(self) -> dict[str, Parts]:
+        """The encoders; the set predictors learn in any case."""
+        return {name: [encoder] for name, encoder in self.encoders.items()}
+
+    def encode(self, modality: str, tensors: Tensors) -> Encoded:
+        """Encode n items: K members as parts, their mean as vector, and φ as what they share."""
+        shared, slots = self.second_half(modality, tensors)
+        parts = shared[:, None] + slots
+        return Encoded(unit(parts).mean(dim=1), parts=parts, shared=shared)
+
+
+class FeatureMap(nn.Module):
+    """A timm model's last feature map, at 6 × 6: (n, 3, H, W) images to (n, 36, W)."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.network = timm_network(name)
+        settings = resolve_model_data_config(self.network)
+        self.transform, self.augmented = create_transform(**settings, is_training=False), augmented(settings)
+        self.width = int(self.network.num_features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.network.forward_features(images)
+        if found.ndim == 3:  # tokens of a transformer, after those that are no patches
+            patches = found[:, getattr(self.network, "num_prefix_tokens", 0) :].mT
+            side = math.isqrt(patches.shape[2])
+            found = patches.reshape(*patches.shape[:2], side, side)
+        elif getattr(self.network, "output_fmt", "NCHW") == "NHWC":
+            found = found.permute(0, 3, 1, 2)
+        return functional.adaptive_avg_pool2d(found, GRID).flatten(2).mT
+
+
+class TokenStates(nn.Module):
+    """A sentence encoder's token states: (n, L) tokens to (n, 48, W), padding zero."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.encoder = TextEncoder(name, LONGEST)
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """Return the texts' tokens, cut to the longest: (n, 48)."""
+        return self.encoder.tokenize(texts)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        states = self.encoder.states(tokens) * (tokens != self.encoder.padding)[..., None]
+        return functional.pad(states, (0, 0, 0, LONGEST - tokens.shape[1]))
+
+
+class SetPredictor(nn.Module):
+    """(n, L, W) local features to φ and K slots, both after layer normalisation; features of zeros are padding."""
+
+    def __init__(self, width: int, dim: int, sets: Sets, positions: bool) -> None:
+        super().__init__()
+        self.rounds, self.positions = sets.rounds, positions
+        self.project = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dim))
+        self.refine = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, dim // 2), nn.ReLU(), nn.Dropout(DROPOUT), nn.Linear(dim // 2, dim)
+        )
+        self.slots = nn.Parameter(torch.randn(sets.members, dim))
+        self.local_norm, self.slot_norm, self.forward_norm = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attention = SlotAttention(dim, sets.heads)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(DROPOUT), nn.Linear(4 * dim, dim)
+        )
+        self.shared_norm, self.final_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+
+    def forward(self, found: Tensor) -> tuple[Tensor, Tensor]:
+        """Return LN φ (n, D) and LN slots (n, K, D)."""
+        mask = (found != 0).any(dim=2)
+        used = mask.any(dim=0)
+        used[0] |= ~used.any()
+        local, mask = self.project(found[:, used]), mask[:, used]
+        local = local + self.refine(local)
+        if self.training:
+            mask = _some_dropped(mask)
+        lowest = torch.finfo(local.dtype).min
+        shared = local.masked_fill(~mask[..., None], lowest).amax(dim=1).masked_fill(~mask.any(dim=1)[:, None], 0)
+        keys = values = self.local_norm(local)
+        if self.positions:
+            keys = keys + _sines(len(used), keys.shape[2], keys.device)[used]
+        slots = self.slots.expand(len(found), -1, -1)
+        for _ in range(self.rounds):
+            slots = slots + self.attention(self.slot_norm(slots), keys, values, mask)
+            slots = slots + self.feed_forward(self.forward_norm(slots))
+        return self.shared_norm(shared), self.final_norm(slots)
+
+
+class SlotAttention(nn.Module):
+    """Attention in which the slots compete for each local feature: softmax over slots, then a mean over features."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value = (nn.Linear(dim, heads * HEAD, bias=False) for _ in range(3))
+        self.out = nn.Linear(heads * HEAD, dim)
+
+    def forward(self, slots: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """Return (n, K, D) updates of the slots by (n, L, D) features, of which `mask` (n, L) bool are there."""
+        query, key, value = (
+            layer(given).unflatten(2, (self.heads, HEAD)).transpose(1, 2)
+            for layer, given in ((self.query, slots), (self.key, keys), (self.value, values))
+        )
+        shares = (query @ key.mT / HEAD**0.5).softmax(dim=2) * mask[:, None, None]
+        shares = shares / (shares.sum(dim=3, keepdim=True) + 1e-7)
+        updates: Tensor = self.out((shares @ value).transpose(1, 2).flatten(2))
+        return updates
+
+
+def max_match(name: str, sets: Sets) -> MaxMatch:
+    """Return the student of `<image encoder>+<text encoder>[@<D>]`, such as `efficientnet-lite0+minilm@256`.
+
+    Raises:
+        StudentError: the name is of another form.
+        WeightsError: an encoder cannot be had.
+    """
+    return MaxMatch(*named_encoders("maxmatch", name), sets)
+
+
+def _some_dropped(mask: Tensor) -> Tensor:
+    """Return which features stay, each with a chance; of an item that would keep none, all."""
+    kept = mask & (torch.rand(mask.shape, device=mask.device) >= DROPPED)
+    return torch.where(kept.any(dim=1, keepdim=True), kept, mask)
+
+
+def _sines(length: int, dim: int, device: torch.device) -> Tensor:
+    """Return sine positions (L, D): sines of falling frequencies, then their cosines."""
+    rates = torch.exp(torch.arange(0, dim, 2, device=device) * (-math.log(10_000) / dim))
+    angles = torch.arange(length, device=device)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :dim]
