@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -112,7 +113,6 @@ class Tokens(Input):
         text, in steps of `STEP`. None: a text is as the tokenizer made it, and wholly unmasked.
         """
         self._tokenizer, self._padding = tokenizer, padding
-        self._longest = 0 if padding is None else tokenizer([""]).shape[1]
 
     def texts(self, texts: list[str]) -> Tensors:
         """Return a batch of texts from anywhere."""
@@ -128,6 +128,10 @@ class Tokens(Input):
             length = min(-(-values.shape[1] // STEP) * STEP, self._longest)
             values = functional.pad(values, (0, length - values.shape[1]), value=self._padding)
         return Padded(values, torch.arange(values.shape[1]) < lengths[:, None])
+
+    @cached_property
+    def _longest(self) -> int:
+        return self._tokenizer([""]).shape[1]
 
     def _cut(self, tokens: Tensor) -> Tensor:
         if self._padding is None:

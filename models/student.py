@@ -124,8 +124,8 @@ def load_student(settings: parameters.Student) -> Any:
 
     Args:
         settings: `model` is `open-clip:<model>[/<pretrained tag or file>]`, `towers:<image encoder>+<text encoder>`,
-            `heads` (models/heads.py), or `package.module:factory`: a factory is called without arguments and returns
-            a torch module that is a `Student` or a `TwoTowers`.
+            `x2vlm:<weights file>`, `blip:<name or folder>`, `heads` (models/heads.py), or `package.module:factory`: a
+            factory is called without arguments and returns a torch module that is a `Student` or a `TwoTowers`.
 
     Raises:
         StudentError: there is no such student, or it cannot be loaded, or lacks what the settings ask for.
@@ -165,10 +165,19 @@ def _load(spec: str) -> Any:
         from models.two_encoders import two_encoders
 
         return two_encoders(name)
+    if family == "x2vlm":
+        from models.x2vlm_files import load_x2vlm
+
+        return load_x2vlm(name)
+    if family == "blip":
+        from models.blip import load_blip
+
+        return load_blip(name)
     if not re.fullmatch(r"[\w.]+:\w+", spec):
         raise StudentError(
             f"No student is called {spec!r}. Expected open-clip:<model>[/<pretrained tag or file>], "
-            f"towers:<image encoder>+<text encoder>[@<dimensions>], {HEADS}, or package.module:factory."
+            f"towers:<image encoder>+<text encoder>[@<dimensions>], x2vlm:<weights file>, blip:<name or folder>, "
+            f"{HEADS}, or package.module:factory."
         )
     student: Any = import_factory(spec, StudentError)()
     members = MEMBERS if hasattr(student, "encode") else TWO_TOWERS
