@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.encoded import Encoded
 from models.scoring import Cosine, Scorer
@@ -29,10 +29,11 @@ class Matcher(Protocol):
         """Return what depends on n images alone: tensors of n rows, in tuples and lists as deep as it likes."""
 
 
-class ScorerAsMatcher:
+class ScorerAsMatcher(nn.Module):
     """A scorer of pairs as a matcher: the logits (0, score)."""
 
     def __init__(self, scorer: Scorer) -> None:
+        super().__init__()
         self._scorer = scorer
 
     def match(self, images: Encoded, texts: Encoded) -> Tensor:
@@ -45,10 +46,11 @@ class ScorerAsMatcher:
         return images
 
 
-class _Unprepared:
+class _Unprepared(nn.Module):
     """A student with `match` alone."""
 
     def __init__(self, student: Any) -> None:
+        super().__init__()
         self._student = student
 
     def match(self, images: Encoded, texts: Encoded) -> Tensor:

@@ -339,6 +339,24 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Rerank:
+    """A second stage: the first stage's nearest are ranked anew by a student that looks at an image and a text at once.
+
+    What it does not look at ranks behind, as the first stage has it.
+    """
+
+    # whose `match` it is: self, a run's folder, a checkpoint, x2vlm:<file>, blip:<name or folder> or another student.
+    # Of self, the validation's RSUM, by which the best checkpoint is chosen, is reranked as well
+    student: str = "self"
+    # how many of the nearest, each way
+    k: PositiveInt = 128
+    # the score: replace: the logit of match (X2-VLM, ALBEF); add: the first stage's added to it (BLIP)
+    combine: Literal["replace", "add"] = "replace"
+    # pairs of one image at once: what the device's memory has to hold
+    batch_size: PositiveInt = 256
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Evaluation:
     """What is measured, and on which splits."""
 
@@ -347,6 +365,10 @@ class Evaluation:
     # measured once, with the best checkpoint
     test: str = "test"
     batch_size: PositiveInt = 256
+    # a second stage after the first; null: none
+    rerank: Rerank | None = None
+    # items' tokens or regions of a modality that are more than this lie on disk, in float16, while they are compared
+    parts_gib: NonNegativeFloat = 4.0
     # of a student of more than two modalities, what is a hit: the same caption (of two modalities that both have one
     # for each), the same sample, or the same class
     hits: Level = "caption"
