@@ -5,12 +5,14 @@ Such a student reranks what a first stage finds. Shapes: P pairs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
-from models.encoded import Encoded
+from models.encoded import Encoded, map_tensors
 from models.scoring import Cosine, Scorer
 from models.student import as_student
 from stores.errors import StudentError
@@ -61,6 +63,25 @@ class _Unprepared(nn.Module):
 
     def prepare_match(self, images: Encoded) -> Encoded:
         return images
+
+
+def match_in_training(student: Any, accelerator: Accelerator) -> Callable[[Encoded, Encoded, Tensor, Tensor], Tensor]:
+    """Return what gives the logits of pairs among n images and m texts, by places (P,) among either: (P, 2).
+
+    It runs in the accelerator's precision. What depends on an image alone is made once for it.
+
+    Raises:
+        StudentError: the student cannot match.
+    """
+    matcher = matcher_of(student, "The student")
+
+    def match(images: Encoded, texts: Encoded, first: Tensor, second: Tensor) -> Tensor:
+        with accelerator.autocast():
+            prepared = map_tensors(lambda tensor: tensor[first], matcher.prepare_match(images))
+            logits = matcher.match(prepared, texts.take(second))
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    return match
 
 
 def matches(student: Any) -> bool:

@@ -246,6 +246,18 @@ class Rematching:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Matching:
+    """Image-text matching beside the contrastive loss, where `loss.recipe` is x2vlm (X2-VLM, arXiv 2211.12402)."""
+
+    # of the contrastive loss
+    contrast: PositiveFloat = 1.0
+    # of matching
+    weight: PositiveFloat = 1.0
+    # how much of the teachers' cosine a drawn negative's target of match is; 0: none
+    soft_negatives: Fraction = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Coordination:
     """Every modality against every other, where `loss.original` is pcmc or pcmr (arXiv 2401.16347)."""
 
@@ -263,8 +275,8 @@ class Coordination:
 class Loss:
     """The student's original loss + alpha · CSA + beta · USA (CUSA, arXiv 2403.05261, eq. 9)."""
 
-    # cusa: these alone; l2rm: wrong pairs are found, and matched anew
-    recipe: Literal["cusa", "l2rm"] = "cusa"
+    # cusa: these alone; l2rm: wrong pairs are found, and matched anew; x2vlm: image-text matching beside them
+    recipe: Literal["cusa", "l2rm", "x2vlm"] = "cusa"
 
     # infonce, hinge, pcmc, pcmr, or package.module:factory of a term of your own
     original: str = "infonce"
@@ -281,6 +293,7 @@ class Loss:
     hinge: Hinge = Field(default_factory=Hinge)
     rematching: Rematching = Field(default_factory=Rematching)
     coordination: Coordination = Field(default_factory=Coordination)
+    matching: Matching = Field(default_factory=Matching)
     # where items of two modalities match: those of one caption (of modalities that both have one), of one sample, or
     # of one class. With a class's own modality it is always the class
     match: Level = "caption"

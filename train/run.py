@@ -170,7 +170,7 @@ def _clean(parameters: TrainParameters) -> dict[str, str]:
 
 def _read_by_the_student(parameters: TrainParameters) -> list[str]:
     """Return the names of the stored features that the student reads, beside the teachers'."""
-    if parameters.student.model.startswith(("open-clip:", "towers:")):
+    if parameters.student.model.startswith(("open-clip:", "towers:", "x2vlm:", "blip:")):
         return []
     inputs = as_student(load_student(parameters.student)).inputs
     return [name for given in inputs.values() for name in given.reads]

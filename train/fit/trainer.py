@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from models.aligned import AlignedModel
 from models.checkpoint import load_checkpoint, read_record, save_checkpoint
 from models.encoded import Encoded
+from models.matching import match_in_training
 from models.student import as_student, load_student
 from stores import Store, TrainingError, TrainParameters
 from stores.clean import FILE_NAME, write_clean
@@ -99,6 +100,7 @@ class Training:
         self.objective = make_objective(parameters.loss, taught, tuple(inputs))
         self.model = AlignedModel(student, uni_modal=self.objective.unimodal)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions run faster so
+        self._match = match_in_training(student, accelerator) if self.objective.matches else None
         rerank = parameters.eval.rerank
         # Another student's second stage says nothing of this one's epochs.
         self._second = SecondStage(rerank, self.model, accelerator) if rerank and rerank.student == SELF else None
@@ -313,7 +315,7 @@ class Training:
     def _compared(self, batch: Batch, encoded: dict[str, Encoded]) -> tuple[Tensor, dict[str, Tensor]]:
         """Compare this process's rows with the rows of all processes."""
         rows = self._instances(batch, encoded)
-        return compare(self.objective, rows, self._processes.columns(rows), self.model.scorer)
+        return compare(self.objective, rows, self._processes.columns(rows), self.model.scorer, self._match)
 
     def _instances(self, batch: Batch, encoded: dict[str, Encoded]) -> Instances:
         count = len(batch.groups)
