@@ -40,6 +40,9 @@ class SmallFusion(nn.Module):
             num_hidden_layers=LAYERS,
             num_attention_heads=4,
             intermediate_size=4 * WIDTH,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            initializer_range=WIDTH**-0.5,
             is_decoder=True,
             add_cross_attention=True,
         )
