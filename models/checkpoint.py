@@ -32,7 +32,7 @@ def save_checkpoint(
     """Write the weights and buffers of modules by name, the optimiser's state if given, and `record`, atomically.
 
     Parameters that do not learn, which may be most of a student and were loaded from elsewhere, are left out where
-    `record` has their digest (`frozen_digest`) under "frozen".
+    `record` has their digests (`frozen_digests`) under "frozen".
     """
     tensors = {
         f"{part}.{name}": tensor for part, module in modules.items() for name, tensor in module.state_dict().items()
@@ -56,13 +56,14 @@ def frozen_parameters(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     }
 
 
-def frozen_digest(modules: Mapping[str, nn.Module]) -> str:
-    """Return what changes with the parameters that do not learn."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(frozen_parameters(modules).items()):
-        digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        digest.update(parameter.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def frozen_digests(modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Return by part what changes with its parameters that do not learn."""
+    digests = {part: hashlib.sha256() for part in modules}
+    for part, module in modules.items():
+        for name, parameter in sorted(frozen_parameters({part: module}).items()):
+            digests[part].update(f"{name} {tuple(parameter.shape)}".encode())
+            digests[part].update(parameter.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return {part: digest.hexdigest() for part, digest in digests.items()}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
@@ -127,7 +128,7 @@ def load_checkpoint(
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 — not a mapping
-        if _FROZEN in record and record[_FROZEN] != frozen_digest(modules):
+        if _FROZEN in record and frozen_digests(modules).items() - record[_FROZEN].items():
             advice = "Take the weights that it began with, or train anew."
             raise CheckpointError("the parameters that do not learn are others now", path=path, advice=advice)
         left_out = frozen_parameters(modules) if _FROZEN in record else {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -129,7 +129,6 @@ class Tokens(Input):
         text, in steps of `STEP`. None: a text is as the tokenizer made it, and wholly unmasked.
         """
         self._tokenizer, self._padding = tokenizer, padding
-        self._longest = 0 if padding is None else tokenizer([""]).shape[1]
 
     def tokens(self, texts: list[str]) -> list[Tensor]:
         """Return the tokens of texts from anywhere, each (length,), as `collate` takes them."""
@@ -149,6 +148,10 @@ class Tokens(Input):
             length = min(-(-values.shape[1] // STEP) * STEP, self._longest)
             values = functional.pad(values, (0, length - values.shape[1]), value=self._padding)
         return Padded(values, torch.arange(values.shape[1]) < lengths[:, None])
+
+    @cached_property
+    def _longest(self) -> int:
+        return self._tokenizer([""]).shape[1]
 
     def _cut(self, tokens: Tensor) -> Tensor:
         if self._padding is None:

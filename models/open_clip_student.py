@@ -48,7 +48,7 @@ class OpenClipStudent(nn.Module):
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         cut = self.padding is not None and tokens.shape[1] < self.model.context_length
-        embedding: Tensor = _encode_cut(self.model, tokens) if cut else self.model.encode_text(tokens)
+        embedding: Tensor = encode_words(self.model, tokens)[1] if cut else self.model.encode_text(tokens)
         return embedding
 
     @property
@@ -106,8 +106,11 @@ def _unchanged(embedding: Tensor) -> Tensor:
     return embedding
 
 
-def _encode_cut(model: open_clip.CLIP, tokens: Tensor) -> Tensor:
-    """Encode texts of fewer tokens than the model's context: (M, length) to (M, D)."""
+def encode_words(model: open_clip.CLIP, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the text tower's states of (M, length) tokens, (M, length, W), and the texts' embeddings: (M, D).
+
+    The length may be less than the model's context.
+    """
     length, dtype = tokens.shape[1], model.transformer.get_cast_dtype()
     words = model.token_embedding(tokens).to(dtype) + model.positional_embedding[:length].to(dtype)
     words = model.ln_final(model.transformer(words, attn_mask=model.attn_mask[:length, :length]))
@@ -118,7 +121,7 @@ def _encode_cut(model: open_clip.CLIP, tokens: Tensor) -> Tensor:
         pooled = projection(pooled)
     elif projection is not None:
         pooled = pooled @ projection
-    return pooled
+    return words, pooled
 
 
 @exported.register

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 from torch import Tensor, nn
 
@@ -140,14 +140,13 @@ def load_student(settings: parameters.Student) -> Any:
     are, whoever calls `train()`.
 
     Args:
-        settings: `model` is `open-clip:<model>[/<pretrained tag or file>]`, `towers:<image encoder>+<text encoder>`,
-            `maxmatch:<the same>`, `heads` (models/heads.py), `sgraf:<SGR or SAF>[/<file>]`, or `package.module:factory`: a
-            factory is called without arguments and returns a torch module that is a `Student` or a `TwoTowers`.
+        settings: `model` is of one of `FAMILIES`, or `package.module:factory`: a factory is called without arguments
+            and returns a torch module that is a `Student` or a `TwoTowers`.
 
     Raises:
         StudentError: there is no such student, or it cannot be loaded, or lacks what the settings ask for.
     """
-    student = _with_settings(settings)
+    student = _load(settings.model, settings)
     for tower in settings.freeze:
         for part in _parts(student, tower, settings.model):
             part.requires_grad_(False)
@@ -162,19 +161,6 @@ def load_student(settings: parameters.Student) -> Any:
             )
         switch_on()
     return student
-
-
-def _with_settings(settings: parameters.Student) -> Any:
-    """Load a student; some have settings beside their name."""
-    if settings.model == HEADS:
-        from models.heads import StudentOfHeads  # here, since it takes this module's students for towers
-
-        return StudentOfHeads(settings, partial(_load, sets=settings.sets))
-    if settings.model.startswith(SGRAF):
-        from models.sgraf import load_sgraf
-
-        return load_sgraf(settings.model.removeprefix(SGRAF), settings.sgraf)
-    return _load(settings.model, settings.sets)
 
 
 def with_features(settings: parameters.Student, store: Store) -> parameters.Student:
@@ -193,28 +179,14 @@ def with_features(settings: parameters.Student, store: Store) -> parameters.Stud
     return with_widths(settings, store)
 
 
-def _load(spec: str, sets: parameters.Sets) -> Any:
-    family, _, name = spec.partition(":")
-    if family == "open-clip":
-        # Imported when it is asked for: open_clip takes seconds to load.
-        from models.open_clip_student import OpenClipStudent
-
-        model, _, pretrained = name.partition("/")
-        return OpenClipStudent(model, pretrained or None)
-    if family == "towers":
-        from models.two_encoders import two_encoders
-
-        return two_encoders(name)
-    if family == "maxmatch":
-        from models.maxmatch import max_match
-
-        return max_match(name, sets)
+def _load(spec: str, settings: parameters.Student) -> Any:
+    name, colon, rest = spec.partition(":")
+    family = next((family for family in FAMILIES if family.name == name and bool(colon) == bool(family.rest)), None)
+    if family is not None:
+        return family.load(rest, settings)
     if not re.fullmatch(r"[\w.]+:\w+", spec):
         raise StudentError(
-            f"No student is called {spec!r}. Expected open-clip:<model>[/<pretrained tag or file>], "
-            f"towers:<image encoder>+<text encoder>[@<dimensions>], maxmatch:<the same>, {SGRAF}<SGR or SAF>[/<file>], "
-            f"{HEADS}, or "
-            f"package.module:factory."
+            f"No student is called {spec!r}. Expected {', '.join(map(str, FAMILIES))}, or package.module:factory."
         )
     student: Any = import_factory(spec, StudentError)()
     members = MEMBERS if hasattr(student, "encode") else TWO_TOWERS
@@ -227,6 +199,73 @@ def _load(spec: str, sets: parameters.Sets) -> Any:
             f"(docs/students.md)."
         )
     return student
+
+
+class Family(NamedTuple):
+    """Students of one kind. What it needs is imported when one is asked for: some libraries take seconds to load."""
+
+    name: str
+    rest: str
+    """What a student's name goes on with after a colon, for people; none where the settings say it all."""
+    load: Callable[[str, parameters.Student], Any]
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.rest}" if self.rest else self.name
+
+
+def _open_clip(name: str, settings: parameters.Student) -> Any:
+    from models.open_clip_student import OpenClipStudent
+
+    model, _, pretrained = name.partition("/")
+    return OpenClipStudent(model, pretrained or None)
+
+
+def _towers(name: str, settings: parameters.Student) -> Any:
+    from models.two_encoders import two_encoders
+
+    return two_encoders(name)
+
+
+def _maxmatch(name: str, settings: parameters.Student) -> Any:
+    from models.maxmatch import max_match
+
+    return max_match(name, settings.sets)
+
+
+def _sgraf(name: str, settings: parameters.Student) -> Any:
+    from models.sgraf import load_sgraf
+
+    return load_sgraf(name, settings.sgraf)
+
+
+def _x2vlm(name: str, settings: parameters.Student) -> Any:
+    from models.x2vlm_files import load_x2vlm
+
+    return load_x2vlm(name)
+
+
+def _blip(name: str, settings: parameters.Student) -> Any:
+    from models.blip import load_blip
+
+    return load_blip(name)
+
+
+def _heads(name: str, settings: parameters.Student) -> Any:
+    from models.heads import StudentOfHeads
+
+    return StudentOfHeads(settings, partial(_load, settings=settings))
+
+
+_TWO_ENCODERS: Final = "<image encoder>+<text encoder>[@<dimensions>]"
+FAMILIES: Final = (
+    Family("open-clip", "<model>[/<pretrained tag or file>]", _open_clip),
+    Family("towers", _TWO_ENCODERS, _towers),
+    Family("maxmatch", _TWO_ENCODERS, _maxmatch),
+    Family("sgraf", "<SGR or SAF>[/<file>]", _sgraf),
+    Family("x2vlm", "<weights file>", _x2vlm),
+    Family("blip", "<hub name or folder>", _blip),
+    Family(HEADS, "", _heads),
+)
 
 
 def _parts(student: Any, tower: str, spec: str) -> Parts:

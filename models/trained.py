@@ -38,7 +38,9 @@ def load_trained(path: Path) -> Trained:
         raise TrainingError(f"{path} holds no {BEST}: it is not the run of a cusa-train that finished an epoch.")
     record = read_record(file)
     parameters = recorded_parameters(TrainParameters, record.get("parameters", {}), f"{file} (its record)")
-    student = load_student(replace(parameters.student, freeze=[], gradient_checkpointing=False))
+    # What was frozen is loaded as it was where the checkpoint does without it.
+    freeze = parameters.student.freeze if "frozen" in record else []
+    student = load_student(replace(parameters.student, freeze=freeze, gradient_checkpointing=False))
     has_uni_heads = any(name.startswith("model.uni_heads.") for name in tensor_names(file))
     model = AlignedModel(student, uni_modal=has_uni_heads)
     load_checkpoint(file, {"model": model})

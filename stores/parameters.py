@@ -288,6 +288,18 @@ class Rematching:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Matching:
+    """Image-text matching beside the contrastive loss, where `loss.recipe` is x2vlm (X2-VLM, arXiv 2211.12402)."""
+
+    # of the contrastive loss
+    contrast: PositiveFloat = 1.0
+    # of matching
+    weight: PositiveFloat = 1.0
+    # how much of the teachers' cosine a drawn negative's target of match is; 0: none
+    soft_negatives: Fraction = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Coordination:
     """Every modality against every other, where `loss.original` is pcmc or pcmr (arXiv 2401.16347)."""
 
@@ -327,8 +339,9 @@ class SetTerms:
 class Loss:
     """The student's original loss + alpha · CSA + beta · USA (CUSA, arXiv 2403.05261, eq. 9)."""
 
-    # cusa: these alone; l2rm: wrong pairs are found, and matched anew; maxmatch: terms of sets besides
-    recipe: Literal["cusa", "l2rm", "maxmatch"] = "cusa"
+    # cusa: these alone; l2rm: wrong pairs are found, and matched anew; maxmatch: terms of sets besides; x2vlm:
+    # image-text matching besides
+    recipe: Literal["cusa", "l2rm", "maxmatch", "x2vlm"] = "cusa"
 
     # infonce, hinge, pcmc, pcmr, or package.module:factory of a term of your own
     original: str = "infonce"
@@ -346,6 +359,7 @@ class Loss:
     rematching: Rematching = Field(default_factory=Rematching)
     coordination: Coordination = Field(default_factory=Coordination)
     sets: SetTerms = Field(default_factory=SetTerms)
+    matching: Matching = Field(default_factory=Matching)
     # where items of two modalities match: those of one caption (of modalities that both have one), of one sample, or
     # of one class. With a class's own modality it is always the class
     match: Level = "caption"
@@ -404,6 +418,24 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Rerank:
+    """A second stage: the first stage's nearest are ranked anew by a student that looks at an image and a text at once.
+
+    What it does not look at ranks behind, as the first stage has it.
+    """
+
+    # whose `match` it is: self, a run's folder, a checkpoint, x2vlm:<file>, blip:<name or folder> or another student.
+    # Of self, the validation's RSUM, by which the best checkpoint is chosen, is reranked as well
+    student: str = "self"
+    # how many of the nearest, each way
+    k: PositiveInt = 128
+    # the score: replace: the logit of match (X2-VLM, ALBEF); add: the first stage's added to it (BLIP)
+    combine: Literal["replace", "add"] = "replace"
+    # pairs of one image at once: what the device's memory has to hold
+    batch_size: PositiveInt = 256
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Evaluation:
     """What is measured, and on which splits."""
 
@@ -412,6 +444,10 @@ class Evaluation:
     # measured once, with the best checkpoint
     test: str = "test"
     batch_size: PositiveInt = 256
+    # a second stage after the first; null: none
+    rerank: Rerank | None = None
+    # items' tokens or regions of a modality that are more than this lie on disk, in float16, while they are compared
+    parts_gib: NonNegativeFloat = 4.0
     # of a student of more than two modalities, what is a hit: the same caption (of two modalities that both have one
     # for each), the same sample, or the same class
     hits: Level = "caption"

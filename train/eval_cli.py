@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, get_args
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import click
 
 from stores.commands import resumable
 from stores.console import console, output
 from stores.errors import CusaError, ParameterError
-from stores.parameters import Precision
+from stores.parameters import Precision, Rerank
 from stores.streams import Command
 from train.evaluation.folder import FIGURES, claim_folder, write_figures
 from train.evaluation.result import TASKS, Evaluation, Result, short_names
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from train.evaluation.data import DataSets
     from train.evaluation.models import MeasuredModel
+    from train.evaluation.second_stage import AtDepth
 
 FILE: Final = click.Path(path_type=Path)
 WIDTH: Final = 1000
@@ -43,6 +44,9 @@ WIDTH: Final = 1000
 @click.option("--sts", type=FILE, metavar="FOLDER", help="STS12 to 16, STS-B and SICK-R, from SentEval or as tables.")
 @click.option("--coco-annotations", type=FILE, help="dataset_coco.json or captions_val2014.json, for eccv.")
 @click.option("--weights", "weights", multiple=True, metavar="MODEL=FILE", help="A teacher's weights.")
+@click.option("--rerank", metavar="STUDENT", help="self, a run, x2vlm:<file>, blip:<name> …: ranks the nearest anew.")
+@click.option("--rerank-k", type=click.IntRange(min=1), default=Rerank.k, help="How many of the nearest, each way.")
+@click.option("--rerank-combine", type=click.Choice(["replace", "add"]), default=Rerank.combine)
 @click.option("--out", type=FILE, default=Path("artifacts/eval"), help="The folder for figures.json and report.html.")
 @click.option("--device", default="auto", help="auto, cpu, cuda, …")
 @click.option("--precision", type=click.Choice(get_args(Precision)), default="auto", help="auto: bf16 where supported.")
@@ -57,6 +61,9 @@ def main(
     sts: Path | None,
     coco_annotations: Path | None,
     weights: tuple[str, ...],
+    rerank: str | None,
+    rerank_k: int,
+    rerank_combine: Literal["replace", "add"],
     out: Path,
     device: str,
     precision: Precision,
@@ -82,7 +89,8 @@ def main(
         accelerator = make_accelerator(TrainParameters(train=Train(device=device, precision=precision)))
         computed = (accelerator.device.type, precision_of(accelerator))
         evaluation = Evaluation(models, store, split, *computed, results)
-        _measure_and_show(evaluation, loaded, tasks, data, accelerator, batch_size, workers, out)
+        second = Rerank(student=rerank, k=rerank_k, combine=rerank_combine) if rerank else None
+        _measure_and_show(evaluation, loaded, tasks, data, accelerator, batch_size, workers, out, second)
 
 
 def _load(models: Sequence[str], weights: Sequence[str], device: str, precision: Precision) -> list[MeasuredModel]:
@@ -110,17 +118,22 @@ def _measure_and_show(
     batch_size: int,
     workers: int,
     out: Path,
+    rerank: Rerank | None,
 ) -> None:
     from train.evaluation.measure import measure, tasks_of
     from train.report.page import Embedded, write_evaluation
+    from train.report.reranking_depth import write_depths
 
     embedded = Embedded()
+    depths: dict[str, list[AtDepth]] = {}
     wanted = tasks or tasks_of(data)
-    for result in measure(models, wanted, data, accelerator, batch_size, workers, out, embedded.add):
+    how = batch_size, workers, out, embedded.add, rerank, depths
+    for result in measure(models, wanted, data, accelerator, *how):
         evaluation.results.append(result)
         if result.figures:
             write_figures(out, evaluation)
     _show(evaluation.results)
+    write_depths(out, depths)
     with console.status("writing report.html"):
         page = write_evaluation(out, evaluation, data.found, embedded)
     click.echo(f"Report: {page}")

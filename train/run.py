@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache
 
+from models.aligned import AlignedModel
 from models.checkpoint import load_checkpoint
 from models.export import export_student
 from models.student import as_student, load_student, with_features
@@ -23,9 +24,11 @@ from stores.layout import teacher_slug
 from stores.lock import lock_held
 from stores.ownership import remove_leftovers
 from stores.parameters import Loss, as_dict
-from train.evaluation.embed import embed_split
-from train.evaluation.evaluate import compare_split, evaluate, shows_pairs
+from train.evaluation.embed import SplitEncoded, embed_split
+from train.evaluation.evaluate import compare_split, evaluate, ownership, shows_pairs
+from train.evaluation.kept_parts import parts_policy
 from train.evaluation.measured_split import MeasuredSplit, measured_split
+from train.evaluation.second_stage import AtDepth, SecondStage, by_depth
 from train.fit.claim import make_room, replaces_another, run_kinds
 from train.fit.curves import event_writer
 from train.fit.environment import record_start
@@ -34,6 +37,7 @@ from train.fit.processes import Processes, make_accelerator, precision_of
 from train.fit.run_folder import SOFT, Facts, alone, describe, title_of
 from train.fit.stops import Stop, stopping
 from train.fit.trainer import Training
+from train.report.reranking_depth import write_depths
 from train.report.training_curves import draw_curves
 from train.version import VERSIONS
 
@@ -98,11 +102,14 @@ class _Finished(NamedTuple):
     folder: Path
     tested: MeasuredSplit | None
     """On the test split; None where that could not be compared, and in processes beside the main one."""
+    depths: Sequence[AtDepth] = ()
+    """What a second stage gives on the test split by how many it reranks."""
 
 
 def _write(folder: Path, store: Store, finished: dict[str, _Finished], report: bool) -> None:
     """Write what the trainings gave; pages of folders last, since they list what lies there."""
     write_json(folder / "metrics.json", {title: training.measured for title, training in finished.items()})
+    write_depths(folder, {title: training.depths for title, training in finished.items() if training.depths})
     draw_curves({title: training.history for title, training in finished.items()}, folder / "plots")
     shows = all("RSUM" not in one.measured or one.tested is not None for one in finished.values())
     if report and not shows:
@@ -162,7 +169,7 @@ def _clean(parameters: TrainParameters) -> dict[str, str]:
 
 def _read_by_the_student(parameters: TrainParameters) -> list[str]:
     """Return the names of the stored features that the student reads, beside the teachers'."""
-    if parameters.student.model.startswith(("open-clip:", "towers:")):
+    if parameters.student.model.startswith(("open-clip:", "towers:", "x2vlm:", "blip:")):
         return []
     inputs = as_student(load_student(parameters.student)).inputs
     return [name for given in inputs.values() for name in given.reads]
@@ -189,13 +196,25 @@ def _train_and_measure(
     split, settings = parameters.eval.test, parameters.eval
     workers = parameters.train.workers
     model = training.model.eval()
-    encoded = embed_split(model, store, split, accelerator, settings.batch_size, workers, stop.check)
+    second = SecondStage(settings.rerank, model, accelerator) if settings.rerank else None
+
+    def embed(one: AlignedModel, reranks: bool) -> SplitEncoded:
+        policy = parts_policy(one, reranks, settings, folder)
+        return embed_split(one, store, split, accelerator, settings.batch_size, workers, stop.check, policy)
+
+    encoded = embed(model, bool(second and second.is_own))
     temperatures = training.objective.temperatures()
-    compared = cache(partial(compare_split, model, encoded, folder, stop.check_alone))
+    scorer = second.first_scorer(model) if second else None
+    compared = cache(partial(compare_split, model, encoded, folder, stop.check_alone, scorer))
+    others = second.encoded(encoded, embed) if second else encoded
+    reranked = cache(lambda: second.over(compared(), others, folder, stop.check_alone)) if second else None
+    depths: list[AtDepth] = []
 
     def measure() -> dict[str, Any]:
         export_student(model.student, folder / "student.safetensors", temperatures.get("InfoNCE"))
-        figures, faults = evaluate(model, encoded, compared, store, split, settings, folder)
+        figures, faults = evaluate(model, encoded, compared, store, split, settings, folder, reranked)
+        if reranked and "reranked" in figures:
+            depths.extend(by_depth(reranked(), ownership(store, split)))
         for name, fault in faults.items():
             console.print(f"{name} is not measured on {split}: {fault}", style="yellow")
         return figures
@@ -206,4 +225,4 @@ def _train_and_measure(
     console.print(f"{title}: best epoch {record['epoch'] + 1}, checkpoint {training.checkpoints.best}")
     is_shown = stop.processes.is_main and "RSUM" in measured and shows_pairs(model)
     shown = measured_split(model, encoded, compared(), temperatures) if is_shown else None
-    return _Finished(measured, history, training.facts(), folder, shown)
+    return _Finished(measured, history, training.facts(), folder, shown, depths)

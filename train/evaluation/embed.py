@@ -16,6 +16,7 @@ from models.encoded import Encoded, concatenated, map_tensors
 from stores import Store
 from train.data.items import item_batches
 from train.data.mixture import Mixture
+from train.evaluation.kept_parts import ALL_PARTS, PartsOfSplit, PartsPolicy
 
 SplitEncoded = dict[str, Encoded]
 """All items of a split by modality, in the order of their rows, on the CPU in float32."""
@@ -41,11 +42,12 @@ def embed_split(
     batch_size: int,
     workers: int,
     pause: Callable[[], None] = lambda: None,
+    policy: PartsPolicy = ALL_PARTS,
 ) -> SplitEncoded:
     """Encode every item of a split, in the order of their rows.
 
     Each process encodes an equal share; every process gets all. `pause` is called after every batch, equally often in
-    every process, and may raise.
+    every process, and may raise. `policy` says what is kept of parts, and where.
     """
     inputs = model.interface.inputs
     items = Mixture([store], split, inputs)
@@ -55,27 +57,25 @@ def embed_split(
             numbers = items.numbers(given.level)
             rows = process_share(numbers.first + np.arange(len(numbers)), accelerator)
             batches = item_batches(items, given, rows, batch_size, workers, accelerator.device.type == "cuda")
-            kept = []
+            kept, parts = [], PartsOfSplit(accelerator, len(numbers), policy)
             try:
                 for batch in batches:
                     tensors = map_tensors(lambda tensor: tensor.to(accelerator.device, non_blocking=True), batch)
-                    encoded = model.encode(modality, tensors)
-                    kept.append(map_tensors(lambda t: t.float() if t.is_floating_point() else t, encoded))
+                    encoded = map_tensors(
+                        lambda t: t.float() if t.is_floating_point() else t, model.encode(modality, tensors)
+                    )
+                    kept.append(encoded._replace(parts=None, mask=None))
+                    if policy.wanted and encoded.parts is not None:
+                        parts.add(encoded.parts, encoded.mask)
                     pause()
             finally:
                 del batches  # else a loader's workers would outlive a stop
-            found[modality] = _gathered(concatenated(kept), accelerator).take(slice(len(numbers)))
+            whole = concatenated(kept)
+            if accelerator.num_processes > 1:
+                whole = map_tensors(accelerator.gather, whole)
+            tokens, mask = parts.whole()
+            found[modality] = whole.take(slice(len(numbers)))._replace(parts=tokens, mask=mask)
     return map_tensors(lambda tensor: tensor.cpu(), found)
-
-
-def _gathered(encoded: Encoded, accelerator: Accelerator) -> Encoded:
-    """Return the items of all processes, in their order."""
-    if accelerator.num_processes == 1:
-        return encoded
-    if encoded.parts is not None:
-        shape = torch.tensor([encoded.parts.shape[1]], device=accelerator.device)
-        encoded = encoded.padded(int(accelerator.gather(shape).max())).masked()
-    return map_tensors(accelerator.gather, encoded)
 
 
 def process_share(rows: NDArray[np.int64], accelerator: Accelerator) -> NDArray[np.int64]:

@@ -40,16 +40,18 @@ def compare_split(
     encoded: SplitEncoded,
     folder: Path,
     pause: Callable[[], None] = lambda: None,
+    scorer: Scorer | None = None,
 ) -> Similarities:
     """Compare every sample's item with every caption's, for all that is measured and shown across modalities.
 
-    `folder` is where an interrupted scoring goes on, `pause` is called now and then and may raise.
+    `folder` is where an interrupted scoring goes on, `pause` is called now and then and may raise. `scorer` is what
+    they are compared by, where that is not the student's own.
 
     Raises:
         CusaError: the scores are not finite, or of another shape.
     """
     first, second = crossed(model)
-    return similarities(model.scorer, encoded[first], encoded[second], model.device, folder, pause)
+    return similarities(scorer or model.scorer, encoded[first], encoded[second], model.device, folder, pause)
 
 
 def crossed(model: AlignedModel) -> tuple[str, str]:
@@ -126,15 +128,15 @@ def evaluate(
     split: str,
     settings: Evaluation,
     folder: Path,
+    reranked: Callable[[], Similarities] | None = None,
 ) -> Evaluated:
     """Measure everything that the store allows to measure on a split.
 
     R@K both ways, RSUM and median ranks; on the true relevance, where the source has it, mAP@R, R-Precision and R@1
     both ways; image R@1 by class and the Spearman correlation of caption similarity. Of a student of more than two
     modalities, or with enriched ones, R@K of every two, and accuracies by unseen classes; of one of sets what
-    `set_figures` says. One that cannot be measured,
-    whatever the reason, costs none of the others. `found` gives what `compare_split` found; further scorings go on in
-    `folder`.
+    `set_figures` says. One that cannot be measured, whatever the reason, costs none of the others. `found` gives what
+    `compare_split` found, `reranked` what a second stage makes of it; further scorings go on in `folder`.
     """
     every = cache(lambda: EveryPair(model, encoded, store, split, settings, (crossed(model), found), folder))
     several = len(model.interface.inputs) > 2 or bool(settings.enriched)
@@ -142,6 +144,7 @@ def evaluate(
     faults = {}
     for name, measure in (
         ("retrieval", lambda: retrieval(model, encoded, found(), store, split)),
+        ("reranked", lambda: _second(model, encoded, reranked, store, split) if reranked else None),
         ("true_relevance", lambda: _true_relevance(model, encoded, found, store, split)),
         ("image_class_R@1", lambda: _class_recall(model, encoded, store, split)),
         ("caption_spearman", lambda: _caption_spearman(model, encoded, store, split)),
@@ -159,6 +162,15 @@ def evaluate(
             if measured is not None:
                 figures |= measured if name == "retrieval" else {name: measured}
     return Evaluated(figures, faults)
+
+
+def _second(
+    model: AlignedModel, encoded: SplitEncoded, reranked: Callable[[], Similarities], store: Store, split: str
+) -> dict[str, Any]:
+    """Return what a second stage gives: all figures of retrieval, and those on the true relevance."""
+    figures = retrieval(model, encoded, reranked(), store, split)
+    true = _true_relevance(model, encoded, reranked, store, split)
+    return figures | ({"true_relevance": true} if true else {})
 
 
 def _true_relevance(

@@ -11,19 +11,26 @@ from typing import Final
 from stores.atomic import write_json
 from stores.errors import ParameterError
 from stores.layout import Layout
-from stores.ownership import Kinds, holds, in_the_way, is_ours, is_signed
+from stores.ownership import Kinds, holds, in_the_way, is_our_drawing, is_ours, is_signed
 from train.evaluation.result import Evaluation
 
 FORMAT: Final = 1
 FIGURES: Final = "figures.json"
 REPORT: Final = "report.html"
-SCORED: Final = ("of", "shape", "finished")
+SCORED: Final = ("of", "finished")
 SCORES: Final[Kinds] = {
-    r"scores\.json": holds(*SCORED),
-    r"scores\.partial": lambda path: holds(*SCORED)(path.with_suffix(".json")),
+    r"(scores|pairs)\.json": holds(*SCORED),
+    r"(scores|pairs)\.partial": lambda path: holds(*SCORED)(path.with_suffix(".json")),
 }
 """Files of an interrupted scoring in a folder, and how each shows that it is ours."""
-_KINDS: Final[Kinds] = {re.escape(FIGURES): holds("format", "results"), re.escape(REPORT): is_signed, **SCORES}
+DEPTHS: Final[Kinds] = {r"reranking\.md": is_signed, r"reranking\.png": is_our_drawing}
+"""What a second stage gives by how many it reranks."""
+_KINDS: Final[Kinds] = {
+    re.escape(FIGURES): holds("format", "results"),
+    re.escape(REPORT): is_signed,
+    **SCORES,
+    **DEPTHS,
+}
 _OF_A_TRAINING: Final = ("run.json", "epochs.csv", "last.safetensors")
 
 

@@ -10,6 +10,7 @@ from typing import Final
 from accelerate import Accelerator
 
 from stores.errors import CusaError, StoreError
+from stores.parameters import Rerank
 from train.evaluation import image_retrieval, sts
 from train.evaluation.data import DataSets
 from train.evaluation.embed import SplitEncoded
@@ -18,6 +19,7 @@ from train.evaluation.image_folders import BENCHMARKS
 from train.evaluation.models import MeasuredModel, StudentModel, require
 from train.evaluation.on_store import StudentOnStore, TeacherOnStore
 from train.evaluation.result import TASKS, Result
+from train.evaluation.second_stage import AtDepth
 from train.evaluation.similarities import Similarities
 from train.evaluation.sts_files import WHERE
 
@@ -47,16 +49,19 @@ def measure(
     workers: int,
     folder: Path,
     compared: Callable[[StudentModel, SplitEncoded, Similarities], None],
+    rerank: Rerank | None = None,
+    depths: dict[str, list[AtDepth]] | None = None,
 ) -> Iterator[Result]:
     """Yield a result for each model and task, as each is measured.
 
     `compared` is called with each student that has compared the store's split for its tasks; a scoring that was
-    interrupted goes on in `folder`. What cannot be measured is in a result's messages: a missing data set, a task that
-    does not suit the model, embeddings that are not finite. A result without figures measured nothing.
+    interrupted goes on in `folder`. Students are reranked as `rerank` says, and `depths` takes what each k gives. What
+    cannot be measured is in a result's messages: a missing data set, a task that does not suit the model, embeddings
+    that are not finite. A result without figures measured nothing.
     """
     for model in models:
         on_store = (
-            StudentOnStore(model, data, accelerator, batch_size, workers, folder)
+            StudentOnStore(model, data, accelerator, batch_size, workers, folder, rerank)
             if isinstance(model, StudentModel)
             else TeacherOnStore(model, data, max(1, workers))
         )
@@ -68,6 +73,8 @@ def measure(
             and shows_pairs(on_store.model.aligned)
         ):
             compared(on_store.model, *on_store.compared)
+        if depths is not None and isinstance(on_store, StudentOnStore) and (found := on_store.depths):
+            depths[model.name] = found
 
 
 def _measure(

@@ -29,6 +29,8 @@ from stores.hardware import resolve_device, resolve_precision
 from stores.parameters import Precision, Student, TrainParameters
 
 T = TypeVar("T")
+PUBLISHED: Final = ("open-clip:", "x2vlm:", "blip:")
+"""Families of students that are measured as they are published."""
 
 
 class StudentModel:
@@ -117,7 +119,8 @@ def load_model(
 
     Args:
         spec: a run's folder or a checkpoint file of cusa-train, with or without `run:` before it,
-            `open-clip:<model>/<pretrained tag or file>`, or a teacher: `family:name`.
+            `open-clip:<model>/<pretrained tag or file>`, `x2vlm:<weights file>`, `blip:<name or folder>`, or a teacher:
+            `family:name`.
         weights: a teacher's weights file, where its name does not say.
         device: "auto", or as torch names it.
         precision: "auto" is bf16 where the hardware has it.
@@ -128,19 +131,19 @@ def load_model(
     where = resolve_device(device)
     how = resolve_precision(precision, where)
     path = Path(spec.removeprefix(RUN))
-    is_open_clip = spec.startswith("open-clip:")  # whose weights may be a file in safetensors too
-    is_checkpoint = not is_open_clip and (path.is_dir() or path.suffix == ".safetensors")
-    if weights is not None and (is_checkpoint or is_open_clip):
+    is_published = spec.startswith(PUBLISHED)  # whose weights may be a file in safetensors too
+    is_checkpoint = not is_published and (path.is_dir() or path.suffix == ".safetensors")
+    if weights is not None and (is_checkpoint or is_published):
         raise StudentError(f"The model {spec} takes no separate weights, but {weights} was given. Leave them out.")
     if is_checkpoint:
         return StudentModel(spec, *_trained(path), device=where, precision=how)
-    if is_open_clip:
+    if is_published:
         return StudentModel(spec, _pretrained(spec), device=where, precision=how)
     if os.sep in spec and ":" not in spec:
         raise StudentError(
             f"{spec} is no run and no checkpoint: there is no such folder, and it does not end in .safetensors. A "
             f"model is the folder of a run (cusa-train --run), a checkpoint in it, open-clip:<model>/<pretrained tag "
-            f"or file>, or a teacher (family:name)."
+            f"or file>, x2vlm:<weights file>, blip:<name or folder>, or a teacher (family:name)."
         )
     return TeacherModel(spec, load_teacher(spec, weights, device, precision))
 
@@ -176,9 +179,20 @@ def _trained(path: Path) -> tuple[AlignedModel, TrainParameters | None, dict[str
     return trained.model, trained.parameters if told else None, trained.record.get("temperatures")
 
 
+def second_model(spec: str) -> AlignedModel:
+    """Load a student by name for a second stage: a run's folder, a checkpoint, or any student as it is.
+
+    Raises:
+        CusaError: there is none of that name, or it cannot be loaded.
+    """
+    path = Path(spec)
+    is_trained = ":" not in spec and (path.is_dir() or path.suffix == ".safetensors")
+    return _trained(path)[0] if is_trained else _pretrained(spec)
+
+
 def _pretrained(spec: str) -> AlignedModel:
-    """Load an open_clip model as it is published, its own embeddings standing where ours pass through heads."""
-    if "/" not in spec:
+    """Load a student as it is published, its own embeddings standing where ours pass through heads."""
+    if spec.startswith("open-clip:") and "/" not in spec:
         raise StudentError(f"{spec} names no weights, and random ones are not measured. Add /<pretrained tag or file>.")
     aligned = AlignedModel(load_student(Student(model=spec)), uni_modal=False)
     aligned.heads.clear()

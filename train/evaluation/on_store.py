@@ -7,7 +7,7 @@ are those of its metrics.json. A teacher's features are taken from the store whe
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.status import Status
 
+from models.aligned import AlignedModel
 from stores import CusaError, Store
 from stores.console import console, progress_bar
 from stores.layout import teacher_slug
-from stores.parameters import Evaluation
+from stores.parameters import Evaluation, Rerank
 from train.evaluation.data import COCO_TEST, FOLDS, DataSets
 from train.evaluation.eccv import coco_ids, eccv_caption
 from train.evaluation.embed import SplitEncoded, embed_split
@@ -38,9 +39,12 @@ from train.evaluation.evaluate import (
 )
 from train.evaluation.image_folders import LabelledImages
 from train.evaluation.image_retrieval import measure_images, recall_at_1
+from train.evaluation.kept_parts import parts_policy
 from train.evaluation.models import StudentModel, TeacherModel
 from train.evaluation.paper import COCO, ECCV
+from train.evaluation.reranking import RerankedSimilarities
 from train.evaluation.result import DataSetError, Result
+from train.evaluation.second_stage import AtDepth, SecondStage, by_depth
 from train.evaluation.similarities import Similarities
 from train.evaluation.sts import correlate, embed_texts
 
@@ -59,6 +63,8 @@ class StudentOnStore:
     workers: int
     folder: Path
     """Where an interrupted scoring goes on."""
+    rerank: Rerank | None = None
+    """The second stage; None: that of its training, if it had one."""
 
     @property
     def compared(self) -> tuple[SplitEncoded, Similarities] | None:
@@ -71,12 +77,14 @@ class StudentOnStore:
         title, figures = self.data.title, self._figures("retrieval")
         result.figures[title] = {name: value for name, value in figures.items() if name not in ELSEWHERE}
         result.counts[title] = self._sizes
+        if self._second and "reranked" not in figures:
+            result.messages.append(f"{title}: not reranked: {self._evaluated.faults['reranked']}")
         if self._sizes["images"] == COCO_TEST:
             own = ownership(self.data.opened, self.data.split)
-            with self._ranking():
-                folds = cross_modal(self._similarities, own, folds=FOLDS)
             name = "COCO 1K" if title == COCO else f"{title} in fifths"
-            result.figures[f"{name} (mean of {FOLDS} folds)"] = folds
+            for stage, found in self._stages.items():
+                with self._ranking():
+                    result.figures[f"{name} (mean of {FOLDS} folds){stage}"] = cross_modal(found, own, folds=FOLDS)
 
     def eccv(self, result: Result) -> None:
         """Add mAP@R, R-Precision and R@1 by the store's relevance; of COCO ECCV Caption, CxC and COCO 5K, by its ids.
@@ -91,10 +99,12 @@ class StudentOnStore:
         if carried and self.data.title != COCO and not self.data.coco_annotations:
             return
         ids = coco_ids(self.data.opened, self.data.split, self.data.annotations)
-        with self._ranking():
-            found = eccv_caption(self._similarities, *ids)
-        found["coco_5k"]["RSUM"] = sum(sum(figures.values()) for figures in found["coco_5k"].values())
-        result.figures.update({ECCV: found["eccv_caption"], "CxC": found["cxc"], COCO: found["coco_5k"]})
+        for stage, similar in self._stages.items():
+            with self._ranking():
+                found = eccv_caption(similar, *ids)
+            found["coco_5k"]["RSUM"] = sum(sum(figures.values()) for figures in found["coco_5k"].values())
+            named = {ECCV: found["eccv_caption"], "CxC": found["cxc"], COCO: found["coco_5k"]}
+            result.figures.update({f"{name}{stage}": figures for name, figures in named.items()})
 
     def image_retrieval(self, result: Result) -> None:
         """Add the R@1 by the split's labels."""
@@ -110,18 +120,53 @@ class StudentOnStore:
 
     @cached_property
     def _similarities(self) -> Similarities:
-        return compare_split(self.model.aligned, self._encoded, self.folder)
+        scorer = self._second.first_scorer(self.model.aligned) if self._second else None
+        return compare_split(self.model.aligned, self._encoded, self.folder, scorer=scorer)
+
+    @property
+    def depths(self) -> list[AtDepth]:
+        """What the second stage gives by how many it reranks, where tasks have needed it; else nothing."""
+        own = ownership(self.data.opened, self.data.split)
+        return by_depth(self._reranked, own) if "_reranked" in vars(self) else []
+
+    @property
+    def _stages(self) -> dict[str, Similarities]:
+        """By what a figure's name has after it."""
+        both: dict[str, Similarities] = {"": self._similarities}
+        reranks = self._second and "reranked" in self._evaluated.figures
+        return both | {", reranked": self._reranked} if reranks else both
+
+    @cached_property
+    def _reranked(self) -> RerankedSimilarities:
+        if self._second is None:
+            raise TypeError("There is no second stage.")
+        encoded = self._second.encoded(self._encoded, self._embedded)
+        return self._second.over(self._similarities, encoded, self.folder)
+
+    @cached_property
+    def _second(self) -> SecondStage | None:
+        rerank = self._settings.rerank
+        return SecondStage(rerank, self.model.aligned, self.accelerator) if rerank else None
+
+    @property
+    def _settings(self) -> Evaluation:
+        settings = self.model.parameters.eval if self.model.parameters else Evaluation()
+        return replace(settings, rerank=self.rerank) if self.rerank else settings
 
     @cached_property
     def _encoded(self) -> SplitEncoded:
+        return self._embedded(self.model.aligned, bool(self._second and self._second.is_own))
+
+    def _embedded(self, model: AlignedModel, reranks: bool) -> SplitEncoded:
         store, split, size = self.data.opened, self.data.split, self.batch_size
-        levels = [given.level for given in self.model.aligned.interface.inputs.values()]
+        policy = parts_policy(model, reranks, self._settings, self.folder)
+        levels = [given.level for given in model.interface.inputs.values()]
         batches = sum(-(-len(store.rows(split, level)) // size) for level in levels)
         title = escape(f"{self.model.name}: {self.data.title}, batches")
         with progress_bar() as progress:
             advance = partial(progress.advance, progress.add_task(title, total=batches, note=""))
             try:
-                return embed_split(self.model.aligned, store, split, self.accelerator, size, self.workers, advance)
+                return embed_split(model, store, split, self.accelerator, size, self.workers, advance, policy)
             except torch.OutOfMemoryError:
                 raise CusaError(
                     f"{self.model.name}: the device has no room for batches of {size:,}. Say a smaller --batch-size."
@@ -131,11 +176,9 @@ class StudentOnStore:
     def _evaluated(self) -> Evaluated:
         encoded = self._encoded
         with self._ranking():
-            settings = self.model.parameters.eval if self.model.parameters else Evaluation()
-            store, split = self.data.opened, self.data.split
-            return evaluate(
-                self.model.aligned, encoded, lambda: self._similarities, store, split, settings, self.folder
-            )
+            store, split, reranked = self.data.opened, self.data.split, (lambda: self._reranked)
+            how = self._settings, self.folder, reranked if self._second else None
+            return evaluate(self.model.aligned, encoded, lambda: self._similarities, store, split, *how)
 
     def _figures(self, needed: str) -> dict[str, Any]:
         figures, faults = self._evaluated

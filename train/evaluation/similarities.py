@@ -163,7 +163,7 @@ def _filled(
     place, state = folder / "scores.partial", folder / "scores.json"
     # Blocks nearly square: each item then travels to the device as seldom as can be.
     side = max(1, int((PAIRS_AT_ONCE / scorer.pair_bytes) ** 0.5))
-    about = {"of": _digest(scorer, first, second), "shape": [first.size, second.size]}
+    about = {"of": digest_of(scorer, first, second), "shape": [first.size, second.size]}
     known = json_object(state)
     going_on = place.exists() and {name: known.get(name) for name in about} == about
     done = int(known["finished"]) if going_on else 0
@@ -198,11 +198,12 @@ def _scored(scorer: Scorer, rows: Encoded, columns: Encoded) -> NDArray[np.float
     return scores.float().cpu().numpy()
 
 
-def _digest(scorer: Scorer, first: Encoded, second: Encoded) -> str:
+def digest_of(scorer: object, *given: Encoded | Tensor) -> str:
+    """Return what tells a scoring from others: the scorer, its weights and what it is given, on the CPU."""
     digest = hashlib.sha256(f"{type(scorer).__module__}.{type(scorer).__qualname__}".encode())
     if isinstance(scorer, nn.Module):
         digest.update(weights_digest(scorer).encode())
-    for tensor in tensors_of((first, second)):
+    for tensor in tensors_of(given):
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()

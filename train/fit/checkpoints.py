@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.checkpoint import frozen_digest, load_checkpoint, read_record, save_checkpoint
+from models.checkpoint import frozen_digests, load_checkpoint, read_record, save_checkpoint
 from stores import TrainParameters
 from stores.parameters import as_dict
 from train.fit.epoch import Epoch, EpochProgress
@@ -32,7 +32,7 @@ class Checkpoints:
         self.best, self.last = run / "best.safetensors", run / "last.safetensors"
         self._run, self._keep_every = run, parameters.train.keep_every
         self._parameters = as_dict(parameters)
-        self._modules, self._optimizer, self._frozen = modules, optimizer, frozen_digest(modules)
+        self._modules, self._optimizer, self._frozen = modules, optimizer, frozen_digests(modules)
 
     def load(self) -> tuple[list[Epoch], EpochProgress]:
         """Load the last state if there is one; return the epochs behind it and what is done of the next.

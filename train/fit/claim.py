@@ -25,7 +25,7 @@ from stores.ownership import (
     ours_below,
     remove_ours,
 )
-from train.evaluation.folder import SCORES
+from train.evaluation.folder import DEPTHS, SCORES
 from train.fit.curves import CURVES
 from train.fit.epoch import read_epochs
 from train.fit.run_folder import ORIGINALS, SOFT
@@ -95,6 +95,7 @@ def run_kinds() -> Kinds:
         r"metrics\.json": lambda path: bool(json_object(path)) and json_object(path).keys() <= {*ORIGINALS, SOFT},
         r"report\.html": is_signed,
         r"plots/curves\.png": is_our_drawing,
+        **DEPTHS,
     }
     for training in ("", *(f"{title}/" for title in ORIGINALS)):
         kinds |= {

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from models.aligned import AlignedModel
 from models.encoded import Encoded
+from models.matching import match_in_training
 from stores.parameters import Train
 from train.data.batches import Batch, TrainingData
 from train.data.seeds import derived_seed
@@ -48,6 +49,7 @@ class Optimisation:
         self.model, self.objective = model, objective
         self._data, self._settings, self._processes = data, settings, processes
         self._accelerator, self._matched_by = accelerator, matched_by
+        self._match = match_in_training(model.student, accelerator) if objective.matches else None
         learner = Learner(model, objective)
         optimizer = make_optimizer(learner, settings)
         if settings.compile:
@@ -107,7 +109,7 @@ class Optimisation:
     def _compared(self, batch: Batch, encoded: dict[str, Encoded]) -> tuple[Tensor, dict[str, Tensor]]:
         """Compare this process's rows with the rows of all processes."""
         rows = self._instances(batch, encoded)
-        return compare(self.objective, rows, self._processes.columns(rows), self.model.scorer)
+        return compare(self.objective, rows, self._processes.columns(rows), self.model.scorer, self._match)
 
     def _instances(self, batch: Batch, encoded: dict[str, Encoded]) -> Instances:
         count = len(batch.groups)

@@ -28,14 +28,14 @@ name."""
 
 def title_of(loss: Loss) -> str:
     """Return what a training with this loss is called."""
-    if loss.alpha or loss.beta:
+    if loss != alone(loss):
         return SOFT
     return loss.original if loss.original in ORIGINALS else ORIGINALS[-1]
 
 
 def alone(loss: Loss) -> Loss:
     """Return a loss without its soft labels: the student's original one, and what else was added to it."""
-    return replace(loss, alpha=0.0, beta=0.0)
+    return replace(loss, alpha=0.0, beta=0.0, matching=replace(loss.matching, soft_negatives=0.0))
 
 
 @dataclass(frozen=True, kw_only=True)

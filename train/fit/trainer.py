@@ -34,7 +34,9 @@ from train.data.mixture import opened
 from train.data.seeds import derived_seed
 from train.evaluation.embed import embed_split, measuring
 from train.evaluation.evaluate import compare_split, retrieval
+from train.evaluation.kept_parts import parts_policy
 from train.evaluation.ranked_modalities import check_enriched
+from train.evaluation.second_stage import SELF, SecondStage
 from train.evaluation.sets import collapse, spread_of_sets
 from train.fit.checkpoints import Checkpoints
 from train.fit.curves import Curves
@@ -80,6 +82,9 @@ class Training:
         self.objective = make_objective(parameters.loss, taught, tuple(inputs))
         self.model = AlignedModel(student, uni_modal=self.objective.unimodal)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions run faster so
+        rerank = parameters.eval.rerank
+        # Another student's second stage says nothing of this one's epochs.
+        self._second = SecondStage(rerank, self.model, accelerator) if rerank and rerank.student == SELF else None
         matching = matched_by(inputs, parameters.loss.match)
         rank, processes = self._processes.rank, self._processes.count
         measured = (parameters.eval.validation, parameters.eval.test)
@@ -290,10 +295,14 @@ class Training:
                 settings.batch_size,
                 self._settings.workers,
                 self._stop.check,
+                parts_policy(self.model, self._second is not None, settings, self._run),
             )
 
             def measured() -> tuple[float, dict[str, float]]:
-                found = compare_split(self.model, encoded, self._run, self._stop.check_alone)
+                second, pause = self._second, self._stop.check_alone
+                scorer = second.first_scorer(self.model) if second else None
+                found = compare_split(self.model, encoded, self._run, pause, scorer)
+                found = second.over(found, encoded, self._run, pause) if second else found
                 figures = retrieval(self.model, encoded, found, self._store, settings.validation)
                 return float(figures["RSUM"]), spread_of_sets(self.model, encoded)
 

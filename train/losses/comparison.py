@@ -24,6 +24,8 @@ from train.losses.presence import Cells, anchor_shares, candidates, count_cells,
 T = TypeVar("T")
 Scores = Mapping[tuple[str, str], Tensor]
 """By modalities of rows and columns: (M, N)."""
+Match = Callable[[Encoded, Encoded, Tensor, Tensor], Tensor]
+"""Items of two modalities, and places (P,) among either: to the logits of no match and of match, (P, 2)."""
 
 
 TRUSTED: Final = "trusted"
@@ -103,6 +105,8 @@ class Comparison:
     rows: Instances
     columns: Instances
     given: Scores | None = None
+    match: Match | None = None
+    """What tells pairs apart by both items at once, where a term needs it."""
     _made: dict[Hashable, object] = field(default_factory=dict)
 
     @property
@@ -132,7 +136,7 @@ class Comparison:
         if TRUSTED not in self.columns.notes:
             return self
         rows, columns = _trusted(self.rows), _trusted(self.columns)
-        return Comparison(rows, rows if self.rows is self.columns else columns, self.given)
+        return Comparison(rows, rows if self.rows is self.columns else columns, self.given, self.match)
 
     def groups(self, first: str, second: str) -> tuple[Tensor, Tensor]:
         """Return the numbers by which items of two modalities match, of the rows and of the columns: (M,), (N,)."""

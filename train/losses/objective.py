@@ -23,19 +23,21 @@ from stores.errors import ParameterError
 from stores.parameters import Loss
 from stores.plugins import import_factory
 from train.losses import tiles
-from train.losses.comparison import Comparison, Instances, Scores, SoftLabels
+from train.losses.comparison import Comparison, Instances, Match, Scores, SoftLabels
 from train.losses.coordination import PCMC, PCMR
+from train.losses.matching import ITM
 from train.losses.rematching import Rematched, WarmUp
 from train.losses.set_terms import set_terms
 from train.losses.temperature import Temperature
-from train.losses.terms import CSA, USA, Hinge, InfoNCE, Term, TrainingPairs
+from train.losses.terms import CSA, USA, X2VLM_BOUNDS, Hinge, InfoNCE, Term, TrainingPairs
 
-RECIPES: Final[Mapping[str, Callable[[Loss], list[Term]]]] = {
-    "cusa": lambda loss: [],
-    "l2rm": lambda loss: [WarmUp(loss.rematching), Rematched(loss.rematching)],
-    "maxmatch": set_terms,
+RECIPES: Final[Mapping[str, Callable[[Loss, Term], list[Term]]]] = {
+    "cusa": lambda loss, original: [],
+    "l2rm": lambda loss, original: [WarmUp(loss.rematching), Rematched(loss.rematching)],
+    "maxmatch": lambda loss, original: set_terms(loss),
+    "x2vlm": lambda loss, original: [ITM(loss.matching, cast(Temperature, original.temperatures["InfoNCE"]))],
 }
-"""What a recipe adds to the student's own loss and the soft labels."""
+"""What a recipe adds to the student's own loss, which it is given, and the soft labels."""
 
 
 class Objective(nn.Module):
@@ -64,6 +66,11 @@ class Objective(nn.Module):
     def soft(self) -> bool:
         """Whether a term needs the teachers' features."""
         return any(term.soft for term in self.terms)
+
+    @property
+    def matches(self) -> bool:
+        """Whether a term needs a student that matches."""
+        return any(term.matches for term in self.terms)
 
     @property
     def unimodal(self) -> bool:
@@ -142,7 +149,7 @@ def make_objective(
     for spec, weight in loss.extra.items():
         terms.append(_own(spec))
         terms[-1].weight = weight
-    terms += RECIPES[loss.recipe](loss)
+    terms += RECIPES[loss.recipe](loss, terms[0])
     names = [name for term in terms for name in {term.name, *term.temperatures}]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise ParameterError(f"Two terms of the loss are called {doubled[0]}. Give each a name of its own.")
@@ -152,7 +159,8 @@ def make_objective(
 def described(loss: Loss) -> str:
     """Return the objective as a formula, and how its terms are set."""
     first, *others = make_objective(loss).terms
-    text = first.name + "".join(f" + {term.weight:g} · {term.name}" for term in others)
+    text = (f"{first.weight:g} · " if first.weight != 1 else "") + first.name
+    text += "".join(f" + {term.weight:g} · {term.name}" for term in others)
     if loss.alpha or loss.beta:
         text += f", soft labels at τ_P = {loss.teacher_temperature:g}"
         text += f", each row's nearest {loss.soft_top_k}" if loss.soft_top_k else ""
@@ -165,6 +173,11 @@ def _original(loss: Loss, modalities: tuple[str, ...]) -> Term:
     hinge, settings = loss.hinge, loss.coordination
     parted = {name.partition("/"): weight for name, weight in settings.weights.items()}
     weights = {(first, second): weight for (first, _, second), weight in parted.items()}
+    if loss.recipe == "x2vlm" and loss.original != "infonce":
+        expected = "infonce: the recipe x2vlm draws its negatives by its softmax"
+        raise ParameterError(where="loss.original", found=loss.original, expected=expected)
+    if loss.original == "infonce" and loss.recipe == "x2vlm":
+        return InfoNCE(loss.matching.contrast, loss.reduction, X2VLM_BOUNDS)
     if loss.original == "infonce":
         return InfoNCE(reduction=loss.reduction)
     if loss.original == "hinge":
@@ -189,7 +202,7 @@ def _own(spec: str) -> Term:
 
 
 def compare(
-    objective: Objective, rows: Instances, columns: Instances, scorer: Scorer
+    objective: Objective, rows: Instances, columns: Instances, scorer: Scorer, match: Match | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the loss, and its terms before weighting, detached.
 
@@ -198,6 +211,7 @@ def compare(
         rows: whose losses are averaged, M of them.
         columns: what they are compared with, the rows among them; the same object where they are the rows.
         scorer: how items of two modalities are compared. All but the cosine run under the autocast of the caller.
+        match: what the terms that need it match pairs by.
     """
     given = _given(scorer, rows, columns)
     with torch.autocast(rows.groups.device.type, enabled=False):
@@ -206,10 +220,11 @@ def compare(
         )
         some_rows = all_columns if rows is columns else rows.normalised()._replace(notes=_at(rows.places, all_columns))
         height = max(1, tiles.ELEMENTS // len(columns.groups))
-        if given is None and height < len(rows.groups):
+        # A block's gradients reach tensors of rows and columns alone, no weights that pairs are matched by.
+        if given is None and match is None and height < len(rows.groups):
             values = _tiled(objective, some_rows, all_columns, height)
         else:
-            values = objective(Comparison(some_rows, all_columns, given))
+            values = objective(Comparison(some_rows, all_columns, given, match))
     names = [term.name for term in objective.terms]
     return values[0], {name: part.detach() for name, part in zip(names, values[1:], strict=True)}
 

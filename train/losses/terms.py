@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from train.losses.comparison import Comparison, SoftLabels
 from train.losses.functional import Negatives, Reduction, csa_loss, hinge_loss, info_nce, usa_loss
 from train.losses.temperature import Temperature
+
+CUSA_BOUNDS: Final = (0.05, 0.01, 0.10)
+X2VLM_BOUNDS: Final = (0.07, 0.001, 0.5)
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,10 @@ class Term(nn.Module, ABC):
     mean over equal shares of a batch is the whole batch's loss.
     """
 
-    soft: ClassVar[bool] = False
+    soft: bool = False
     """Whether it needs the teachers' features."""
+    matches: ClassVar[bool] = False
+    """Whether it needs a student that matches (`Comparison.match`)."""
     unimodal: ClassVar[bool] = False
     """Whether it teaches the uni-modal heads."""
     paired: bool = True
@@ -95,8 +100,11 @@ class Term(nn.Module, ABC):
 class InfoNCE(Term):
     """InfoNCE between every two modalities (CUSA, eq. 1–4); the mean over those pairs that have anchors."""
 
-    def __init__(self, weight: float = 1.0, reduction: Reduction = "mean") -> None:
-        super().__init__("InfoNCE", weight, {"InfoNCE": Temperature(0.05, 0.01, 0.10)})
+    def __init__(
+        self, weight: float = 1.0, reduction: Reduction = "mean", bounds: tuple[float, float, float] = CUSA_BOUNDS
+    ) -> None:
+        """`bounds` are the temperature's start, lowest and highest."""
+        super().__init__("InfoNCE", weight, {"InfoNCE": Temperature(*bounds)})
         self._reduction: Reduction = reduction
 
     def forward(self, compared: Comparison) -> Tensor:

@@ -1,0 +1,191 @@
+"""X2-VLM's files, read strictly and written back under the same keys; and random weights of a size.
+
+Nearly all measures follow from the shapes of the weights. What does not, the heads of the text encoder, is in the
+file's `config` or in a file beside the weights; without either they are as many as the image encoder's, as published.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from math import isqrt
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from safetensors import safe_open
+from torch import Tensor
+
+from models.loading import shortened, weights_file
+from models.x2vlm import FUSION, LAYER, X2VLM, Size, Tower
+from stores.errors import StudentError, WeightsError
+
+State = dict[str, Tensor]
+FORM: Final = "x2vlm:<weights file>[@<pixels>], or x2vlm:base|large[@<pixels>] for random weights"
+_LARGE: Final = Tower(width=1024, heads=16, hidden=4096)
+RANDOM: Final = {"base": Size(), "large": Size(image=replace(_LARGE, layers=24), text=_LARGE)}
+_COMPUTED: Final = re.compile(r".*\.(relative_position_index|position_ids)|text_encoder\.cls\..*|bbox_head\..*")
+"""Keys of files that hold nothing that is needed here."""
+_TABLE: Final = "relative_position_bias_table"
+_HEADS: Final = ("num_attention_heads", "text_heads", "num_heads", "heads")
+_TOKENS: Final = ("max_tokens",)
+
+
+def load_x2vlm(name: str) -> X2VLM:
+    """Return the student that `x2vlm:<name>` names; one of a file comes in evaluation mode.
+
+    Raises:
+        StudentError: the name is of another form.
+        WeightsError: there is no such file, or it holds no X2-VLM.
+    """
+    found = re.fullmatch(r"(.+?)(?:@([1-9]\d*))?", name)
+    if found is None:
+        raise StudentError(found=f"x2vlm:{name}", expected=FORM)
+    place, pixels = found[1], int(found[2] or 0)
+    if place in RANDOM:
+        size = RANDOM[place]
+        return X2VLM(_sized(size, pixels))
+    path = weights_file(place, f"x2vlm:{name}")
+    state, config = _read(path)
+    try:
+        size = _sized(_size(state, config), pixels)
+        model = X2VLM(size)
+        model.load_state_dict(_fitted(_renamed(state), size), strict=True)
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        expected = "the weights of an X2-VLM with BEiT-2 and BERT, as its authors save them"
+        raise WeightsError(shortened(error), path=path, expected=expected) from None
+    return model.eval()
+
+
+def _read(path: Path) -> tuple[State, Mapping[str, Any]]:
+    """Return a file's weights and its configuration, or that of the file beside it."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                content: Any = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 — not a mapping
+                config = json.loads((file.metadata() or {}).get("config", "{}"))
+        else:
+            content, config = torch.load(path, map_location="cpu", weights_only=True), {}
+            if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+                content, config = content["model"], content.get("config", {})
+    except Exception as error:  # torch and safetensors have no common base for what a foreign file makes them raise
+        expected = "weights as safetensors, or as a torch file that loads with weights_only=True"
+        raise WeightsError(shortened(error), path=path, expected=expected) from None
+    if not isinstance(content, Mapping) or not all(isinstance(one, Tensor) for one in content.values()):
+        raise WeightsError("holds no state dict", path=path, expected="{model: state dict, config: …}")
+    config = config if isinstance(config, Mapping) and config else _beside(path)
+    names = ((re.sub(r"^text_encoder\.bert\.", "text_encoder.", key), tensor) for key, tensor in content.items())
+    return {key: tensor for key, tensor in names if not _COMPUTED.fullmatch(key)}, config
+
+
+def _beside(path: Path) -> Mapping[str, Any]:
+    """Return the configuration in JSON or YAML beside a weights file: of its own name, or config; nothing if absent."""
+    places = [path.with_name(f"{stem}{suffix}") for stem in (path.stem, "config") for suffix in (".json", ".yaml")]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        return {}
+    try:
+        content = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, YAMLError) as error:
+        raise WeightsError(shortened(error), path=file, expected="the configuration of an X2-VLM") from None
+    return content if isinstance(content, Mapping) else {}
+
+
+def _said(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    """Return the first whole number under one of the names, of the image encoder's settings none."""
+    for key, value in config.items():
+        if key in names and isinstance(value, int) and value > 0:
+            return value
+    inner = (value for key, value in config.items() if isinstance(value, Mapping) and not str(key).startswith("vision"))
+    return next((found for value in inner if (found := _said(value, names)) is not None), None)
+
+
+def _size(state: State, config: Mapping[str, Any]) -> Size:
+    patches, words = state["vision_encoder.patch_embed.proj.weight"], "text_encoder.embeddings."
+    table = state[f"vision_encoder.blocks.0.attn.{_TABLE}"]
+    heads, patch = table.shape[1], patches.shape[-1]
+    layers = sorted(_layers(state, LAYER))
+    fusion = [layer for layer in layers if _crosses(state, layer)]
+    if not fusion:
+        raise ValueError("No layer of the text encoder attends to the image.")
+    image = Tower(
+        width=len(patches),
+        layers=len(_layers(state, "vision_encoder.blocks.")),
+        heads=heads,
+        hidden=len(state["vision_encoder.blocks.0.mlp.fc1.bias"]),
+    )
+    text = Tower(
+        width=state[f"{words}word_embeddings.weight"].shape[1],
+        layers=len(layers) - len(fusion),
+        heads=_said(config, _HEADS) or heads,
+        hidden=len(state[f"{LAYER}0.intermediate.dense.bias"]),
+    )
+    return Size(
+        pixels=patch * ((isqrt(len(table) - 3) + 1) // 2),
+        patch=patch,
+        image=image,
+        text=text,
+        fusion_layers=len(fusion),
+        vocabulary=len(state[f"{words}word_embeddings.weight"]),
+        positions=len(state[f"{words}position_embeddings.weight"]),
+        types=len(state[f"{words}token_type_embeddings.weight"]),
+        dim=len(state["vision_proj.bias"]),
+        tokens=_said(config, _TOKENS) or Size.tokens,
+    )
+
+
+def _layers(state: State, prefix: str) -> set[int]:
+    return {int(key.removeprefix(prefix).partition(".")[0]) for key in state if key.startswith(prefix)}
+
+
+def _sized(size: Size, pixels: int) -> Size:
+    if pixels % size.patch:
+        raise StudentError(found=f"{pixels} pixels", expected=f"a multiple of {size.patch}, the side of a patch")
+    return replace(size, pixels=pixels or size.pixels)
+
+
+def _renamed(state: State) -> State:
+    """Return the weights under our keys: the layers that attend to an image are the fusion encoder's."""
+    first = min(layer for layer in _layers(state, LAYER) if _crosses(state, layer))
+    renamed = {}
+    for key, tensor in state.items():
+        layer = int(key.removeprefix(LAYER).partition(".")[0]) if key.startswith(LAYER) else -1
+        rest = key.removeprefix(f"{LAYER}{layer}.")
+        renamed[f"{FUSION}{layer - first}.{rest}" if layer >= first else key] = tensor
+    return renamed
+
+
+def _crosses(state: State, layer: int) -> bool:
+    return f"{LAYER}{layer}.crossattention.self.query.weight" in state
+
+
+def _fitted(state: State, size: Size) -> State:
+    """Return the weights with position tables of the size's grid."""
+    rows = (2 * size.pixels // size.patch - 1) ** 2 + 3
+    return {
+        key: _stretched(tensor, size.pixels // size.patch) if key.endswith(_TABLE) and len(tensor) != rows else tensor
+        for key, tensor in state.items()
+    }
+
+
+def _stretched(table: Tensor, grid: int) -> Tensor:
+    """Return a table of relative positions for another grid: a cubic spline between places that lie in a geometric row.
+
+    That is BEiT's way: near neighbours stay as near as they were, far ones move apart. The last three rows, of the
+    class token, stay. timm's own function gives other numbers under this torch.
+    """
+    from scipy.interpolate import RectBivariateSpline  # here, since few files need it
+    from scipy.optimize import brentq
+
+    side = isqrt(len(table) - 3)
+    ratio = brentq(lambda q: sum(q**k for k in range(side // 2)) - (grid - 1), 0.0, float(grid))
+    far = np.cumsum(ratio ** np.arange(side // 2))
+    places, wanted = np.concatenate([-far[::-1], [0], far]), np.arange(1 - grid, grid)
+    planes = table[:-3].T.reshape(-1, side, side).double().numpy()
+    stretched = np.stack([RectBivariateSpline(places, places, plane)(wanted, wanted) for plane in planes])
+    return torch.cat([torch.from_numpy(stretched).flatten(1).T.to(table.dtype), table[-3:]])
