@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from train.losses.functional import (
     cosine_similarity,
     csa_loss,
+    hinge,
     info_nce,
     mixed_targets,
     soft_alignment,
@@ -318,3 +320,23 @@ def test_the_symmetric_divergence_is_both_kl() -> None:
             loop,
             [image, text],
         )
+
+
+@pytest.mark.parametrize("groups", [None, [0, 1, 0, 3, 3]], ids=["none", "shared"])
+@pytest.mark.parametrize("hardest", [True, False], ids=["hardest", "all"])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_the_hinge_of_a_batch_is_the_equation(groups: list[int] | None, hardest: bool, reduction: Any) -> None:
+    own = groups or list(range(5))
+
+    def slow(similarity: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=similarity.dtype)
+        for scores in (similarity, similarity.T):
+            for i in range(5):
+                others = [j for j in range(5) if own[j] != own[i]]
+                excess = [torch.clamp(0.3 + scores[i, j] - scores[i, i], min=0) for j in others]
+                total = total + (max(excess) if hardest else sum(excess))
+        return total if reduction == "sum" else total / 5
+
+    (scores,) = embeddings(5, 5)
+    marked = None if groups is None else torch.tensor(groups)
+    agree(lambda s: hinge(s, 0.3, hardest, reduction, marked), slow, [scores])

@@ -31,6 +31,7 @@ __all__ = [
     "cross_entropy",
     "csa_loss",
     "global_discriminative",
+    "hinge",
     "hinge_loss",
     "info_nce",
     "intra_set_divergence",
@@ -211,6 +212,29 @@ def hinge_loss(
     excess = excess.masked_fill(same if allowed is None else same | ~allowed, 0)
     values = excess.amax(dim=1) if negatives == "hardest" else excess.sum(dim=1)
     return row_mean(values, weights)
+
+
+def hinge(
+    similarity: Tensor,
+    margin: float,
+    hardest: bool = True,
+    reduction: Literal["sum", "mean"] = "sum",
+    groups: Tensor | None = None,
+) -> Tensor:
+    """Return the hinge of a whole batch, both ways (VSE++, 1707.05612; SGRAF, 2101.01368): a scalar.
+
+    Args:
+        similarity: (N, N), of N images with their N texts in the same order.
+        margin: by which a pair's own score is to lead.
+        hardest: only the worst negative of each row and column counts, else all of them.
+        reduction: summed over the batch, as the authors do, or its mean.
+        groups: (N,), pairs of one group are no negatives of each other; None: each is a group of its own.
+    """
+    places = torch.arange(len(similarity), device=similarity.device)
+    groups = places if groups is None else groups
+    same, negatives = groups[:, None] == groups, "hardest" if hardest else "all"
+    ways = [hinge_loss(scores, places, same, margin, negatives) for scores in (similarity, similarity.T)]
+    return (ways[0] + ways[1]) * (len(similarity) if reduction == "sum" else 1)
 
 
 def regression(
