@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from stores.errors import CheckpointError
 
 CHECKPOINT_FORMAT: Final = 4
 _RECORD: Final = "cusa"
+_FROZEN: Final = "frozen"
 _SOFTWARE: Final = {"software": "cusa"}
 """In the header of every file of tensors that we write."""
 
@@ -27,15 +29,40 @@ def save_checkpoint(
     record: dict[str, Any],
     optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
-    """Write the weights and buffers of modules by name, the optimiser's state if given, and `record`, atomically."""
+    """Write the weights and buffers of modules by name, the optimiser's state if given, and `record`, atomically.
+
+    Parameters that do not learn, which may be most of a student and were loaded from elsewhere, are left out where
+    `record` has their digest (`frozen_digest`) under "frozen".
+    """
     tensors = {
         f"{part}.{name}": tensor for part, module in modules.items() for name, tensor in module.state_dict().items()
     }
+    for name in frozen_parameters(modules) if _FROZEN in record else ():
+        del tensors[name]
     if optimizer is not None:
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
     header = {_RECORD: json.dumps({"format": CHECKPOINT_FORMAT, **record})}
     write_tensors(path, tensors, header)
+
+
+def frozen_parameters(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Return the parameters of modules that do not learn, by part and name."""
+    return {
+        f"{part}.{name}": parameter.detach()
+        for part, module in modules.items()
+        for name, parameter in module.named_parameters()
+        if not parameter.requires_grad
+    }
+
+
+def frozen_digest(modules: Mapping[str, nn.Module]) -> str:
+    """Return what changes with the parameters that do not learn."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(frozen_parameters(modules).items()):
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        digest.update(parameter.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
@@ -100,8 +127,12 @@ def load_checkpoint(
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 — not a mapping
+        if _FROZEN in record and record[_FROZEN] != frozen_digest(modules):
+            advice = "Take the weights that it began with, or train anew."
+            raise CheckpointError("the parameters that do not learn are others now", path=path, advice=advice)
+        left_out = frozen_parameters(modules) if _FROZEN in record else {}
         for part, module in modules.items():
-            module.load_state_dict(_of(part, tensors), strict=True)
+            module.load_state_dict(_of(part, {**left_out, **tensors}), strict=True)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise CheckpointError(f"does not fit this model ({str(error)[:400]})", path=path) from None
     if optimizer is not None:

@@ -5,13 +5,16 @@ Shapes: n items, S pixels, L the longest of a batch.
 
 from __future__ import annotations
 
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
@@ -44,7 +47,10 @@ class Items(Protocol):
     """Where items come from, by row: a store, or a mixture of stores."""
 
     def image(self, row: int) -> bytes:
-        """Return the encoded image file of a sample."""
+        """Return the encoded image file of a sample; nothing where it has none."""
+
+    def pictured(self, rows: Rows) -> NDArray[np.bool_] | None:
+        """Return which samples have an image, (n,); None: all of all."""
 
     def text(self, row: int) -> str:
         """Return the text of a caption."""
@@ -70,7 +76,7 @@ class Input(ABC):
         return self.collate([made(int(row)) for row in rows])
 
     def present(self, items: Items, rows: Rows) -> NDArray[np.bool_] | None:
-        """Return which rows have an item, (n,); None: all rows have. The batch holds zeros in the place of others."""
+        """Return which rows have an item, (n,); None: all have. What a batch holds in place of others means nothing."""
         return None
 
     @abstractmethod
@@ -92,12 +98,23 @@ class Pixels(Input):
         self.prepare, self._augmented = Preprocessing(transform), augmented or transform
         self.augmented = augmented is not None
 
+    def present(self, items: Items, rows: Rows) -> NDArray[np.bool_] | None:
+        return items.pictured(rows)
+
     def item(self, items: Items, row: int, augment: bool) -> Tensor:
-        data = items.image(row)
+        data = items.image(row) or _white()
         return self._augmented(decode_rgb(data)) if augment else self.prepare(data)
 
     def collate(self, made: Sequence[Tensor]) -> Tensors:
         return torch.stack(list(made))
+
+
+@cache
+def _white() -> bytes:
+    """Return an image file that stands where there is none, since every row of a batch has pixels."""
+    white = io.BytesIO()
+    Image.new("RGB", (8, 8), "white").save(white, "PNG")
+    return white.getvalue()
 
 
 class Tokens(Input):

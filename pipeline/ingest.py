@@ -98,7 +98,7 @@ def ingest(
         tally = Tally(once, data.max_bad_fraction, layout, joined)
         task = progress.add_task("shards", total=tally.expected, note="")
         update = _ShardUpdate(before, retry, not layout.manifest.exists(), tally, readers)
-        for plan in plan_shards(once, shard_size, data.max_pixels, seen):
+        for plan in plan_shards(once, shard_size, data, seen):
             for done in update.make(plan):
                 progress.advance(task, done)
             tally.add(plan, read_receipt(layout.shard_receipt(plan.name)))
@@ -202,13 +202,13 @@ def _digests(*paths: Path) -> dict[str, str]:
     return {path.name: file_digest(path) for path in paths if path.is_file()}
 
 
-def plan_shards(source: Source, shard_size: int, max_pixels: int, seen: FirstSeen) -> Iterator[PlannedShard]:
+def plan_shards(source: Source, shard_size: int, data: Data, seen: FirstSeen) -> Iterator[PlannedShard]:
     """Cut each split's records into runs of `shard_size`; a source id that came before is marked as a duplicate.
 
     Raises:
         SourceError: a split's name cannot name files.
     """
-    first_key = 0
+    first_key, require = 0, frozenset[str](data.require)
     for split in source.splits:
         if not re.fullmatch(SAFE_NAME, split):
             expected = "letters, digits, '_', '.' and '-', a letter or digit first, since files are named after it"
@@ -217,7 +217,12 @@ def plan_shards(source: Source, shard_size: int, max_pixels: int, seen: FirstSee
         for number, head in enumerate(records):
             run = _once([head, *islice(records, shard_size - 1)], source.id_scope(split), first_key, seen)
             yield PlannedShard(
-                name=shard_name(split, number), split=split, first_key=first_key, records=run, max_pixels=max_pixels
+                name=shard_name(split, number),
+                split=split,
+                first_key=first_key,
+                records=run,
+                max_pixels=data.max_pixels,
+                require=require,
             )
             first_key += len(run)
 

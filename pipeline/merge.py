@@ -152,8 +152,9 @@ def _note_later(
 
 def _named(records: Sequence[Record | BadRecord], merge: Merge, readers: ThreadPoolExecutor) -> list[str | None]:
     """Return what tells each record's picture; None for one that cannot be read, which is like no other."""
-    names = [record.image.place() if isinstance(record, Record) and merge == "path" else None for record in records]
-    unnamed = [(place, r.image) for place, r in enumerate(records) if isinstance(r, Record) and names[place] is None]
+    images = [record.image if isinstance(record, Record) else None for record in records]
+    names = [image.place() if image is not None and merge == "path" else None for image in images]
+    unnamed = [(place, image) for place, image in enumerate(images) if image is not None and names[place] is None]
     runs = [[image for _, image in unnamed[start : start + _RUN]] for start in range(0, len(unnamed), _RUN)]
     for (place, _), digest in zip(unnamed, chain.from_iterable(readers.map(_digests, runs)), strict=True):
         names[place] = digest

@@ -22,7 +22,12 @@ def shared_pictures(layout: Layout, shards: Sequence[Shard]) -> dict[str, dict[s
     starts = np.array([shard.first_sample for shard in shards])
     with first_seen(layout.root) as seen:
         for number, shard in enumerate(shards):
-            digests = batches.get_batch(number)["image_sha256"].to_pylist()
+            digests = [
+                digest or f"\0{place}"  # a sample without an image is like no other
+                for place, digest in enumerate(
+                    batches.get_batch(number)["image_sha256"].to_pylist(), shard.first_sample
+                )
+            ]
             firsts = seen.rows(digests, shard.first_sample)
             earlier = firsts[firsts != shard.first_sample + np.arange(len(firsts))]
             owners = np.searchsorted(starts, earlier, side="right") - 1

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import IO, Annotated, Any, Final
@@ -25,6 +26,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from pipeline.acceptance import CheckedImage, check_caption, check_image, check_name, storable
 from pipeline.receipts import Quarantined, Receipt, read_receipt, write_receipt
 from pipeline.sources import BadRecord, Record, Rejected
+from pipeline.sources.records import NoImage
 from stores.atomic import atomic_path
 from stores.digests import file_digest, value_digest
 from stores.errors import StoreError
@@ -46,6 +48,8 @@ class PlannedShard:
     first_key: int
     records: Sequence[Record | BadRecord]
     max_pixels: int
+    require: frozenset[str]
+    """What each sample must have: image, text."""
 
     def caption_counts(self) -> list[int]:
         """Return how many captions each record has, good and bad ones, as far as its source knows."""
@@ -57,12 +61,13 @@ class PlannedShard:
         Ask before the images are read: an image that changes later then shows in the next run.
         """
         identities = list(chain.from_iterable(readers.map(_identities, _runs(self.records))))
-        return value_digest([SHARD_FORMAT, self.name, self.first_key, self.max_pixels, identities])
+        lacking = sorted({"image", "text"} - self.require)  # nothing in most stores, also in those made before it was
+        return value_digest([SHARD_FORMAT, self.name, self.first_key, self.max_pixels, identities, *lacking])
 
 
 def _identities(records: Sequence[Record | BadRecord]) -> list[list[Any]]:
     return [
-        [record.source_id, record.image.identity(), list(map(str, record.captions)), record.label]
+        [record.source_id, record.image and record.image.identity(), list(map(str, record.captions)), record.label]
         if isinstance(record, Record)
         else [record.source_id, str(record.rejected)]
         for record in records
@@ -71,20 +76,20 @@ def _identities(records: Sequence[Record | BadRecord]) -> list[list[Any]]:
 
 @checked_dataclass(frozen=True, kw_only=True)
 class StoredSample:
-    """A sample as its shard holds it: the `.json` member, and where in the tar the image's bytes lie."""
+    """A sample as its shard holds it: the `.json` member, and where in the tar the image's bytes lie, if it has one."""
 
     key: Annotated[str, pydantic.StringConstraints(pattern=r"^\d+$")]
     source_id: str
-    image_sha256: Sha256
-    width: int
-    height: int
+    image_sha256: Sha256 | None
+    width: int | None
+    height: int | None
     captions: list[str]
     label: str | None
     image_offset: NonNegativeInt = 0
     image_bytes: NonNegativeInt = 0
 
 
-_CheckedRecord = tuple[Record, CheckedImage]
+_CheckedRecord = tuple[Record, CheckedImage | None]
 
 
 def shard_fault(name: str, fingerprint: str, layout: Layout) -> str | None:
@@ -137,10 +142,11 @@ def _tar_writer(stream: IO[bytes]) -> Any:
 def _checked(shard: PlannedShard, readers: ThreadPoolExecutor) -> Iterator[_CheckedRecord | Rejected]:
     """Read and check the images on threads, a bounded number ahead, in the records' order."""
     runs = iter(_runs(shard.records))
-    waiting = deque(readers.submit(_check_all, run, shard.max_pixels) for run in islice(runs, _RUNS_AHEAD))
+    check = partial(_check_all, max_pixels=shard.max_pixels, require=shard.require)
+    waiting = deque(readers.submit(check, run) for run in islice(runs, _RUNS_AHEAD))
     while waiting:
         yield from waiting.popleft().result()
-        waiting.extend(readers.submit(_check_all, run, shard.max_pixels) for run in islice(runs, 1))
+        waiting.extend(readers.submit(check, run) for run in islice(runs, 1))
 
 
 def _runs(records: Sequence[Record | BadRecord]) -> Iterator[Sequence[Record | BadRecord]]:
@@ -148,15 +154,21 @@ def _runs(records: Sequence[Record | BadRecord]) -> Iterator[Sequence[Record | B
     return (records[start : start + _RUN] for start in range(0, len(records), _RUN))
 
 
-def _check_all(records: Sequence[Record | BadRecord], max_pixels: int) -> list[_CheckedRecord | Rejected]:
-    return [_check(record, max_pixels) for record in records]
+def _check_all(
+    records: Sequence[Record | BadRecord], max_pixels: int, require: frozenset[str]
+) -> list[_CheckedRecord | Rejected]:
+    return [_check(record, max_pixels, require) for record in records]
 
 
-def _check(record: Record | BadRecord, max_pixels: int) -> _CheckedRecord | Rejected:
+def _check(record: Record | BadRecord, max_pixels: int, require: frozenset[str]) -> _CheckedRecord | Rejected:
     if isinstance(record, BadRecord):
         return record.rejected
     try:
+        if record.image is None:
+            raise NoImage("no-image", "it has no image")
         return record, check_image(record.image.read(), max_pixels)
+    except NoImage as rejected:
+        return rejected if "image" in require else (record, None)
     except Rejected as rejected:
         return rejected
 
@@ -182,15 +194,16 @@ class _Keeper:
             return None
         facts = {
             "source_id": record.source_id,
-            "image_sha256": hashlib.sha256(image.data).hexdigest(),
-            "width": image.width,
-            "height": image.height,
+            "image_sha256": image and hashlib.sha256(image.data).hexdigest(),
+            "width": image and image.width,
+            "height": image and image.height,
             "captions": captions,
             "label": record.label,
         }
         text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
         key = f"{self._shard.first_key + number:09d}"
-        return {"__key__": key, image.extension: image.data, "json": text.encode()}, len(captions)
+        picture = {image.extension: image.data} if image else {}
+        return {"__key__": key, **picture, "json": text.encode()}, len(captions)
 
     def _captions(self, number: int, record: Record) -> list[str]:
         captions = []
@@ -201,7 +214,7 @@ class _Keeper:
                 captions.append(check_caption(caption, position))
             except Rejected as rejected:
                 self._reject(number, rejected, position)
-        if not captions:
+        if not captions and "text" in self._shard.require:
             raise Rejected("no-captions", f"none of {len(record.captions)} captions holds text")
         return captions
 
@@ -224,8 +237,9 @@ def read_shard(tar: Path) -> Iterator[StoredSample]:
             members = {member.name.partition(".")[2]: member for member in group}
             json_member = members.pop("json", None)
             stream = json_member and archive.extractfile(json_member)
-            if not stream or len(members) != 1:
-                raise StoreError(f"{tar}: the sample {key} is not one image and one .json.")
-            (image,) = members.values()
+            if not stream or len(members) > 1:
+                raise StoreError(f"{tar}: the sample {key} is not one image at most and one .json.")
+            image = next(iter(members.values()), None)
             facts = json.loads(stream.read())
-            yield StoredSample(key=key, image_offset=image.offset_data, image_bytes=image.size, **facts)
+            offset, size = (image.offset_data, image.size) if image else (0, 0)
+            yield StoredSample(key=key, image_offset=offset, image_bytes=size, **facts)

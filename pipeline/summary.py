@@ -21,7 +21,7 @@ def summary(extracted: Extracted, store: Path) -> Table:
         shards = sum(shard.split == split for shard in manifest.shards)
         table.add_row(split, f"{samples:,} samples, {captions:,} captions, {shards:,} shard{'s' * (shards != 1)}")
     for slug, entry in manifest.features.items():
-        left_out = f", {entry.invalid:,} rows {'failed' if entry.precision else 'absent'}" if entry.invalid else ""
+        left_out = f", {entry.invalid:,} rows absent" if entry.invalid else ""
         shape = " × ".join(map(str, entry.shape))
         table.add_row(f"{entry.modality} features", f"{slug}: {shape}-d, {entry.precision or 'imported'}{left_out}")
     for said in picture_lines(manifest):

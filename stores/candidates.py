@@ -120,6 +120,8 @@ class Candidates:
         """Return the candidates that some of the consecutive `samples` are in: low and high (n,), each pair once."""
         ours, theirs = _searched(*self._by_image, samples, self._width + 1)
         runs = self._evidence.captions(samples)
+        if not runs.count.any():
+            return np.empty(0, np.int64), np.empty(0, np.int64)
         captions = np.arange(runs.first[0], runs.first[-1] + runs.count[-1])
         # A caption's nearest are often its own sample's other captions; they take no candidate's place.
         own = min(int(runs.count.max()), self._width)
@@ -127,7 +129,8 @@ class Candidates:
         one = np.concatenate([ours, np.repeat(samples, runs.count)[near - captions[0]]])
         other = np.concatenate([theirs, self._evidence.owners.numbers(far)])
         pairs = np.unique(np.sort(np.stack([one, other], axis=1)[one != other], axis=1), axis=0)
-        return pairs[:, 0], pairs[:, 1]
+        low, high = pairs[(self._evidence.captions(pairs.ravel()).count > 0).reshape(-1, 2).all(axis=1)].T
+        return low, high
 
 
 def _gathered(features: Features, rows: Rows) -> Values:

@@ -128,7 +128,7 @@ class Images:
         return Images, (self._layout, self._shards)
 
     def __getitem__(self, row: int) -> bytes:
-        """Return the bytes of the image file of sample `row`."""
+        """Return the bytes of the image file of sample `row`; none where it has no image."""
         number = int(np.searchsorted(self._bounds, row, side="right")) - 1
         tar, offsets, lengths = self._mapped(number)
         place = row - int(self._bounds[number])
@@ -137,6 +137,21 @@ class Images:
             path, expected = self._layout.shard(self._shards[number].name), f"at least {start + length} bytes"
             raise DamagedStoreError(path=path, where=f"row {row}", found=len(tar), expected=expected)
         return tar[start : start + length]
+
+    def present(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which samples (n,) have an image."""
+        flags = np.empty(len(rows), dtype=bool)
+        owners = np.searchsorted(self._bounds, rows, side="right") - 1
+        for number in np.unique(owners):
+            mine = owners == number
+            flags[mine] = self._mapped(int(number))[2][rows[mine] - self._bounds[number]] > 0
+        return flags
+
+    @cached_property
+    def complete(self) -> bool:
+        """Whether every sample has an image."""
+        batches = (self._samples.get_batch(number)["image_bytes"] for number in range(len(self._shards)))
+        return all(bool((batch.to_numpy() > 0).all()) for batch in batches)
 
     @cached_property
     def _samples(self) -> pa.ipc.RecordBatchFileReader:

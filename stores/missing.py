@@ -90,8 +90,11 @@ def missing_matches(
 def _calibrate(evidence: Evidence, samples: Rows) -> Calibration:
     """Draw random captions and other samples, always the same ones."""
     random = np.random.default_rng(0)
-    one = random.choice(samples, RANDOM_PAIRS)
-    other = samples[(one - samples[0] + random.integers(1, len(samples), RANDOM_PAIRS)) % len(samples)]
+    samples = samples[evidence.captions(samples).count > 0]
+    if len(samples) < 2:
+        raise StoreError("samples with captions", found=len(samples), expected="two or more")
+    places = random.choice(len(samples), RANDOM_PAIRS)
+    one, other = samples[places], samples[(places + random.integers(1, len(samples), RANDOM_PAIRS)) % len(samples)]
     captions = evidence.captions(one)
     chosen = captions.first + random.integers(captions.count)
     single = type(captions)(chosen, np.ones(RANDOM_PAIRS, np.int64))
@@ -143,7 +146,9 @@ def _listed(store: Store, found: Pairs, calibration: Calibration) -> pa.Table:
             },
             "score": calibration.score(found),
             "identical_caption": [ours == theirs for ours, theirs in zip(captions, nearest, strict=True)],
-            "identical_image": [a == b for a, b in zip(digests.values(own), digests.values(suggested), strict=True)],
+            "identical_image": [
+                a is not None and a == b for a, b in zip(digests.values(own), digests.values(suggested), strict=True)
+            ],
         },
         schema=LISTED,
     )

@@ -20,6 +20,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Precision = Literal["auto", "fp32", "bf16"]
 BatchSize = PositiveInt | Literal["auto"]
 Column = str | PositiveInt
+Required = Literal["image", "text"]
 SourceFormat = Literal[
     "auto",
     "karpathy",
@@ -131,6 +132,8 @@ class Data:
     # which records become one sample: those whose image has the same path (the same bytes where it has no path);
     # those whose image has the same bytes, whatever its path; none: every record is its own sample
     merge: Literal["path", "bytes", "none"] = "path"
+    # what a sample must have; without image, or without text, those are taken too that lack one (but not a broken one)
+    require: list[Required] = Field(default_factory=lambda: list[Required](("image", "text")))
     # images with more pixels than this are quarantined
     max_pixels: Annotated[int, Field(gt=0, le=2**27)] = 50_000_000
     # the run stops when a larger share of the samples, or of the captions, is quarantined

@@ -379,7 +379,7 @@ def test_neighbours_leave_out_rows_that_failed_and_show_texts_as_they_are(odd_st
     failed = odd_store.captions["text"].to_pylist().index("a centre that fails")
     result = run("neighbours", odd_store.root, "--row", failed, "--modality", "text")
     assert result.exit_code == 2
-    assert f"could not encode row {failed}" in words(result)
+    assert f"has no features of row {failed}" in words(result)
 
 
 @pytest.mark.parametrize(

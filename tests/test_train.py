@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.aligned import AlignedModel, Head
-from models.checkpoint import load_checkpoint, read_record, save_checkpoint
+from models.checkpoint import frozen_digest, load_checkpoint, read_record, save_checkpoint
 from models.encoded import Encoded
 from models.student import load_student
 from stores import Store, StoreError, StudentError, TrainingError, TrainParameters
@@ -32,7 +32,7 @@ from stores.parameters import Evaluation, Student, Train
 from train.evaluation.embed import SplitEncoded, embed_split
 from train.evaluation.evaluate import Evaluated, evaluate
 from train.evaluation.similarities import CosineSimilarities
-from train.fit import trainer
+from train.fit import optimisation, trainer
 from train.fit.claim import replaces_another
 from train.fit.processes import Processes
 from train.fit.stops import Stop
@@ -108,6 +108,23 @@ def test_a_checkpoint_brings_back_weights_and_optimiser(tmp_path: Path) -> None:
         step(one, optimizer)
         step(other, other_optimizer)
     torch.testing.assert_close(one.weight, other.weight, rtol=0, atol=0)
+
+
+def test_parameters_that_do_not_learn_are_left_out_and_must_be_the_same_again(tmp_path: Path) -> None:
+    def make(value: float) -> dict[str, nn.Module]:
+        frozen = nn.Linear(3, 2).requires_grad_(False)
+        nn.init.constant_(frozen.weight, value)
+        nn.init.zeros_(frozen.bias)
+        return {"model": nn.Sequential(frozen, nn.Linear(2, 2))}
+
+    one, path = make(1.0), tmp_path / "c.safetensors"
+    save_checkpoint(path, one, {"frozen": frozen_digest(one)})
+    assert {name for name in load_file(path) if name.startswith("model.")} == {"model.1.weight", "model.1.bias"}
+    again = make(1.0)
+    load_checkpoint(path, again)
+    torch.testing.assert_close(again["model"].state_dict(), one["model"].state_dict(), rtol=0, atol=0)
+    with refused(CheckpointError, problem="the parameters that do not learn are others now", path=path):
+        load_checkpoint(path, make(2.0))
 
 
 def test_foreign_and_broken_checkpoints_are_explained(tmp_path: Path) -> None:
@@ -209,7 +226,7 @@ def test_another_run_s_folder_is_not_taken(scenes_store: Store, tmp_path: Path) 
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_place(
     scenes_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = trainer.compare, []
+    real, calls = optimisation.compare, []
 
     def broken(*arguments: Any) -> Any:
         total, parts = real(*arguments)
@@ -218,7 +235,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_place(
             parts["CSA"] = parts["CSA"] * float("nan")
         return total, parts
 
-    monkeypatch.setattr(trainer, "compare", broken)
+    monkeypatch.setattr(optimisation, "compare", broken)
     with pytest.raises(TrainingError) as caught:
         run(QUICK, scenes_store, tmp_path / "run")
     assert "not finite at step 8 of epoch 2: InfoNCE" in caught.value.message

@@ -186,7 +186,7 @@ def _train_and_measure(
     """Train, measure the best checkpoint on the test split, and write its student for plain open_clip."""
     training = Training(folder, store, parameters, title, accelerator, stop)
     history = training.fit()
-    record = load_checkpoint(training.best, {"model": training.model, "objective": training.objective})
+    record = load_checkpoint(training.checkpoints.best, {"model": training.model, "objective": training.objective})
     split, settings = parameters.eval.test, parameters.eval
     workers = parameters.train.workers
     model = training.model.eval()
@@ -204,7 +204,7 @@ def _train_and_measure(
     model.zero_grad(set_to_none=True)
     measured = stop.processes.once(measure)
     measured |= {"best_epoch": record["epoch"] + 1, "validation_RSUM": record["validation_rsum"]}
-    console.print(f"{title}: best epoch {record['epoch'] + 1}, checkpoint {training.best}")
+    console.print(f"{title}: best epoch {record['epoch'] + 1}, checkpoint {training.checkpoints.best}")
     is_shown = stop.processes.is_main and "RSUM" in measured and shows_pairs(model)
     shown = measured_split(model, encoded, compared(), temperatures) if is_shown else None
     return _Finished(measured, history, training.facts(), folder, shown)

@@ -59,7 +59,7 @@ def extract_features(
         for encoded in engine.encode(noted(windows), job, advance):
             writer.write(planned.popleft(), encoded)
             if writer.invalid:
-                progress.update(task, note=f"{writer.invalid:,} failed")
+                progress.update(task, note=f"{writer.invalid:,} absent")
 
 
 def _batch_size(engine: Engine, whole: Set[str], layout: Layout, settings: Extract) -> int:
@@ -71,7 +71,7 @@ def _batch_size(engine: Engine, whole: Set[str], layout: Layout, settings: Extra
 
 
 class _PartWriter:
-    """Writes the parts of windows that come in the order of rows; `invalid` counts the rows that failed."""
+    """Writes the parts of windows that come in the order of rows; `invalid` counts the rows without features."""
 
     def __init__(self, teacher: TeacherCard, shards: Sequence[Shard], layout: Layout, batch_size: int) -> None:
         self._teacher = teacher
@@ -89,7 +89,7 @@ class _PartWriter:
         rows = window.rows(self._teacher.level)
         features = np.zeros((len(rows), self._teacher.dim), np.float16)
         valid = np.zeros(len(rows), bool)
-        places = encoded.rows - rows[0]
+        places = encoded.rows - window.first_row(self._teacher.level)
         features[places], valid[places] = encoded.features, encoded.valid
         start = 0
         for shard in window.shards:

@@ -91,7 +91,7 @@ def _runs(shards: Iterable[Shard], level: Level, size: int) -> Iterator[list[Sha
 
 
 def _contents(layout: Layout, level: Level) -> Callable[[int], list[str]]:
-    """Return what gives the contents of a shard's rows by its number: the images' digests, or the texts."""
+    """Return what gives the contents of a shard's rows by its number: the texts, or the digests of images (or "")."""
     path, schema, column = (
         (layout.samples, tables.SAMPLES, "image_sha256")
         if level == "sample"
@@ -100,7 +100,6 @@ def _contents(layout: Layout, level: Level) -> Callable[[int], list[str]]:
     reader = tables.open_batches(path, schema)
 
     def contents(number: int) -> list[str]:
-        values: list[str] = reader.get_batch(number)[column].to_pylist()
-        return values
+        return [value or "" for value in reader.get_batch(number)[column].to_pylist()]
 
     return contents

@@ -74,8 +74,10 @@ def _images(store: Store, shard: Shard) -> Iterator[Fault]:
         yield Fault(f"shards/{shard.name}.tar", found[0] + more)
 
 
-def _image_fault(data: bytes, claims: tuple[str, str, int, int]) -> str | None:
+def _image_fault(data: bytes, claims: tuple[str, str | None, int, int]) -> str | None:
     key, sha256, width, height = claims
+    if sha256 is None:
+        return f"the sample {key} should have no image" if data else None
     if hashlib.sha256(data).hexdigest() != sha256:
         return f"the image {key} has another sha256 than samples.arrow says"
     try:

@@ -128,7 +128,7 @@ class DryRun:
         else:
             changed = digest_fault(path, expected) if expected else "the manifest names no such part"
             found = [changed] if changed else []
-            found += _value_faults(features.reshape(len(features), -1), valid, entry.unit)
+            found += _value_faults(features.reshape(len(features), entry.dim), valid, entry.unit)
             self._valid[slug, shard.split] += int(valid.sum())
         yield from (Fault(f"features/{slug}/{path.name}", what, self._remedy(slug)) for what in found)
 

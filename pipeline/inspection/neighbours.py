@@ -105,7 +105,7 @@ def _vector(store: Store, slug: str, query: Query) -> NDArray[np.float32]:
     if query.row is not None:
         vector: NDArray[np.float32] = store.features(slug).gather(np.array([query.row])).astype(np.float32)[0]
         if not vector.any():
-            raise StoreError(f"{slug} could not encode row {query.row}, so nothing is near it. Ask for another row.")
+            raise StoreError(f"{slug} has no features of row {query.row}, so nothing is near it. Ask for another row.")
         return vector
     items: dict[str, object] = {}
     if query.text is not None:

@@ -74,13 +74,15 @@ def open_source(data: Data) -> Source:
     if kind in _PUBLISHED:
         return _PUBLISHED[kind](_alone(places, kind), data)
     if kind == "folder":
-        return FolderSource({split: _as_folder(place) for split, place in places.items()}, named, data.encoding)
+        return FolderSource(
+            {split: _as_folder(place) for split, place in places.items()}, named, data.encoding, data.require
+        )
     if kind == "json":
         files = {split: place for split, place in places.items() if not isinstance(place, Folder)}
-        return open_annotations(files, data.format, named, images, data.encoding)
+        return open_annotations(files, data.format, named, images, data.encoding, data.require)
     splits = _splits(places, kind, named)
     if kind == "webdataset":
-        return StreamedSource(kind, splits, partial(_read_tar, encoding=data.encoding))
+        return StreamedSource(kind, splits, partial(_read_tar, data=data))
     return _open_tables(kind, splits, named, images, data)
 
 
@@ -94,8 +96,8 @@ def _alone(places: dict[str, Folder | Files], kind: str) -> Folder:
     return place
 
 
-def _read_tar(file: SourceFile, prefix: str, split: str, *, encoding: str | None) -> Iterator[Record | BadRecord]:
-    return tar_records(file, prefix, encoding)
+def _read_tar(file: SourceFile, prefix: str, split: str, *, data: Data) -> Iterator[Record | BadRecord]:
+    return tar_records(file, prefix, data.encoding, data.require)
 
 
 def _format(place: Folder | Files, data: Data) -> str:
@@ -129,7 +131,7 @@ def _splits_of(place: Folder | Files, kind: str) -> dict[str, Files]:
 
 
 def _open_tables(kind: str, splits: dict[str, Files], named: bool, images: Folder | None, data: Data) -> Source:
-    reader = TableReader(lambda file: _TABLES[kind](file, data, images), data.columns, images)
+    reader = TableReader(lambda file: _TABLES[kind](file, data, images), data.columns, images, frozenset(data.require))
     if named or (len(splits) > 1 and data.columns.split is None):
         return StreamedSource(kind, splits, reader.read)
     files: tuple[SourceFile, ...] = tuple(file for split in splits.values() for file in split)

@@ -10,6 +10,7 @@ image that is not listed.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from functools import cached_property
 from typing import Any, Final
 
@@ -32,7 +33,7 @@ _NAMED: Final = 3
 
 
 def karpathy_records(
-    file: SourceFile, content: dict[str, Any], places: ImagePlaces
+    file: SourceFile, content: dict[str, Any], places: ImagePlaces, require: Collection[str]
 ) -> dict[str, list[Record | BadRecord]]:
     """Return the records of each split; entries whose split cannot be told are faults of the first.
 
@@ -55,7 +56,8 @@ def karpathy_records(
         source_id = place if found is None else str(found)
         split = entry.get("split")
         if isinstance(split, str):
-            records.setdefault(_SPLITS.get(split, split), []).append(_karpathy_record(places, place, source_id, entry))
+            record = _karpathy_record(places, place, source_id, entry, require)
+            records.setdefault(_SPLITS.get(split, split), []).append(record)
         else:
             fault = fault_of(entry, "split", "train, restval, val or test")
             astray.append(malformed(source_id, f"{place} {fault}", len(captions_in(entry.get("sentences")))))
@@ -66,23 +68,27 @@ def karpathy_records(
     return records
 
 
-def _karpathy_record(places: ImagePlaces, place: str, source_id: str, entry: dict[str, Any]) -> Record | BadRecord:
+def _karpathy_record(
+    places: ImagePlaces, place: str, source_id: str, entry: dict[str, Any], require: Collection[str]
+) -> Record | BadRecord:
     captions = captions_in(entry.get("sentences"))
     name, folder = entry.get("filename"), entry.get("filepath") or ""
+    if captions and name is None and "image" not in require:
+        return Record(source_id=source_id, captions=captions, image=None)
     if not isinstance(name, str) or not name:
         return malformed(source_id, f"{place} {fault_of(entry, 'filename', 'a file name')}", len(captions))
     if not isinstance(folder, str):
         return malformed(source_id, f"{place} {fault_of(entry, 'filepath', 'a folder')}", len(captions))
-    if not captions:
+    if not captions and "text" in require:
         return bad(source_id, "no-captions", f"{place} has no sentences")
     return Record(source_id=source_id, captions=captions, image=ImageFile(places.root, places.within(folder, name)))
 
 
-def coco_records(content: dict[str, Any], places: ImagePlaces) -> list[Record | BadRecord]:
+def coco_records(content: dict[str, Any], places: ImagePlaces, require: Collection[str]) -> list[Record | BadRecord]:
     """Return the records of a COCO captions document: those of its images, then what belongs to none."""
     images = _Images(content["images"])
     by_image, astray = _joined(content["annotations"], images)
-    records = [_coco_record(places, images, number, by_image) for number in range(len(images.entries))]
+    records = [_coco_record(places, images, number, by_image, require) for number in range(len(images.entries))]
     return records + astray
 
 
@@ -169,7 +175,7 @@ def _unlisted(called: Id, numbers: list[int], lost: list[Caption], taken: set[st
 
 
 def _coco_record(
-    places: ImagePlaces, images: _Images, number: int, by_image: dict[Id, list[Caption]]
+    places: ImagePlaces, images: _Images, number: int, by_image: dict[Id, list[Caption]], require: Collection[str]
 ) -> Record | BadRecord:
     entry, own, place = images.entries[number], images.id(number), f"images[{number}]"
     if not isinstance(entry, dict):
@@ -185,7 +191,7 @@ def _coco_record(
     captions = tuple(by_image.get(own, ()))
     if name is None:
         return malformed(str(own), f"{place} {fault_of(entry, 'file_name', 'a file name')}", len(captions))
-    if not captions:
+    if not captions and "text" in require:
         return bad(str(own), "no-captions", f"no annotation is of {place}, {name:.200}")
     return Record(source_id=str(own), captions=captions, image=ImageFile(places.root, places.locate(name)))
 

@@ -5,7 +5,7 @@ Both are one JSON document each, so they are held in memory, unlike the formats 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pipeline.sources.annotation_records import coco_records, karpathy_records
@@ -52,9 +52,16 @@ class AnnotationSource(Source):
 
 
 def open_annotations(
-    files: dict[str, Files], wanted: str, named: bool, images: Folder | None, encoding: str | None = None
+    files: dict[str, Files],
+    wanted: str,
+    named: bool,
+    images: Folder | None,
+    encoding: str | None = None,
+    require: Collection[str] = ("image", "text"),
 ) -> AnnotationSource:
     """Open one Karpathy file, or one COCO captions file per split; `wanted` is what data.format asks for.
+
+    An image of which there are no captions is a bad record if `require` has text.
 
     Where the splits were not given by name (`named`), all `files` are those of "train".
 
@@ -69,12 +76,14 @@ def open_annotations(
     contents = {split: _document(file, encoding) for split, file in single.items()}
     if wanted != "karpathy" and all(_has_lists(content, "images", "annotations") for content in contents.values()):
         _check_splits(single, named=named, coco=True)
-        records = {split: coco_records(contents[split], _coco_places(single[split], images)) for split in single}
+        records = {
+            split: coco_records(contents[split], _coco_places(single[split], images), require) for split in single
+        }
         return AnnotationSource("coco", single, records)
     if wanted != "coco" and all(_has_lists(content, "images") for content in contents.values()):
         _check_splits(single, named=named, coco=False)
         file = single["train"]
-        records = karpathy_records(file, contents["train"], ImagePlaces(images or file.folder))
+        records = karpathy_records(file, contents["train"], ImagePlaces(images or file.folder), require)
         return AnnotationSource("karpathy", {"all": file}, records)
     keys = "; ".join(f"{single[split]} has the keys {', '.join(list(found)[:8])}" for split, found in contents.items())
     raise SourceError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +25,8 @@ USUAL_NAMES: Final = {
     "label": ("label", "class"),
 }
 """By which names a column is recognised, whatever their case; the first that a table has is taken."""
+_REQUIRED: Final = {"image": "image", "caption": "text"}
+"""What `data.require` calls that which is in a column of a role."""
 _FOLDERS: Final = ("filepath", "file_path")
 _FILES: Final = ("filename", "file_name")
 
@@ -34,7 +36,8 @@ class Roles:
     """Which column of a table is what; an image may be named by two, its folder's and its file's."""
 
     image: tuple[str, ...]
-    caption: str
+    """None where `data.require` asks for no image, and there is no column of them; so with the caption."""
+    caption: str | None
     id: str | None = None
     split: str | None = None
     label: str | None = None
@@ -56,25 +59,27 @@ def are_usual(names: Sequence[str], columns: Columns) -> bool:
     return all(getattr(columns, role) in names or _usual(names, role) for role in ("image", "caption"))
 
 
-def find_roles(table: Table, columns: Columns) -> Roles:
-    """Say which columns of a table are what.
+def find_roles(table: Table, columns: Columns, require: Collection[str]) -> Roles:
+    """Say which columns of a table are what; `require` says what each row must have: image, text.
 
     Raises:
-        SourceError: a named column, or one for image or caption, is not there.
+        SourceError: a named column, or one for what is required, is not there, or neither image nor caption.
     """
     where, found = table.file, table.columns()
     roles = {role: _named(where, role, getattr(columns, role), found) for role in USUAL_NAMES}
-    missing = next((role for role in ("image", "caption") if not roles[role]), None)
+    needed = [role for role, what in _REQUIRED.items() if what in require or not any(map(roles.get, _REQUIRED))]
+    missing = next((role for role in needed if not roles[role]), None)
     if missing is not None:
         raise SourceError(
             f"{where} has the columns {_listed(found)}; expected one for the {missing} (usual names: "
             f"{', '.join(USUAL_NAMES[missing])}). Set data.columns.{missing} to the column of the {missing}"
             f"{_otherwise(missing, found)}."
         )
-    image = roles["image"] if columns.image is not None else _folder_and_file(roles["image"][0], table)
+    image = roles["image"]
+    if image and columns.image is None:
+        image = _folder_and_file(image[0], table)
     single = {role: names[0] if names else None for role, names in roles.items()}
-    caption = roles["caption"][0]
-    return Roles(image=image, caption=caption, id=single["id"], split=single["split"], label=single["label"])
+    return Roles(image=image, **{role: name for role, name in single.items() if role != "image"})
 
 
 def check_names(where: object, names: Sequence[str], columns: Columns) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import Any, Final, NamedTuple
 
@@ -43,9 +43,12 @@ class _Sample(NamedTuple):
 class FolderSource(Source):
     """Images and texts in a folder's own order; one sub-folder at a time is listed."""
 
-    def __init__(self, folders: dict[str, Folder], named: bool, encoding: str | None) -> None:
-        """Take folders by split; one that is not `named` is divided by its sub-folders train, val and test."""
-        self._named, self._encoding, self._folders = named, encoding, folders
+    def __init__(self, folders: dict[str, Folder], named: bool, encoding: str | None, require: Collection[str]) -> None:
+        """Take folders by split; one that is not `named` is divided by its sub-folders train, val and test.
+
+        `require` says what each sample must have: image, text.
+        """
+        self._named, self._encoding, self._folders, self._require = named, encoding, folders, require
         self._parts = (
             {split: [(folder, "", True)] for split, folder in folders.items()} if named else _parts(*folders.values())
         )
@@ -64,7 +67,7 @@ class FolderSource(Source):
 
     def records(self, split: str) -> Iterator[Record | BadRecord]:
         for folder, below, deep in self._parts[split]:
-            reader = _SampleReader(folder, self._encoding)
+            reader = _SampleReader(folder, self._encoding, self._require)
             with readable(folder):
                 for inner, files in walk(folder, below):
                     yield from reader.records(inner, files)
@@ -88,8 +91,8 @@ def _parts(folder: Folder) -> dict[str, list[tuple[Folder, str, bool]]]:
 class _SampleReader:
     """Makes records of a folder's files."""
 
-    def __init__(self, folder: Folder, encoding: str | None) -> None:
-        self._folder, self._encoding = folder, encoding
+    def __init__(self, folder: Folder, encoding: str | None, require: Collection[str]) -> None:
+        self._folder, self._encoding, self._require = folder, encoding, require
         self._elsewhere, self._looks = "", _MOST_LOOKS
 
     def records(self, below: str, files: _Files) -> Iterator[Record | BadRecord]:
@@ -106,14 +109,14 @@ class _SampleReader:
         captions: tuple[Caption, ...] = ()
         try:
             captions = _captions(sample, texts)
-            if not sample.image:
+            if not sample.image and "image" in self._require:
                 raise Rejected("missing-file", f"has no image of its name beside it{self._look(below, name)}")
-            if not captions:
+            if not captions and (not sample.image or "text" in self._require):
                 raise Rejected("no-captions", f"has no caption{self._look(below, name)}; {EXPECTED}")
         except Rejected as fault:
             rejected = Rejected(fault.reason, f"{self._folder.path(below)}{name} {fault.detail}")
             return BadRecord(source_id=f"{below}{name}", rejected=rejected, captions=len(captions))
-        image = ImageFile(self._folder, f"{below}{name}", sample.listed)
+        image = ImageFile(self._folder, f"{below}{name}", sample.listed) if sample.image else None
         return Record(source_id=f"{below}{name}", captions=captions, image=image)
 
     def _texts(self, below: str, names: Iterable[str | None]) -> dict[str, str | Rejected]:

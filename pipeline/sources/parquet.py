@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.sources.files import BLOCK, Folder, SourceFile, readable
 from pipeline.sources.image_files import ImageFile, check_version
-from pipeline.sources.records import EncodedImage, Rejected
+from pipeline.sources.records import EncodedImage, NoImage, Rejected
 from pipeline.sources.table_source import Row
 
 _ROWS_AT_ONCE: Final = 256
@@ -79,7 +79,7 @@ class CellImage(EncodedImage):
             return data
         if path:
             return ImageFile(self.images, path).read()
-        raise Rejected("missing-file", f"{self.file}, row {self.row} holds no image")
+        raise NoImage("missing-file", f"{self.file}, row {self.row} holds no image")
 
 
 Cell = tuple[bytes | None, str | None]

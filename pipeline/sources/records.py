@@ -25,6 +25,10 @@ class Rejected(Exception):
         return type(self), (self.reason, self.detail)
 
 
+class NoImage(Rejected):
+    """A record turns out to have no image at all, which is a fault only where `data.require` asks for one."""
+
+
 Caption = str | Rejected
 """A caption of a record: its text, or why its source has none to give. The others of its record are kept."""
 
@@ -49,7 +53,8 @@ class Record:
 
     source_id: str
     captions: tuple[Caption, ...]
-    image: EncodedImage
+    image: EncodedImage | None
+    """None where `data.require` does not ask for one, and there is none."""
     label: str | None = None
 
 

@@ -34,7 +34,7 @@ class StoreSource:
         if not isinstance(data.source, str):
             raise SourceError("one place a split", where="data.source", expected="the folder of one store")
         self._root, self._store = Path(data.source), Store.open(data.source)
-        self._clean, self._at_least = data.clean, data.clean_at_least
+        self._clean, self._at_least, self._captioned = data.clean, data.clean_at_least, "text" in data.require
         pairing = self._store.captions if self._store.pairing is None else self._store.pairing
         self._columns = {name: Column(self._store.samples[name]) for name in ("source_id", "image_sha256", "label")}
         self._texts = Column(self._store.captions["text"])
@@ -66,7 +66,8 @@ class StoreSource:
         kept = np.setdiff1d(self._store.rows(split, "caption"), self._doubtful, assume_unique=True)
         paired = self._paired.numbers(kept)
         order = np.argsort(paired, kind="stable")
-        samples, starts = np.unique(paired[order], return_index=True)
+        samples = np.unique(paired) if self._captioned else self._store.rows(split, "sample")
+        starts = np.searchsorted(paired[order], samples)
         for sample, rows in zip(samples.tolist(), np.split(kept[order], starts[1:]), strict=True):
             yield self._record(sample, rows)
 
@@ -74,7 +75,7 @@ class StoreSource:
         row = np.array([sample])
         values = {name: column.values(row)[0] for name, column in self._columns.items()}
         texts = self._texts.values(captions)
-        image = StoredImage(str(self._root), sample, values["image_sha256"])
+        image = StoredImage(str(self._root), sample, values["image_sha256"]) if values["image_sha256"] else None
         return Record(source_id=values["source_id"], captions=tuple(texts), image=image, label=values["label"])
 
 

@@ -55,6 +55,8 @@ class TableReader:
     columns: Columns
     images: Folder | None
     """Where the images named in a table lie; without it, in the table's own folder."""
+    require: frozenset[str]
+    """What each record must have: image, text."""
     splits: tuple[str, ...] = ()
     """The splits that a column tells apart; without them, all of a table is one split."""
 
@@ -65,8 +67,8 @@ class TableReader:
     def read(self, file: SourceFile, prefix: str, split: str) -> Iterator[Record | BadRecord]:
         """Yield the records of a table; `prefix` goes before the numbers of rows where they are the ids."""
         table = self.open_table(file)
-        roles = find_roles(table, self.columns)
-        reader = _RowReader(table.columns(), roles, self.images or file.folder, prefix)
+        roles = find_roles(table, self.columns, self.require)
+        reader = _RowReader(table.columns(), roles, self.images or file.folder, prefix, self.require)
         for row in table.rows(reader.columns):
             if not self.splits:
                 yield reader.record(row)
@@ -90,7 +92,7 @@ def column_splits(reader: TableReader, files: Iterable[SourceFile]) -> set[str]:
     for file in files:
         with readable(file):
             table = reader.open_table(file)
-            roles = find_roles(table, reader.columns)
+            roles = find_roles(table, reader.columns, reader.require)
             if roles.split is None:
                 continue
             kinds: set[str] = set()
@@ -127,8 +129,10 @@ def _inner(value: Any, key: str) -> Any:
 class _RowReader:
     """Makes records of rows, whose values it finds by column, or by `column.key` within a column's objects."""
 
-    def __init__(self, names: Sequence[str], roles: Roles, images: Folder, prefix: str) -> None:
-        self._roles, self._prefix, self._places = roles, prefix, ImagePlaces(images)
+    def __init__(
+        self, names: Sequence[str], roles: Roles, images: Folder, prefix: str, require: frozenset[str]
+    ) -> None:
+        self._roles, self._prefix, self._places, self._require = roles, prefix, ImagePlaces(images), require
         paths = {name: [name] if name in names else name.split(".") for name in roles.wanted}
         self.columns = list(dict.fromkeys(path[0] for path in paths.values()))
         """The columns to read."""
@@ -169,11 +173,17 @@ class _RowReader:
         return text
 
     def _captions(self, row: Row) -> tuple[Caption, ...]:
+        if self._roles.caption is None:
+            return ()
         value, place = self.plain(row, self._roles.caption), f"{row.place}, column {self._roles.caption!r}:"
+        if value is None and "text" not in self._require:
+            return ()
         none = Rejected("empty-caption", f"{place} there is none but {kind_of(value)}")
         return captions_at(place, value) or (none,)
 
-    def _image(self, row: Row) -> EncodedImage:
+    def _image(self, row: Row) -> EncodedImage | None:
+        if not self._roles.image:
+            return None
         *folders, name = (self.value(row, column) for column in self._roles.image)
         if isinstance(name, dict):
             name = name.get("path")  # as Hugging Face's struct, without a part for the bytes
@@ -182,6 +192,8 @@ class _RowReader:
         if hasattr(name, "identity"):
             image: EncodedImage = name
             return image
+        if (name is None or name == "") and "image" not in self._require:
+            return None
         raise _wrong(row, self._roles.image[-1], name, "a path, or the bytes of an image")
 
 

@@ -7,7 +7,7 @@ short or damaged gives what is whole, and then a bad record that names the place
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -41,8 +41,10 @@ class _Incomplete(Rejected):
         self.wanted, self.captions = wanted, captions
 
 
-def tar_records(file: SourceFile, prefix: str, encoding: str | None) -> Iterator[Record | BadRecord]:
-    """Yield the samples of a tar, in its order.
+def tar_records(
+    file: SourceFile, prefix: str, encoding: str | None, require: Collection[str]
+) -> Iterator[Record | BadRecord]:
+    """Yield the samples of a tar, in its order; `require` says what each must have: image, text.
 
     `prefix`, the tar's name and a slash, goes before its keys unless they begin with it, as img2dataset's do.
 
@@ -51,7 +53,7 @@ def tar_records(file: SourceFile, prefix: str, encoding: str | None) -> Iterator
         OSError: it cannot be read.
     """
     with file.open(_LOCAL_BLOCK if isinstance(file.system, LocalFileSystem) else BLOCK) as stream:
-        reader = _SampleReader(file, stream, prefix, encoding)
+        reader = _SampleReader(file, stream, prefix, encoding, require)
         held: list[Member] = []
         others: list[str] = []
         try:
@@ -79,8 +81,10 @@ def tar_records(file: SourceFile, prefix: str, encoding: str | None) -> Iterator
 class _SampleReader:
     """Makes records of a tar's members."""
 
-    def __init__(self, file: SourceFile, stream: io.BufferedReader, prefix: str, encoding: str | None) -> None:
-        self._file, self._stream, self._encoding = file, stream, encoding
+    def __init__(
+        self, file: SourceFile, stream: io.BufferedReader, prefix: str, encoding: str | None, require: Collection[str]
+    ) -> None:
+        self._file, self._stream, self._encoding, self._require = file, stream, encoding, require
         self._prefix, self._stem = prefix, prefix.removesuffix("/")
         self._layout, self._looks = _Finding(), _MOST_LOOKS
 
@@ -111,13 +115,13 @@ class _SampleReader:
             others = filter(None, (_called(sound, stem, name) for name in OTHER_TEXTS))
             captions = captions_of_lines(self._text(next(others, None)) or "")
         listed = ", ".join(f".{member.ending}" for member in members[:20])
-        if image is None:
+        if image is None and ("image" in self._require or any(member.kind in IMAGE_ENDINGS for member in members)):
             raise _Incomplete("malformed-record", f"has no image among {listed}", IMAGE_ENDINGS, len(captions))
-        if not captions:
+        if not captions and "text" in self._require:
             has = listed if document is None else f"{listed} (its .json is {kind_of(facts)})"
             raise _Incomplete("no-captions", f"has no caption among {has}", _TEXT_KINDS)
         key = facts["key"] if isinstance(facts, dict) and isinstance(facts.get("key"), str) else members[0].key
-        stored = StoredImage(self._file, image.offset, image.size)
+        stored = image and StoredImage(self._file, image.offset, image.size)
         return Record(source_id=self._unique(key), captions=captions, image=stored)
 
     def _explained(self, members: Sequence[Member], lack: _Incomplete) -> Rejected:

@@ -155,7 +155,7 @@ class TrainingData:
         self._mixture = mixture
         arranged = partial(_with_partners, mixture, inputs, settings.batch_size)
         self._passes = [
-            _passes(store, number, mixture, settings, slugs, arranged) for number, store in enumerate(stores)
+            _passes(store, number, mixture, settings, slugs, arranged, soft) for number, store in enumerate(stores)
         ]
         self._shares = MixtureShares(tuple(settings.mix_in.values()))
         self.stream = PairStream(
@@ -240,12 +240,13 @@ def _passes(
     settings: Train,
     slugs: Mapping[str, str],
     arranged: Callable[[Rows], Rows],
+    soft: bool,
 ) -> Passes:
     doubtful = np.empty(0, dtype=np.int64) if number else too_doubtful(store, settings)
     return Passes(
         store,
         "train",
-        Unusable(_failed(store, slugs["image"]), np.union1d(_failed(store, slugs["text"]), doubtful)),
+        Unusable(_failed(store, slugs["image"], soft), np.union1d(_failed(store, slugs["text"], soft), doubtful)),
         Pairing(store, "train"),
         captions=settings.captions,
         shuffle_shards=settings.shuffle_shards,
@@ -255,12 +256,17 @@ def _passes(
     )
 
 
-def _failed(store: Store, slug: str) -> NDArray[np.int64]:
-    """Return the rows that the teacher could not encode; their flags are read only where the manifest counts some."""
+def _failed(store: Store, slug: str, soft: bool) -> NDArray[np.int64]:
+    """Return the rows that the teacher could not encode; their flags are read only where the manifest counts some.
+
+    Without soft labels, those without an image are none of them: a student may have other features to go by.
+    """
     if not store.manifest.teachers[slug].invalid:
         return np.empty(0, dtype=np.int64)
     # Of a reader that goes away: it keeps the flags of all rows.
-    return np.flatnonzero(~store.features(slug).valid)
+    features = store.features(slug)
+    rows = np.flatnonzero(~features.valid)
+    return rows if soft or features.level != "sample" else rows[store.images.present(rows)]
 
 
 def _table(features: MixedFeatures, device: torch.device) -> Tensor:

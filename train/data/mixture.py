@@ -103,9 +103,19 @@ class Mixture:
         return {"sample": self.samples, "caption": self.captions, "class": self.classes.numbers}[level]
 
     def image(self, number: int) -> bytes:
-        """Return the encoded image file of a sample."""
+        """Return the encoded image file of a sample; nothing where it has none."""
         store = int(self.samples.owners(number))
         return self._images[store][number - self.samples.offsets[store]]
+
+    def pictured(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """Return which samples (n,) have an image; None where every sample of every store has one."""
+        if all(images.complete for images in self._images):
+            return None
+        owners, found = self.samples.owners(numbers), np.empty(len(numbers), dtype=bool)
+        for store, (images, offset) in enumerate(zip(self._images, self.samples.offsets, strict=True)):
+            mine = owners == store
+            found[mine] = images.present(numbers[mine] - offset)
+        return found
 
     def text(self, number: int) -> str:
         """Return the text of a caption."""

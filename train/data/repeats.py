@@ -31,7 +31,8 @@ class Repeats:
         digests = np.concatenate([digest for store in stores for digest in _digests(store, split)])
         _, places, inverse = np.unique(digests, return_index=True, return_inverse=True)
         firsts = places[inverse]
-        again = np.flatnonzero(firsts != np.arange(len(digests)))
+        # Samples without an image, whose digest is 0 here, show nothing that is the same.
+        again = np.flatnonzero((firsts != np.arange(len(digests))) & (digests != 0))
         self._again, self._firsts = again + first, firsts[again] + first
 
     def groups(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -51,4 +52,4 @@ def _digests(store: Store, split: str) -> list[NDArray[np.uint64]]:
     batches = open_batches(Layout(store.root).samples, SAMPLES)
     own = [number for number, shard in enumerate(store.manifest.shards) if shard.split == split]
     columns = (batches.get_batch(number)["image_sha256"].to_pylist() for number in own)
-    return [np.array([int(digest[:_DIGITS], 16) for digest in column], dtype=np.uint64) for column in columns]
+    return [np.array([int((digest or "0")[:_DIGITS], 16) for digest in column], dtype=np.uint64) for column in columns]

@@ -192,19 +192,19 @@ def cross_modal(found: Similarities, own: sparse.csr_array, folds: int = 1) -> d
             of its images (COCO 1K: the 5,000 images of the test split in 5 folds).
 
     Raises:
-        CusaError: the images do not divide into so many folds, an embedding is not finite, or one has no partner.
+        CusaError: the images do not divide into so many folds, or an embedding is not finite.
     """
     images = found.shape[0]
     if images % folds:
         raise CusaError(f"{images} images do not divide into {folds} folds of one size.")
     if folds == 1:
-        return _figures(found.ranks(own), DIRECTIONS)
+        return _figures(both_ways(found, own), DIRECTIONS)
     measured = []
     for start in range(0, images, images // folds):
         places = np.arange(start, start + images // folds)
         run = sparse.csr_array(own[places])
         theirs = np.unique(run.indices)
-        measured.append(_figures(found.part(places, theirs).ranks(sparse.csr_array(run[:, theirs])), DIRECTIONS))
+        measured.append(_figures(both_ways(found.part(places, theirs), sparse.csr_array(run[:, theirs])), DIRECTIONS))
     mean: dict[str, Any] = _mean(measured)
     return mean
 

@@ -105,20 +105,20 @@ class EveryPair:
 def both_ways(found: Similarities, own: sparse.csr_array) -> tuple[Ranks, Ranks]:
     """Return the best rank of each item's partners, both ways, of those items that have one in `own`: (q,), (r,)."""
     back = sparse.csr_array(own.T)
-    asked, asked_back = _asked(own), _asked(back)
-    if (len(asked), len(asked_back)) == own.shape:
+    rows, columns = asked(own), asked(back)
+    if (len(rows), len(columns)) == own.shape:
         return found.ranks(own)
-    first = first_ranks(found.rows(asked), sparse.csr_array(own[asked]))
-    return first, first_ranks(found.columns(asked_back), sparse.csr_array(back[asked_back]))
+    first = first_ranks(found.rows(rows), sparse.csr_array(own[rows]))
+    return first, first_ranks(found.columns(columns), sparse.csr_array(back[columns]))
 
 
 def by_relevance(rows: Callable[[Places], Rows], relevant: sparse.csr_array) -> dict[str, float]:
     """Return mAP@R, R-Precision and R@1 of those queries that have a partner; `rows` gives those at some places."""
-    asked = _asked(relevant)
-    some = sparse.csr_array(relevant[asked])
-    return many_to_many(top(rows(asked), most_relevant(some)), some)
+    queries = asked(relevant)
+    some = sparse.csr_array(relevant[queries])
+    return many_to_many(top(rows(queries), most_relevant(some)), some)
 
 
-def _asked(matrix: sparse.csr_array) -> Places:
+def asked(matrix: sparse.csr_array) -> Places:
     """Return the rows that have a partner."""
     return np.flatnonzero(np.diff(matrix.indptr))

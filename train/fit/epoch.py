@@ -63,6 +63,18 @@ class Epoch(TrainingFigures):
         }
 
 
+@dataclass
+class EpochProgress:
+    """What is done of the epoch under way; a checkpoint keeps it."""
+
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    """Sums over the steps of the loss's parts and total."""
+    seconds: float = 0.0
+    waited: float = 0.0
+    """Seconds of those in which the model waited for input."""
+
+
 def epoch_rows(history: Sequence[Epoch]) -> list[dict[str, float]]:
     """Return one row of figures per epoch; epochs count from 1."""
     return [{"epoch": figures.epoch + 1, **figures.by_name()} for figures in history]

@@ -1,13 +1,125 @@
-"""The optimiser, and the learning rate as a function of the step (docs/methods.md §2)."""
+"""Optimisation: the optimiser, the learning rate as a function of the step (docs/methods.md §2), and a step.
+
+The objective is taken over the whole batch of all processes. Everything random in a step follows from (seed, epoch,
+step, process), so a checkpoint needs no generator's state.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
 
 import torch
-from torch import nn
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
 
+from models.aligned import AlignedModel
+from models.encoded import Encoded
 from stores.parameters import Train
+from train.data.batches import Batch, TrainingData
+from train.data.seeds import derived_seed
+from train.evaluation.embed import measuring
+from train.fit.grad_cache import cached_backward, encoded_in_parts
+from train.fit.learner import Learner
+from train.fit.processes import Processes
+from train.fit.survey import Block
+from train.losses.comparison import Instances
+from train.losses.objective import Objective, compare, compared
+
+GRADIENT: Final = "gradient"
+
+
+class Optimisation:
+    """A model, its objective and its optimiser: what a batch does to them."""
+
+    def __init__(
+        self,
+        model: AlignedModel,
+        objective: Objective,
+        data: TrainingData,
+        settings: Train,
+        accelerator: Accelerator,
+        processes: Processes,
+        matched_by: Mapping[tuple[str, str], str],
+    ) -> None:
+        """Wrap model and objective for several processes; `matched_by` is that of `Instances`."""
+        self.model, self.objective = model, objective
+        self._data, self._settings, self._processes = data, settings, processes
+        self._accelerator, self._matched_by = accelerator, matched_by
+        learner = Learner(model, objective)
+        optimizer = make_optimizer(learner, settings)
+        if settings.compile:
+            model.compile()
+        self._wrapped, self.optimizer = accelerator.prepare(learner, optimizer)
+
+    def rate(self, epoch: int, step: int) -> float:
+        """Return the learning rate of a step of an epoch."""
+        steps = len(self._data.stream)
+        return learning_rate(epoch * steps + step, self._settings.epochs * steps, self._settings)
+
+    def step(self, batch: Batch, epoch: int = 0, step: int = 0) -> dict[str, Tensor]:
+        """Take one optimiser step; return what it gave, still on the device.
+
+        That is the loss's parts and total over this process's rows, and the norm of the gradient.
+        """
+        batch = batch.to(self._accelerator.device)
+        place = (self._settings.seed, epoch, step, self._processes.rank)
+        self.optimizer.zero_grad()
+        micro = self._settings.micro_batch
+        if micro is None or micro >= len(batch.groups):
+            set_seed(derived_seed(*place))
+            total, parts = self._compared(batch, self._wrapped(batch.inputs))
+            self._accelerator.backward(total)
+        else:
+            total, parts = cached_backward(
+                self._wrapped,
+                batch.inputs,
+                micro,
+                lambda encoded: self._compared(batch, encoded),
+                lambda number: set_seed(derived_seed(*place, number)),
+                self._accelerator,
+            )
+        norm = self._accelerator.clip_grad_norm_(self._wrapped.parameters(), self._settings.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(epoch, step)
+        self.optimizer.step()
+        self.objective.clamp_()
+        return {name: value.detach() for name, value in {**parts, "total": total, GRADIENT: norm}.items()}
+
+    def blocks(self, epoch: int, pause: Callable[[], None]) -> Iterator[Block]:
+        """Yield the epoch's batches without gradient, in evaluation mode: this process's rows, and how they compare.
+
+        `pause` is called before each, and may raise.
+        """
+        self._data.stream.epoch, self._data.stream.first_step = epoch, 0
+        micro = self._settings.micro_batch or self._settings.batch_size
+        with measuring(self.model), torch.no_grad():
+            for batch in self._data.loader:
+                pause()
+                batch = batch.to(self._accelerator.device)
+                with self._accelerator.autocast():
+                    rows = self._instances(batch, encoded_in_parts(self.model, batch.inputs, micro))
+                    block = compared(rows, self._processes.columns(rows), self.model.scorer)
+                yield rows, block
+
+    def _compared(self, batch: Batch, encoded: dict[str, Encoded]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compare this process's rows with the rows of all processes."""
+        rows = self._instances(batch, encoded)
+        return compare(self.objective, rows, self._processes.columns(rows), self.model.scorer)
+
+    def _instances(self, batch: Batch, encoded: dict[str, Encoded]) -> Instances:
+        count = len(batch.groups)
+        return Instances(
+            encoded=encoded,
+            places=self._processes.rank * count + torch.arange(count, device=batch.groups.device),
+            groups=batch.groups,
+            teachers=self._data.teachers(batch) if self.objective.soft else {},
+            present=batch.present,
+            numbers=batch.numbers,
+            matched_by=self._matched_by,
+        )
 
 
 def make_optimizer(model: nn.Module, settings: Train) -> torch.optim.AdamW:

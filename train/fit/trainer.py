@@ -15,59 +15,42 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.aligned import AlignedModel
-from models.checkpoint import load_checkpoint, read_record, save_checkpoint
-from models.encoded import Encoded
 from models.student import as_student, load_student
 from stores import Store, TrainingError, TrainParameters
 from stores.clean import FILE_NAME, write_clean
 from stores.console import console
 from stores.layout import teacher_slug
-from stores.parameters import as_dict
 from train.data.batches import Batch, TrainingData
 from train.data.mixture import opened
 from train.data.seeds import derived_seed
 from train.evaluation.embed import embed_split, measuring
 from train.evaluation.evaluate import compare_split, retrieval
 from train.evaluation.ranked_modalities import check_enriched
+from train.fit.checkpoints import Checkpoints
 from train.fit.curves import Curves
-from train.fit.epoch import Epoch, StepMetrics
+from train.fit.epoch import Epoch, EpochProgress, StepMetrics
 from train.fit.frozen_towers import read_frozen_outputs
-from train.fit.grad_cache import cached_backward, check_cacheable, encoded_in_parts
-from train.fit.learner import Learner
+from train.fit.grad_cache import check_cacheable
 from train.fit.live import LiveView
-from train.fit.optimisation import learning_rate, make_optimizer
+from train.fit.optimisation import GRADIENT, Optimisation
 from train.fit.processes import Processes, precision_of
 from train.fit.run_folder import Facts, describe
 from train.fit.stops import Stop, Stopped
-from train.fit.survey import Block, survey
-from train.losses.comparison import Instances, matched_by
-from train.losses.objective import compare, compared, make_objective
+from train.fit.survey import survey
+from train.losses.comparison import matched_by
+from train.losses.objective import make_objective
 
-GRADIENT: Final = "gradient"
 LOOK_EVERY: Final = 10
 """Steps between two looks at the losses: each look waits for the device."""
-
-
-@dataclass
-class EpochProgress:
-    """What is done of the epoch under way; a checkpoint keeps it."""
-
-    step: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-    """Sums over the steps of the loss's parts and total."""
-    seconds: float = 0.0
-    waited: float = 0.0
-    """Seconds of those in which the model waited for input."""
 
 
 class Training:
@@ -82,7 +65,6 @@ class Training:
         accelerator: Accelerator,
         stop: Stop,
     ) -> None:
-        self.best, self.last = run / "best.safetensors", run / "last.safetensors"
         self._run, self._store, self._parameters = run, store, parameters
         self._title, self._accelerator, self._stop = title, accelerator, stop
         self._processes: Processes = stop.processes
@@ -97,13 +79,13 @@ class Training:
         self.objective = make_objective(parameters.loss, taught, tuple(inputs))
         self.model = AlignedModel(student, uni_modal=self.objective.unimodal)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions run faster so
-        self._matched_by = matched_by(inputs, parameters.loss.match)
+        matching = matched_by(inputs, parameters.loss.match)
         rank, processes = self._processes.rank, self._processes.count
         measured = (parameters.eval.validation, parameters.eval.test)
         splits = [(one, ("train",)) for one in opened(store, self._settings.mix_in, slugs)[1:]]
         self.model.to(accelerator.device)
         read_frozen_outputs(self.model, parameters, [(store, ("train", *measured)), *splits], accelerator, stop)
-        place, classed = (accelerator.device, rank, processes), "class" in self._matched_by.values()
+        place, classed = (accelerator.device, rank, processes), "class" in matching.values()
         inputs, soft = self.model.interface.inputs, self.objective.soft
         self.data = TrainingData(store, self._settings, slugs, inputs, *place, classed, soft)
         self.model.train()  # pretrained towers may come in evaluation mode
@@ -111,11 +93,11 @@ class Training:
         self.objective.begin(self.data.pairs)
         self.objective.to(accelerator.device)
         self._steps = len(self.data.stream)
-        learner = Learner(self.model, self.objective)
-        optimizer = make_optimizer(learner, self._settings)
-        if self._settings.compile:
-            self.model.compile()
-        self._wrapped, self._optimizer = accelerator.prepare(learner, optimizer)
+        self._optimisation = Optimisation(
+            self.model, self.objective, self.data, self._settings, accelerator, self._processes, matching
+        )
+        modules = {"model": self.model, "objective": self.objective}
+        self.checkpoints = Checkpoints(run, parameters, modules, self._optimisation.optimizer)
         self.history: list[Epoch] = []
         self._done = EpochProgress()
 
@@ -145,7 +127,7 @@ class Training:
                 self._processes.alone(self._save)
                 raise Stopped(
                     f"{self._title} after step {self._done.step} of {steps} of epoch {len(self.history) + 1}, "
-                    f"saved in {self.last}"
+                    f"saved in {self.checkpoints.last}"
                 ) from None
         return self.history
 
@@ -167,15 +149,12 @@ class Training:
         )
 
     def _resume(self) -> None:
-        if self.last.exists():
-            record = load_checkpoint(self.last, self._modules, self._optimizer)
-            self.history = [Epoch(**epoch) for epoch in record["history"]]
-            self._done = EpochProgress(**record["done"])
+        self.history, self._done = self.checkpoints.load()
         place = (len(self.history), self._done.step)
         if self._processes.any(place != self._processes.once(lambda: place)):
             raise TrainingError(
-                f"The processes do not see the same {self.last}: this one goes on after epoch {place[0]} and step "
-                f"{place[1]}. Choose a folder that all machines share with --run."
+                f"The processes do not see the same {self.checkpoints.last}: this one goes on after epoch {place[0]} "
+                f"and step {place[1]}. Choose a folder that all machines share with --run."
             )
 
     def _announce(self) -> None:
@@ -192,10 +171,7 @@ class Training:
     @property
     def _learning_rate(self) -> float:
         """The rate of the step to come."""
-        return self._rate(len(self.history), self._done.step)
-
-    def _rate(self, epoch: int, step: int) -> float:
-        return learning_rate(epoch * self._steps + step, self._settings.epochs * self._steps, self._settings)
+        return self._optimisation.rate(len(self.history), self._done.step)
 
     @property
     def _precision(self) -> str:
@@ -230,7 +206,7 @@ class Training:
         stream = self.data.stream
         self.objective.before_epoch(epoch)
         if surveying := self.objective.surveying(epoch):
-            survey(surveying, epoch, self._blocks(epoch), self._processes)
+            survey(surveying, epoch, self._optimisation.blocks(epoch, self._stop.check), self._processes)
         stream.epoch, stream.first_step = epoch, self._done.step
         self.model.train()
         batches = iter(self.data.loader)
@@ -264,63 +240,8 @@ class Training:
                 self._processes.alone(self._save)
 
     def step(self, batch: Batch, epoch: int = 0, step: int = 0) -> dict[str, Tensor]:
-        """Take one optimiser step; return what it gave, still on the device.
-
-        That is the loss's parts and total over this process's rows, and the norm of the gradient.
-        """
-        batch = batch.to(self._accelerator.device)
-        place = (self._settings.seed, epoch, step, self._processes.rank)
-        self._optimizer.zero_grad()
-        micro = self._settings.micro_batch
-        if micro is None or micro >= len(batch.groups):
-            set_seed(derived_seed(*place))
-            total, parts = self._compared(batch, self._wrapped(batch.inputs))
-            self._accelerator.backward(total)
-        else:
-            total, parts = cached_backward(
-                self._wrapped,
-                batch.inputs,
-                micro,
-                lambda encoded: self._compared(batch, encoded),
-                lambda number: set_seed(derived_seed(*place, number)),
-                self._accelerator,
-            )
-        norm = self._accelerator.clip_grad_norm_(self._wrapped.parameters(), self._settings.clip_norm)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._rate(epoch, step)
-        self._optimizer.step()
-        self.objective.clamp_()
-        return {name: value.detach() for name, value in {**parts, "total": total, GRADIENT: norm}.items()}
-
-    def _blocks(self, epoch: int) -> Iterator[Block]:
-        """Yield the epoch's batches without gradient, in evaluation mode: this process's rows, and how they compare."""
-        self.data.stream.epoch, self.data.stream.first_step = epoch, 0
-        micro = self._settings.micro_batch or self._settings.batch_size
-        with measuring(self.model), torch.no_grad():
-            for batch in self.data.loader:
-                self._stop.check()
-                batch = batch.to(self._accelerator.device)
-                with self._accelerator.autocast():
-                    rows = self._instances(batch, encoded_in_parts(self.model, batch.inputs, micro))
-                    block = compared(rows, self._processes.columns(rows), self.model.scorer)
-                yield rows, block
-
-    def _compared(self, batch: Batch, encoded: dict[str, Encoded]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compare this process's rows with the rows of all processes."""
-        rows = self._instances(batch, encoded)
-        return compare(self.objective, rows, self._processes.columns(rows), self.model.scorer)
-
-    def _instances(self, batch: Batch, encoded: dict[str, Encoded]) -> Instances:
-        count = len(batch.groups)
-        return Instances(
-            encoded=encoded,
-            places=self._processes.rank * count + torch.arange(count, device=batch.groups.device),
-            groups=batch.groups,
-            teachers=self.data.teachers(batch) if self.objective.soft else {},
-            present=batch.present,
-            numbers=batch.numbers,
-            matched_by=self._matched_by,
-        )
+        """Take one optimiser step; return what it gave (`Optimisation.step`)."""
+        return self._optimisation.step(batch, epoch, step)
 
     def _look(self, waiting: list[dict[str, Tensor]], epoch: int, last_step: int) -> dict[str, float]:
         """Fetch the losses of the latest steps from the device, add them up, and stop at one that is not finite."""
@@ -333,8 +254,8 @@ class Training:
             if not finite:
                 raise TrainingError(
                     f"The loss, or its gradient (norm {norm:.3g}), is not finite at step {step + 1} of epoch "
-                    f"{epoch + 1}: {_written(values)}. {self._last_good()} Lower train.learning_rate, or look at the "
-                    f"data of that step."
+                    f"{epoch + 1}: {_written(values)}. {self.checkpoints.last_good()} Lower train.learning_rate, or "
+                    f"look at the data of that step."
                 )
             for name, value in values.items():
                 self._done.sums[name] = self._done.sums.get(name, 0.0) + value
@@ -352,11 +273,6 @@ class Training:
             samples_per_second=steps * self._settings.batch_size / seconds,
             wait=waited / seconds,
         )
-
-    @property
-    def _modules(self) -> dict[str, nn.Module]:
-        """What a checkpoint holds."""
-        return {"model": self.model, "objective": self.objective}
 
     def _validation_rsum(self) -> float:
         settings = self._parameters.eval
@@ -378,17 +294,10 @@ class Training:
 
             return self._processes.once(rsum)
 
-    def _last_good(self) -> str:
-        if not self.last.exists():
-            return "No checkpoint had been written."
-        record = read_record(self.last)
-        within = f", step {record['done']['step']} of the next" if record["done"]["step"] else ""
-        return f"The last good checkpoint is {self.last} (epoch {len(record['history'])}{within})."
-
     def _keep(self, figures: Epoch, curves: Curves | None) -> None:
         """Write down a finished epoch; for the main process alone."""
         # The best weights first: a run that is killed in between measures this epoch again, and loses nothing.
-        self._save_weights(figures)
+        self.checkpoints.keep(self.history)
         self._save()
         if (clean := self.objective.clean()) is not None:
             captions = self._store.rows("train", "caption")
@@ -399,26 +308,7 @@ class Training:
 
     def _save(self) -> None:
         """Write everything to go on from; for the main process alone."""
-        record = {
-            "history": [asdict(epoch) for epoch in self.history],
-            "done": asdict(self._done),
-            "parameters": as_dict(self._parameters),
-        }
-        save_checkpoint(self.last, self._modules, record, self._optimizer)
-
-    def _save_weights(self, figures: Epoch) -> None:
-        """Keep the weights of an epoch, if a rule says so."""
-        earlier = [epoch.validation_rsum for epoch in self.history[:-1]]
-        record = {
-            "epoch": figures.epoch,
-            "validation_rsum": figures.validation_rsum,
-            "temperatures": figures.temperatures,
-            "parameters": as_dict(self._parameters),
-        }
-        if figures.validation_rsum > max(earlier, default=-1.0):
-            save_checkpoint(self.best, self._modules, record)
-        if self._settings.keep_every and (figures.epoch + 1) % self._settings.keep_every == 0:
-            save_checkpoint(self._run / f"epoch-{figures.epoch + 1:03}.safetensors", self._modules, record)
+        self.checkpoints.save(self.history, self._done)
 
 
 def _written(losses: dict[str, float]) -> str:

@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
+from scipy import sparse
 
 from stores import Store
 from stores.columns import Column
 from stores.thumbnails import thumbnail
 from train.evaluation.evaluate import ownership
+from train.evaluation.every_pair import asked, both_ways
 from train.evaluation.rankings import Ranks, top
 from train.report.page.page_models import PageModel
 from train.report.page.sample import SEED, PairRelevance
@@ -65,8 +67,12 @@ class Cases(NamedTuple):
 def cases(store: Store, split: str, models: Sequence[PageModel]) -> Cases:
     """Choose the queries among images and texts of the `split`, and find their answers."""
     own = ownership(store, split)
-    ranks = {model.name: model.tested.similarities.ranks(own) for model in models}
-    images, texts = (_chosen({name: both[way] for name, both in ranks.items()}) for way in (0, 1))
+    partnered = [asked(matrix) for matrix in (own, sparse.csr_array(own.T))]
+    ranks = {model.name: both_ways(model.tested.similarities, own) for model in models}
+    images, texts = (
+        {int(partnered[way][place]): why for place, why in _chosen({n: both[way] for n, both in ranks.items()}).items()}
+        for way in (0, 1)
+    )
     first_image, first_text = int(store.rows(split, "sample")[0]), int(store.rows(split, "caption")[0])
     truth = PairRelevance(store, [first_text + place for place in texts], [first_image + place for place in images])
     captions = Column(store.captions["text"])
@@ -81,8 +87,9 @@ def cases(store: Store, split: str, models: Sequence[PageModel]) -> Cases:
         image, caption = (query, item) if way == 0 else (item, query)
         return (text, picture)[way](item, truth.kind(first_text + caption, first_image + image))
 
-    def asked(way: int, queries: Mapping[int, str]) -> list[Case]:
+    def answered(way: int, queries: Mapping[int, str]) -> list[Case]:
         places, found = np.array(list(queries)), {}
+        ranked = np.searchsorted(partnered[way], places)
         for model in models:
             similarities = model.tested.similarities
             rows = (similarities.rows, similarities.columns)[way](places)
@@ -93,7 +100,9 @@ def cases(store: Store, split: str, models: Sequence[PageModel]) -> Cases:
                 (picture, text)[way](place),
                 [
                     Answers(
-                        name, int(ranks[name][way][place]) + 1, [answer(way, place, item) for item in items[number]]
+                        name,
+                        int(ranks[name][way][ranked[number]]) + 1,
+                        [answer(way, place, item) for item in items[number]],
                     )
                     for name, items in found.items()
                 ],
@@ -101,7 +110,7 @@ def cases(store: Store, split: str, models: Sequence[PageModel]) -> Cases:
             for number, (place, why) in enumerate(queries.items())
         ]
 
-    return Cases(to_images=asked(1, texts), to_texts=asked(0, images), known=truth.known)
+    return Cases(to_images=answered(1, texts), to_texts=answered(0, images), known=truth.known)
 
 
 def _chosen(ranks: Mapping[str, Ranks]) -> dict[int, str]:
