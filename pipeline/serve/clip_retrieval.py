@@ -45,7 +45,8 @@ def routes(answering: Answering) -> list[Route]:
         results: list[dict[str, Any]] = [{"id": hit.row, "similarity": hit.similarity} for hit in hits]
         # Of further results than `num_images` the protocol gives the ids alone.
         for result, hit in zip(results[: asked.num_images], hits, strict=False):
-            result |= {"caption": hit.texts[0] if hit.texts else "", "url": base + hit.image, "key": hit.key}
+            result |= {"caption": hit.texts[0] if hit.texts else "", "key": hit.key}
+            result |= {"url": base + hit.image} if hit.image else {}
         return JSONResponse(results)
 
     async def names(request: Request) -> Response:

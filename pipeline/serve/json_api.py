@@ -31,8 +31,9 @@ class Hit(BaseModel):
     split: str
     label: str | None
     texts: list[str]
-    thumbnail: str
-    image: str
+    thumbnail: str | None
+    image: str | None
+    """Where they are asked for; null of a sample without an image."""
 
 
 class Found(BaseModel):
