@@ -23,6 +23,7 @@ from benchmarks import (
     neighbours,
     pixels,
     ranking,
+    serving,
     step,
     texts,
     transport,
@@ -43,7 +44,7 @@ def main() -> None:
     started = time.monotonic()
     measured: list[Result | None] = [*commands.benchmark(), *neighbours.benchmark()]
     measured += [gather.benchmark(1), gather.benchmark(100), pixels.benchmark(), extraction.benchmark()]
-    measured += [texts.benchmark(repeated=True), texts.benchmark(repeated=False), index.benchmark()]
+    measured += [texts.benchmark(repeated=True), texts.benchmark(repeated=False), *index.benchmark()]
     measured += [
         *(step.benchmark() or [None]),
         *(frozen.benchmark() or [None]),
@@ -52,6 +53,7 @@ def main() -> None:
     ]
     measured += heads.benchmark()
     measured += [transport.benchmark(), assignment.benchmark()]
+    measured += serving.benchmark()
     results = [result for result in measured if result is not None]
     machine = {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     machine["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

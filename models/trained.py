@@ -26,6 +26,11 @@ class Trained:
     record: Mapping[str, Any]
 
 
+def checkpoint_file(path: Path) -> Path:
+    """Return the file of a run's folder (its best checkpoint), or the file itself."""
+    return path / BEST if path.is_dir() else path
+
+
 def load_trained(path: Path) -> Trained:
     """Load the model of a run's folder (its best checkpoint) or of a checkpoint file.
 
@@ -33,7 +38,7 @@ def load_trained(path: Path) -> Trained:
         TrainingError: there is no such run, or no such checkpoint.
         StudentError: its student cannot be had.
     """
-    file = path / BEST if path.is_dir() else path
+    file = checkpoint_file(path)
     if path.is_dir() and not file.is_file():
         raise TrainingError(f"{path} holds no {BEST}: it is not the run of a cusa-train that finished an epoch.")
     record = read_record(file)

@@ -116,6 +116,8 @@ KINDS: dict[str, tuple[Callable[[Client], int], int]] = {
     "origin-of-a-stranger": (post("/api/search", {"text": "a"}, Origin="https://evil.example"), 403),
     "origin-null": (post("/", b"q=a", Origin="null"), 403),
     "cross-site": (post("/lists/missing/train/mark", b"number=1&mark=right", Sec_Fetch_Site="cross-site"), 403),
+    "picture-of-another-site": (get("/thumbnail/1", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="no-cors"), 403),
+    "link-of-another-site": (get("/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate"), 200),
     "method": (lambda client: client.ask("DELETE", "/image/1").status, 405),
     "path-up": (get("/image/../../manifest.json"), 404),
     "path-up-encoded": (get("/image/..%2f..%2f..%2fetc%2fpasswd"), 404),

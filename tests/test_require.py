@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 from refusals import refused
+from served import serving
 
 from pipeline.extract import extract
 from pipeline.inspection.cli import main as cusa_store
@@ -184,6 +185,21 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_look_at_such_a_store_works(command: list[str], mixed: Path) -> None:
     result = CliRunner().invoke(cusa_store, [command[0], str(mixed), *command[1:]])
     assert (result.exit_code, result.exception) == (0, None), result.output
+
+
+def test_such_a_store_is_served(mixed: Path) -> None:
+    store = Store.open(mixed)
+    bare = next(row for row, digest in enumerate(store.samples["image_sha256"].to_pylist()) if digest is None)
+    mute = store.samples["caption_count"].to_pylist().index(0)
+    with serving(mixed) as client:
+        pages = [client.ask("GET", f"/sample/{bare}"), client.ask("GET", f"/sample/{mute}")]
+        pages += [client.page(q="a dog", model="minilm", find="text"), client.page(row=mute, of="image")]
+        assert [page.status for page in pages] == [200] * 4
+        hits = client.search(text="a cat", model="minilm", modality="text", count=50).json["results"]
+        assert {hit["sample"] for hit in hits if hit["image"] is None} == {
+            row for row, digest in enumerate(store.samples["image_sha256"].to_pylist()) if digest is None
+        }
+        assert client.ask("GET", f"/thumbnail/{bare}").status == 404
 
 
 def test_a_store_of_such_a_store_is_the_same(mixed: Path, tmp_path: Path) -> None:

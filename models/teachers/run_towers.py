@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 from PIL import Image
@@ -18,12 +19,12 @@ from models.encoded import map_tensors
 from models.inputs import Input, Pixels, Tokens
 from models.loading import weights_digest
 from models.teachers.teacher import Teacher
-from models.trained import Trained, load_trained
+from models.trained import Trained, checkpoint_file, load_trained
 from stores.errors import TeacherError
-from stores.parameters import as_dict
 
 RUN: Final = "run:"
 UNI: Final = "@uni"
+_IN_USE: Final[WeakValueDictionary[tuple[Any, ...], Trained]] = WeakValueDictionary()
 Kind = TypeVar("Kind", bound=Input)
 
 
@@ -34,11 +35,22 @@ def run_teacher(name: str, device: torch.device, precision: Literal["fp32", "bf1
         TrainingError: there is no such run.
         TeacherError: it has no uni-modal heads, or no tower that takes such items.
     """
-    trained, spec = load_trained(Path(name.removesuffix(UNI))), f"{RUN}{name}"
+    trained, spec = _shared(Path(name.removesuffix(UNI)), device), f"{RUN}{name}"
     if name.endswith(UNI) and not trained.model.uni_heads:
         raise TeacherError("has no uni-modal heads", where=spec, advice=f"Leave {UNI} out.")
     kind = RunImages if modality == "image" else RunTexts
     return kind(trained, spec, device, precision)
+
+
+def _shared(path: Path, device: torch.device) -> Trained:
+    """Load a run for a device; the towers of one that are in use share its weights, which lie there once."""
+    file = checkpoint_file(path)
+    state = file.stat() if file.is_file() else None
+    key = (str(file.resolve()), state and (state.st_ino, state.st_mtime_ns, state.st_size), str(device))
+    trained = _IN_USE.get(key)
+    if trained is None:
+        trained = _IN_USE[key] = load_trained(path)
+    return trained
 
 
 class RunTower(Teacher):
@@ -46,8 +58,8 @@ class RunTower(Teacher):
 
     def __init__(self, trained: Trained, spec: str, device: torch.device, precision: Literal["fp32", "bf16"]) -> None:
         self._is_uni = spec.endswith(UNI)
-        identity = [weights_digest(trained.model), as_dict(trained.parameters.student), self._is_uni]
-        self._model = trained.model.eval().to(device)
+        identity = [weights_digest(trained.model), trained.record.get("parameters", {}).get("student"), self._is_uni]
+        self._trained, self._model = trained, trained.model.eval().to(device)
         dim = self._model.interface.embed_dim
         super().__init__(spec=spec, dim=dim, precision=precision, device=device, identity=identity)
 

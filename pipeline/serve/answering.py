@@ -35,6 +35,8 @@ Vector = NDArray[np.float32]
 class Answer:
     """What was found, the most similar first."""
 
+    store: ServedStore
+    """In its state of then."""
     model: str
     modality: Modality
     found: tuple[Neighbour, ...]
@@ -73,6 +75,7 @@ class Answering:
             encoded = time.perf_counter()
             found = await to_thread.run_sync(_searched, now, slug, vector, asked)
         return Answer(
+            store=now,
             model=asked.model or now.first,
             modality=asked.modality,
             found=found,

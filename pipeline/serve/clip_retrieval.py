@@ -33,19 +33,19 @@ def routes(answering: Answering) -> list[Route]:
 
     async def knn(request: Request) -> Response:
         asked = checked(KnnRequest, await request.body())
-        now = await to_thread.run_sync(answering.served.now)
         search = _search(asked)
         answer = await answering.answer(search)
-        hits = found(now, answer).results
+        hits = (await to_thread.run_sync(found, answer)).results
         if asked.deduplicate and hits:
-            slug = now.slug(search.model, search.modality)
-            kept = await to_thread.run_sync(_first_of_each, now, slug, np.array([hit.row for hit in hits]))
+            slug = answer.store.slug(search.model, search.modality)
+            kept = await to_thread.run_sync(_first_of_each, answer.store, slug, np.array([hit.row for hit in hits]))
             hits = [hits[place] for place in kept]
         base = str(request.base_url).rstrip("/")
         results: list[dict[str, Any]] = [{"id": hit.row, "similarity": hit.similarity} for hit in hits]
         # Of further results than `num_images` the protocol gives the ids alone.
         for result, hit in zip(results[: asked.num_images], hits, strict=False):
-            result |= {"caption": hit.texts[0] if hit.texts else "", "url": base + hit.image, "key": hit.key}
+            result |= {"caption": hit.texts[0] if hit.texts else "", "key": hit.key}
+            result |= {"url": base + hit.image} if hit.image else {}
         return JSONResponse(results)
 
     async def names(request: Request) -> Response:

@@ -70,12 +70,12 @@ class Guard:
         host = headers.get("host", "")
         if not self._is_ours(host):
             return 421, f"This server is not {host[:200]!r}: ask it by its address."
-        if method not in ("GET", "HEAD"):
-            origin = headers.get("origin")
-            if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-                return 403, f"A page of {origin[:200]!r} may not ask this server."
-            if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-                return 403, "A page of another site may not ask this server."
+        reads, origin = method in ("GET", "HEAD"), headers.get("origin")
+        if not reads and origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+            return 403, f"A page of {origin[:200]!r} may not ask this server."
+        follows_link = reads and headers.get("sec-fetch-mode") == "navigate"
+        if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not follows_link:
+            return 403, "A page of another site may link here, and not ask this server."
         if not re.fullmatch(r"\d{1,9}", length := headers.get("content-length", "0")) or int(length) > MAX_BODY:
             return 413, f"The request has {length[:20]} bytes, at most {MAX_BODY:,} are taken."
         return None

@@ -15,7 +15,6 @@ from starlette.routing import Route
 from pipeline.serve.answering import Answer, Answering
 from pipeline.serve.pictures_by_row import picture_path
 from pipeline.serve.queries import KnnRequest, Modality, SearchRequest
-from pipeline.serve.served_store import ServedStore
 
 B = TypeVar("B", bound=BaseModel)
 
@@ -31,8 +30,9 @@ class Hit(BaseModel):
     split: str
     label: str | None
     texts: list[str]
-    thumbnail: str
-    image: str
+    thumbnail: str | None
+    image: str | None
+    """Where they are asked for; null of a sample without an image."""
 
 
 class Found(BaseModel):
@@ -85,7 +85,7 @@ def routes(answering: Answering) -> list[Route]:
     async def search(request: Request) -> Response:
         asked = checked(SearchRequest, await request.body())
         answer = await answering.answer(asked)
-        return _json(found(answering.served.now(), answer))
+        return _json(await to_thread.run_sync(found, answer))
 
     async def openapi(request: Request) -> Response:
         return JSONResponse(OPENAPI)
@@ -127,9 +127,9 @@ def told(error: ValidationError) -> str:
     return "; ".join(f"{place}: {message}" if place else message for place, message in faults[:5])[:2000]
 
 
-def found(now: ServedStore, answer: Answer) -> Found:
+def found(answer: Answer) -> Found:
     """Return an answer with what tells each sample."""
-    table = now.store.samples
+    now, table = answer.store, answer.store.store.samples
     hits = [
         Hit(
             row=one.row,
@@ -184,7 +184,7 @@ def _described() -> dict[str, Any]:
             },
             "/knn-service": {"post": operation("The same by clip-retrieval's protocol", neighbours, "KnnRequest")},
         },
-        "components": schemas if "$defs" not in schemas else {"schemas": schemas["$defs"]},
+        "components": {"schemas": schemas["$defs"]},
     }
 
 

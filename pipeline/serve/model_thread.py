@@ -116,13 +116,14 @@ class ModelThread:
     def _answer(self, batch: list[_Request]) -> None:
         if not batch:
             return
-        tower, items = batch[0].tower, [request.item for request in batch if request.item is not None]
         try:
-            teacher = self._teachers[tower.slug] = self._held(tower) or tower.load()
+            teacher = self._loaded(batch[0].tower)
+            items = [request.item for request in batch if request.item is not None]
             features = iter(_encoded(teacher, items))
         except Exception as error:  # whatever a user's model raises
-            if len(batch) == 1:
-                batch[0].result.set_exception(error)
+            if len(batch) == 1 or self._held(batch[0].tower) is None:
+                for request in batch:
+                    request.result.set_exception(error)
                 return
             # One that cannot be encoded costs no other its answer.
             for request in batch:
@@ -130,6 +131,12 @@ class ModelThread:
             return
         for request in batch:
             request.result.set_result(teacher if request.item is None else next(features))
+
+    def _loaded(self, tower: Tower) -> Teacher:
+        teacher = self._held(tower)
+        if teacher is None:
+            teacher = self._teachers[tower.slug] = tower.load()
+        return teacher
 
 
 def _encoded(teacher: Teacher, items: list[Any]) -> NDArray[np.float32]:

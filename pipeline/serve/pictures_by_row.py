@@ -47,15 +47,18 @@ def row_of(request: Request, rows: int) -> int:
     return int(text)
 
 
-def picture_path(now: ServedStore, row: int, kind: str = "thumbnail") -> str:
-    """Return where a sample's picture is asked for."""
-    return f"/{kind}/{row}?v={_digest(now, row)}"
+def picture_path(now: ServedStore, row: int, kind: str = "thumbnail") -> str | None:
+    """Return where a sample's picture is asked for; None where it has none."""
+    digest = _digest(now, row)
+    return f"/{kind}/{row}?v={digest}" if digest else None
 
 
 async def _answered(request: Request, answering: Answering, small: bool) -> Response:
     now = await to_thread.run_sync(answering.served.now)
     row = row_of(request, len(now.store.samples))
     digest = _digest(now, row)
+    if digest is None:
+        raise HTTPException(404, f"The sample {row} has no image.")
     kept = _KEPT if request.query_params.get("v") == digest else _ASKED_AGAIN
     headers = {"ETag": f'"{digest}-{"small" if small else "whole"}"', "Cache-Control": kept}
     if request.headers.get("if-none-match") == headers["ETag"]:
@@ -72,6 +75,7 @@ async def _answered(request: Request, answering: Answering, small: bool) -> Resp
         raise HTTPException(404, f"The picture of row {row} cannot be decoded: {error}") from None
 
 
-def _digest(now: ServedStore, row: int) -> str:
-    """Return what tells a picture from others, the same in every state of the store."""
-    return str(now.store.samples["image_sha256"][row].as_py())[:16]
+def _digest(now: ServedStore, row: int) -> str | None:
+    """Return what tells a picture from others, the same in every state of the store; None where there is none."""
+    digest: str | None = now.store.samples["image_sha256"][row].as_py()
+    return digest and digest[:16]

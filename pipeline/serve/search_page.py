@@ -40,7 +40,7 @@ def routes(answering: Answering) -> list[Route]:
         columns: list[dict[str, Any]] = []
         if given["q"].strip() or given["image"] or given["row"]:
             for model in dict.fromkeys((given["model"] or now.first, given["beside"] or given["model"] or now.first)):
-                columns.append(await _column(answering, now, given, model))
+                columns.append(await _column(answering, given, model))
         failed = bool(columns) and all(column["error"] for column in columns)
         page = await to_thread.run_sync(partial(_search_page, now, given, columns))
         return HTMLResponse(page, 400 if failed else 200)
@@ -87,7 +87,7 @@ async def _given(request: Request) -> dict[str, Any]:
     return {**given, "image": image}
 
 
-async def _column(answering: Answering, now: ServedStore, given: dict[str, Any], model: str) -> dict[str, Any]:
+async def _column(answering: Answering, given: dict[str, Any], model: str) -> dict[str, Any]:
     """Return one model's answer, or why it has none."""
     try:
         answer = await answering.answer(_asked(given, model))
@@ -95,7 +95,7 @@ async def _column(answering: Answering, now: ServedStore, given: dict[str, Any],
         what = error.message if isinstance(error, CusaError) else error.detail
         return {"model": model, "error": what, "hits": []}
     seconds = (answer.encode_seconds, answer.search_seconds)
-    hits = (await to_thread.run_sync(found, now, answer)).results
+    hits = (await to_thread.run_sync(found, answer)).results
     return {"model": model, "error": "", "hits": hits, "milliseconds": [1000 * one for one in seconds]}
 
 
