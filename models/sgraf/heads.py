@@ -6,7 +6,7 @@ and then one of each word, k numbers.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,13 @@ class Statistics(NamedTuple):
     """Unbiased."""
 
 
+class Folded(NamedTuple):
+    """A linear map, x ↦ x · weight + bias."""
+
+    weight: Tensor
+    bias: Tensor
+
+
 class GraphReasoning(nn.Module):
     """One step of SGR: every node becomes what it attends to among the pair's nodes."""
 
@@ -31,18 +38,21 @@ class GraphReasoning(nn.Module):
         super().__init__()
         self.graph_query_w, self.graph_key_w, self.sim_graph_w = linear(dim, dim), linear(dim, dim), linear(dim, dim)
 
-    def forward(self, nodes: Tensor, asking: Tensor) -> Tensor:
-        """Return what becomes of the nodes `asking` (…, a, k) among the `nodes` (…, n, k): (…, a, k).
+    def folded(self) -> Folded:
+        """Return query and key as one map.
 
         q(E) k(E)ᵀ is (E W_qᵀW_k + b_q W_k) Eᵀ and a number the same for every key, which the softmax cancels: one
         product in place of two, and no gradient for the key's bias.
         """
         query, key = self.graph_query_w, self.graph_key_w
         # The bias takes part with a gradient of zero, as optimisers and processes expect of a parameter.
-        folded = query.bias @ key.weight + 0 * key.bias
-        logits = (asking @ (query.weight.T @ key.weight) + folded) @ nodes.mT
-        reached: Tensor = self.sim_graph_w(logits.softmax(dim=-1) @ nodes)
-        return reached.relu()
+        return Folded(query.weight.T @ key.weight, query.bias @ key.weight + 0 * key.bias)
+
+    def forward(self, nodes: Tensor, asking: Tensor, folded: Folded) -> Tensor:
+        """Return what becomes of the nodes `asking` (p, a, k) of p pairs among their `nodes` (p, n, k): (p, a, k)."""
+        queries = torch.addmm(folded.bias, asking.flatten(0, 1), folded.weight).view(asking.shape)
+        reached: Tensor = self.sim_graph_w((queries @ nodes.mT).softmax(dim=-1) @ nodes)
+        return reached.relu() if reached.requires_grad else reached.relu_()
 
 
 class SGR(nn.ModuleList):
@@ -51,12 +61,16 @@ class SGR(nn.ModuleList):
     def __init__(self, dim: int, steps: int = 3) -> None:
         super().__init__(GraphReasoning(dim) for _ in range(steps))
 
-    def forward(self, nodes: Tensor) -> tuple[Tensor, None]:
+    def prepared(self) -> list[Folded]:
+        """Return what all blocks of a batch share."""
+        return [cast(GraphReasoning, step).folded() for step in self]
+
+    def forward(self, nodes: Tensor, prepared: list[Folded]) -> tuple[Tensor, None]:
         """Return (N, m, k) of the nodes."""
-        *before, last = self
-        for step in before:
-            nodes = step(nodes, nodes)
-        return last(nodes, nodes[..., :1, :]).squeeze(-2), None
+        shape, nodes = nodes.shape, nodes.flatten(0, 1)
+        for step, folded in zip(list(self)[:-1], prepared, strict=False):
+            nodes = step(nodes, nodes, folded)
+        return self[-1](nodes, nodes[:, :1], prepared[-1]).view(*shape[:2], -1), None
 
 
 class SAF(nn.Module):
@@ -66,7 +80,11 @@ class SAF(nn.Module):
         super().__init__()
         self.attn_sim_w, self.bn = linear(dim, 1), nn.BatchNorm1d(1, momentum=MOMENTUM)
 
-    def forward(self, nodes: Tensor) -> tuple[Tensor, Statistics | None]:
+    def prepared(self) -> list[Folded]:
+        """Return what all blocks of a batch share: nothing."""
+        return []
+
+    def forward(self, nodes: Tensor, prepared: list[Folded]) -> tuple[Tensor, Statistics | None]:
         """Return (N, m, k) of the nodes; in training also the statistics that normalised each caption's gates.
 
         These are of the images at hand: a caption's images come in one call.
