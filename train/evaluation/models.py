@@ -9,7 +9,7 @@ Shapes: n inputs, D the model's embedding.
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
@@ -110,17 +110,26 @@ class TeacherModel:
         return _array(self._teacher.encode(self._teacher.collate(self._teacher.prepare(texts))))
 
 
+@dataclass(frozen=True)
+class EnsembleModel:
+    """Several students, of which each pair's score is the mean; together they embed nothing."""
+
+    name: str
+    members: tuple[StudentModel, ...]
+
+
 MeasuredModel = StudentModel | TeacherModel
+"""A model that embeds by itself."""
 
 
 def load_model(
     spec: str, weights: str | None = None, device: str = "auto", precision: Precision = "auto"
-) -> MeasuredModel:
+) -> MeasuredModel | EnsembleModel:
     """Load the model to measure that `spec` names.
 
     Args:
         spec: a run's folder or a checkpoint file of cusa-train, `open-clip:<model>/<pretrained tag or file>`, or a
-            teacher: `family:name`.
+            teacher: `family:name`; several students with + between them are an ensemble.
         weights: a teacher's weights file, where its name does not say.
         device: "auto", or as torch names it.
         precision: "auto" is bf16 where the hardware has it.
@@ -128,10 +137,12 @@ def load_model(
     Raises:
         CusaError: there is no such model, or it cannot be loaded; or weights are given that it does not take.
     """
+    if "+" in spec and not Path(spec).exists():
+        return _ensemble(spec, device, precision)
     where = resolve_device(device)
     how = resolve_precision(precision, where)
     path = Path(spec)
-    is_open_clip = spec.startswith("open-clip:")  # whose weights may be a file in safetensors too
+    is_open_clip = spec.startswith(("open-clip:", "sgraf:"))  # whose weights may be a file in safetensors too
     is_checkpoint = not is_open_clip and (path.is_dir() or path.suffix == ".safetensors")
     if weights is not None and (is_checkpoint or is_open_clip):
         raise StudentError(f"The model {spec} takes no separate weights, but {weights} was given. Leave them out.")
@@ -189,8 +200,16 @@ def _trained(path: Path) -> tuple[AlignedModel, TrainParameters | None, dict[str
     return aligned, parameters if {"loss", "teachers"} <= recorded.keys() else None, record.get("temperatures")
 
 
+def _ensemble(spec: str, device: str, precision: Precision) -> EnsembleModel:
+    members = tuple(load_model(one, None, device, precision) for one in spec.split("+"))
+    students = tuple(one for one in members if isinstance(one, StudentModel))
+    if len(students) < len(members):
+        raise StudentError(found=spec, expected="students with + between them", advice="A teacher has no scores.")
+    return EnsembleModel(spec, students)
+
+
 def _pretrained(spec: str) -> AlignedModel:
-    """Load an open_clip model as it is published, its own embeddings standing where ours pass through heads."""
+    """Load an open_clip or sgraf model as it is published, its with its own embeddings in place of heads' outputs."""
     if "/" not in spec:
         raise StudentError(f"{spec} names no weights, and random ones are not measured. Add /<pretrained tag or file>.")
     aligned = AlignedModel(load_student(Student(model=spec)), uni_modal=False)
