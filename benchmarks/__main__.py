@@ -22,6 +22,7 @@ from benchmarks import (
     neighbours,
     pixels,
     ranking,
+    sgraf,
     step,
     texts,
     transport,
@@ -49,7 +50,7 @@ def main() -> None:
         *large_batch.benchmark(),
         *ranking.benchmark(),
     ]
-    measured += heads.benchmark()
+    measured += [*heads.benchmark(), *sgraf.benchmark()]
     measured.append(transport.benchmark())
     results = [result for result in measured if result is not None]
     machine = {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}

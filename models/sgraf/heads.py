@@ -25,10 +25,13 @@ class Statistics(NamedTuple):
 
 
 class Folded(NamedTuple):
-    """A linear map, x ↦ x · weight + bias."""
+    """A step's maps, one of them folded from query and key."""
 
-    weight: Tensor
+    asking: Tensor
+    """(k, k), and of it the bias (k,)."""
     bias: Tensor
+    both: Tensor
+    """(k, 2k): `asking` beside the map of what is passed on."""
 
 
 class GraphReasoning(nn.Module):
@@ -39,20 +42,31 @@ class GraphReasoning(nn.Module):
         self.graph_query_w, self.graph_key_w, self.sim_graph_w = linear(dim, dim), linear(dim, dim), linear(dim, dim)
 
     def folded(self) -> Folded:
-        """Return query and key as one map.
+        """Return what all pairs share.
 
         q(E) k(E)ᵀ is (E W_qᵀW_k + b_q W_k) Eᵀ and a number the same for every key, which the softmax cancels: one
         product in place of two, and no gradient for the key's bias.
         """
         query, key = self.graph_query_w, self.graph_key_w
+        asking = query.weight.T @ key.weight
         # The bias takes part with a gradient of zero, as optimisers and processes expect of a parameter.
-        return Folded(query.weight.T @ key.weight, query.bias @ key.weight + 0 * key.bias)
+        bias = query.bias @ key.weight + 0 * key.bias
+        return Folded(asking, bias, torch.cat([asking, self.sim_graph_w.weight.T], dim=1))
 
-    def forward(self, nodes: Tensor, asking: Tensor, folded: Folded) -> Tensor:
-        """Return what becomes of the nodes `asking` (p, a, k) of p pairs among their `nodes` (p, n, k): (p, a, k)."""
-        queries = torch.addmm(folded.bias, asking.flatten(0, 1), folded.weight).view(asking.shape)
-        reached: Tensor = self.sim_graph_w((queries @ nodes.mT).softmax(dim=-1) @ nodes)
+    def forward(self, nodes: Tensor, folded: Folded) -> Tensor:
+        """Return what becomes of every node of p pairs: (p, n, k) to (p, n, k)."""
+        asked, passed = (nodes.flatten(0, 1) @ folded.both).view(*nodes.shape[:2], -1).chunk(2, dim=-1)
+        # In place where nothing is kept for gradients, here and below.
+        queries = asked + folded.bias if asked.requires_grad else asked.add_(folded.bias)
+        weights = (queries @ nodes.mT).softmax(dim=-1)
+        reached = torch.baddbmm(self.sim_graph_w.bias, weights, passed)
         return reached.relu() if reached.requires_grad else reached.relu_()
+
+    def first(self, nodes: Tensor, folded: Folded) -> Tensor:
+        """Return what becomes of the first node of each pair alone: (p, n, k) to (p, k)."""
+        queries = torch.addmm(folded.bias, nodes[:, 0], folded.asking)
+        weights = (nodes @ queries[..., None]).softmax(dim=1)
+        return cast(Tensor, self.sim_graph_w((weights.mT @ nodes).squeeze(1))).relu()
 
 
 class SGR(nn.ModuleList):
@@ -67,10 +81,11 @@ class SGR(nn.ModuleList):
 
     def forward(self, nodes: Tensor, prepared: list[Folded]) -> tuple[Tensor, None]:
         """Return (N, m, k) of the nodes."""
-        shape, nodes = nodes.shape, nodes.flatten(0, 1)
-        for step, folded in zip(list(self)[:-1], prepared, strict=False):
-            nodes = step(nodes, nodes, folded)
-        return self[-1](nodes, nodes[:, :1], prepared[-1]).view(*shape[:2], -1), None
+        pairs = nodes.flatten(0, 1)
+        *before, last = (cast(GraphReasoning, step) for step in self)
+        for step, folded in zip(before, prepared, strict=False):
+            pairs = step(pairs, folded)
+        return last.first(pairs, prepared[-1]).view(*nodes.shape[:2], -1), None
 
 
 class SAF(nn.Module):

@@ -20,8 +20,8 @@ from models.encoded import Encoded
 from models.sgraf.encoders import EPSILON, GlobalVector, at_length_one, linear
 from models.sgraf.heads import SAF, SGR, Folded, Statistics
 
-BLOCK: Final = 2**24
-"""Bytes of the widest numbers, (N, m, L, d), of a block of pairs; a few such are alive at once."""
+BLOCK: Final = 3 * 2**21
+"""Bytes of the widest numbers, (N, m, L, d), of a block of pairs: what a processor's cache holds; a few are alive."""
 HEADS: Final = {"SGR": SGR, "SAF": SAF}
 _SLOPE, _SHARPNESS = 0.1, 9.0
 _TINY: Final = 1e-30
@@ -126,14 +126,14 @@ class SimilarityVectors(nn.Module):
         regions, words = images.regions, _parts(captions)
         shape = len(regions), regions.shape[1], *words.shape[:2]
         products = (regions.flatten(0, 1) @ words.flatten(0, 1).T).view(shape)
-        differences = _differences(_attention(products).flatten(2).mT, images, words.flatten(0, 1))
+        differences = _differences(_attention(products).flatten(2), images, words.flatten(0, 1))
         vectors = images.vectors[:, None] - captions.vector
         return self._scores(differences.view(len(regions), *words.shape), vectors, images.prepared)
 
     def _paired(self, images: Images, captions: Encoded) -> tuple[Tensor, Statistics | None]:
         """Score m images each with its own caption, all of one length: (1, m)."""
         words = _parts(captions)
-        attention = _attention((images.regions @ words.mT)[:, :, None]).squeeze(2).mT
+        attention = _attention((images.regions @ words.mT)[:, :, None]).squeeze(2)
         differences = _differences(attention, images, words)
         return self._scores(differences[None], (images.vectors - captions.vector)[None], images.prepared)
 
@@ -156,19 +156,21 @@ def _attention(similarities: Tensor) -> Tensor:
 
     A region's products with the words of a caption come to length one; a softmax over the regions follows.
     """
-    sharp = _SHARPNESS * at_length_one(functional.leaky_relu(similarities, _SLOPE))
+    leaky = functional.leaky_relu(similarities, _SLOPE)
+    lengths = torch.linalg.vector_norm(leaky, dim=-1, keepdim=True)
+    sharp: Tensor = leaky * (_SHARPNESS / (lengths + EPSILON))
     return sharp.softmax(dim=1)
 
 
 def _differences(attention: Tensor, images: Images, words: Tensor) -> Tensor:
     """Return what words see of n images, at length one, less the words, ((n,) L, d): (n, L, d).
 
-    The length of a sum of regions, by weights (n, L, R), follows from the regions' products among themselves; weights
+    The length of a sum of regions, by weights (n, R, L), follows from the regions' products among themselves; weights
     over it give the sum at length one, from which the words are subtracted while it is computed.
     """
-    squares = ((attention @ images.products) * attention).sum(dim=-1, keepdim=True)
+    squares = ((images.products @ attention) * attention).sum(dim=1, keepdim=True)
     scaled = attention / (squares.clamp(min=_TINY).sqrt() + EPSILON)
-    return torch.baddbmm(words.expand(len(scaled), *words.shape[-2:]), scaled, images.regions, beta=-1)
+    return torch.baddbmm(words.expand(len(scaled), *words.shape[-2:]), scaled.mT, images.regions, beta=-1)
 
 
 def _by_length(captions: Encoded) -> Iterator[tuple[Tensor, Encoded]]:
