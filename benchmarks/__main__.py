@@ -24,6 +24,7 @@ from benchmarks import (
     pixels,
     ranking,
     serving,
+    sgraf,
     step,
     texts,
     transport,
@@ -51,7 +52,7 @@ def main() -> None:
         *large_batch.benchmark(),
         *ranking.benchmark(),
     ]
-    measured += heads.benchmark()
+    measured += [*heads.benchmark(), *sgraf.benchmark()]
     measured += [transport.benchmark(), assignment.benchmark()]
     measured += serving.benchmark()
     results = [result for result in measured if result is not None]

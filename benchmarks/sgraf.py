@@ -93,14 +93,18 @@ def _loop(model: SgrafStudent, images: Encoded, captions: Encoded) -> Tensor:
         vector = part.t_global_w(own)
         expanded = own.expand(images.size, -1, -1)
         similarity = functional.leaky_relu(images.parts @ expanded.mT, 0.1)
-        similarity = at_length_one(similarity).mT.contiguous()
-        contexts = at_length_one(functional.softmax(9 * similarity, dim=-1) @ images.parts)
-        local = at_length_one(part.sim_tranloc_w((contexts - expanded) ** 2))
-        overall = at_length_one(part.sim_tranglo_w((images.vector - vector) ** 2))
+        similarity = _unit(similarity).mT.contiguous()
+        contexts = _unit(functional.softmax(9 * similarity, dim=-1) @ images.parts)
+        local = _unit(part.sim_tranloc_w((contexts - expanded) ** 2))
+        overall = _unit(part.sim_tranglo_w((images.vector - vector) ** 2))
         nodes = torch.cat([overall[:, None], local], dim=1)
         vectors = _reasoned(part, nodes) if model.kind == "SGR" else _filtered(part, nodes)
         columns.append(torch.sigmoid(part.sim_eval_w(vectors)))
     return torch.cat(columns, dim=1)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return vectors / (vectors.pow(2).sum(dim=-1, keepdim=True).sqrt() + 1e-8)
 
 
 def _reasoned(part: Any, nodes: Tensor) -> Tensor:
@@ -113,7 +117,7 @@ def _reasoned(part: Any, nodes: Tensor) -> Tensor:
 def _filtered(part: Any, nodes: Tensor) -> Tensor:
     gates = torch.sigmoid(part.SAF_module.bn(part.SAF_module.attn_sim_w(nodes).mT)).mT
     gates = gates / (gates.sum(dim=1, keepdim=True) + 1e-8)
-    return at_length_one((gates * nodes).sum(dim=1))
+    return _unit((gates * nodes).sum(dim=1))
 
 
 @torch.inference_mode()

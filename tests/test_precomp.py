@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from accelerate.state import AcceleratorState
+from click.testing import CliRunner
 from PIL import Image
 
+from models.student import load_student
 from pipeline.extract import extract
+from pipeline.inspection.cli import main as store_command
 from pipeline.sources import open_source
-from stores import ExtractParameters, Store
+from stores import ExtractParameters, Store, TrainParameters
 from stores.errors import SourceError
-from stores.parameters import Data, Extract, Teachers
+from stores.parameters import Data, Extract, Loss, Sgraf, Student, Teachers, Train
+from train.eval_cli import main as eval_command
+from train.evaluation.models import load_model
+from train.run import run
 
 SIZES = {"train": 7, "dev": 3, "test": 2, "testall": 4}
 
@@ -119,3 +128,66 @@ def test_images_are_asked_for_where_they_are_required(tmp_path: Path) -> None:
     assert next(iter(open_source(given(tmp_path).data).records("val"))).source_id == "val/0"
     with pytest.raises(SourceError, match=r"no images\. Take samples without images by data\.require: \[text\]"):
         open_source(Data(source=str(tmp_path)))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SGR and SAF trained on a folder of SCAN's form, whose captions name a word for the region that an image shows."""
+    folder, generator = tmp_path_factory.mktemp("trained"), np.random.default_rng(0)
+    shown = generator.random((8, 6), np.float32)
+    (folder / "data").mkdir()
+    for split, images in {"train": 40, "dev": 8, "test": 8}.items():
+        kinds = np.stack([generator.permutation(8)[:4] for _ in range(images)])
+        np.save(
+            folder / "data" / f"{split}_ims.npy", shown[kinds] + 0.05 * generator.random((images, 4, 6), np.float32)
+        )
+        lines = [" ".join(f"thing{kind}" for kind in some[: 1 + number % 4]) for some in kinds for number in range(5)]
+        (folder / "data" / f"{split}_caps.txt").write_text("\n".join(lines) + "\n")
+    extract(given(folder / "data"), folder / "store")
+    written = CliRunner().invoke(store_command, ["vocabulary", str(folder / "store"), "--out", str(folder / "v.json")])
+    assert "12 words" in written.output
+    for kind in ("SGR", "SAF"):
+        sizes = Sgraf(vocabulary=str(folder / "v.json"), dim=16, word=8, similarity=8)
+        parameters = TrainParameters(
+            teachers=Teachers(image="tiny_teachers:mean_colour", text="tiny_teachers:length"),
+            student=Student(model=f"sgraf:{kind}", sgraf=sizes, gradient_checkpointing=kind == "SAF"),
+            loss=Loss(original="hinge", alpha=0.0, beta=0.0),
+            train=Train(epochs=1, batch_size=40, device="cpu", precision="fp32", compare=False, learning_rate=0.01),
+        )
+        AcceleratorState._reset_state(reset_partial_state=True)
+        run(parameters, Store.open(folder / "store"), folder / kind)
+    return folder
+
+
+def test_sgraf_is_trained_without_images_and_is_the_mean_of_its_two_runs(trained: Path, tmp_path: Path) -> None:
+    runs = [str(trained / kind) for kind in ("SGR", "SAF")]
+    models = [argument for spec in (*runs, "+".join(runs)) for argument in ("--model", spec)]
+    where = ["--store", str(trained / "store"), "--out", str(tmp_path / "out"), "--device", "cpu", "--workers", "0"]
+    where += ["--precision", "fp32"]
+    measured = CliRunner().invoke(eval_command, [*models, "--task", "retrieval", "--task", "sts", *where])
+    assert measured.exit_code == 0, measured.output
+    found = {
+        result["model"]: next(iter(result["figures"].values()))
+        for result in json.loads((tmp_path / "out" / "figures.json").read_text())["results"]
+        if result["task"] == "retrieval"
+    }
+    assert "embeds nothing" in measured.stderr
+    store, scores = Store.open(trained / "store"), 0.0
+    regions = torch.from_numpy(store.features("regions").gather(store.rows("test", "sample"))).float()
+    texts = store.captions["text"].take(store.rows("test", "caption")).to_pylist()
+    for name in runs:
+        student = load_model(name, device="cpu").aligned
+        with torch.inference_mode():
+            encoded = student.encode("text", student.interface.inputs["text"].texts(texts))
+            scores = scores + student.scorer.matrix(student.encode("image", regions), encoded).numpy() / 2
+        metrics = json.loads((Path(name) / "metrics.json").read_text())["hinge"]
+        assert metrics["RSUM"] == pytest.approx(found[name]["RSUM"])
+    own = scores[np.arange(40) // 5, np.arange(40)]
+    hits = (scores > own).sum(axis=0) < 1
+    assert found["+".join(runs)]["text_to_image"]["R@1"] == pytest.approx(100 * hits.mean())
+    # The student that a run leaves is a file to begin from.
+    exported = f"sgraf:SGR/{trained / 'SGR' / 'student.safetensors'}"
+    again = load_student(Student(model=exported, sgraf=Sgraf(vocabulary=str(trained / "v.json"))))
+    former = load_model(runs[0], device="cpu").aligned.student
+    for name, tensor in former.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name

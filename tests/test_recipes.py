@@ -35,7 +35,7 @@ def header(name: str) -> list[str]:
 
 
 def test_there_is_a_recipe_for_each_model_and_data_set() -> None:
-    assert sorted(path.stem for path in RECIPES.glob("*.yaml")) == sorted(TARGETS)
+    assert sorted(path.stem for path in RECIPES.glob("clip-*.yaml")) == sorted(TARGETS)
     assert sorted(f"clip-{model}-{data}" for model in STUDENTS for data in EPOCHS) == sorted(TARGETS)
 
 
@@ -95,3 +95,28 @@ def test_the_table_of_recipes_has_the_same_figures() -> None:
     for name, figures in TARGETS.items():
         base, aligned, *_ = figures.split()
         assert re.search(rf"\]\({name}\.yaml\) \|.*: {base} → {aligned} \|", table)
+
+
+@pytest.mark.parametrize(
+    ("data", "target"), [("flickr30k", "491.1 503.7 500.0 514.1"), ("coco", "419.6 427.9 428.3 439.2")]
+)
+def test_sgraf_s_recipes_have_its_settings(data: str, target: str) -> None:
+    path = RECIPES / f"sgr-{data}.yaml"
+    train = load_parameters(TrainParameters, path)
+    assert load_parameters(ExtractParameters, path).data.format == "precomp"
+    loss, settings = train.loss, train.train
+    assert (loss.original, loss.hinge.margin, loss.hinge.negatives, loss.hinge.reduction) == (
+        "hinge",
+        0.2,
+        "hardest",
+        "sum",
+    )
+    assert (loss.alpha, loss.beta, loss.teacher_temperature) == (0.6, 0.75, 1.0)
+    assert (settings.learning_rate, settings.final_learning_rate, settings.weight_decay) == (2e-4, 1e-5, 1e-4)
+    assert (settings.batch_size, settings.clip_norm, settings.epochs, train.student.model) == (
+        128,
+        2.0,
+        40,
+        "sgraf:SGR",
+    )
+    assert all(figure in " ".join(header(path.stem)) for figure in target.split())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from train.evaluation.data import DataSets
-    from train.evaluation.models import MeasuredModel
+    from train.evaluation.models import EnsembleModel, MeasuredModel
     from train.evaluation.second_stage import AtDepth
 
 FILE: Final = click.Path(path_type=Path)
@@ -34,8 +34,8 @@ WIDTH: Final = 1000
     "models",
     multiple=True,
     default=("artifacts/run",),
-    help="A run's folder, a checkpoint, open-clip:<model>/<pretrained tag or file>, or a teacher (family:name). "
-    "Several are set side by side.",
+    help="A run's folder, a checkpoint, open-clip:<model>/<pretrained tag or file>, or a teacher (family:name); "
+    "students with + between them are one, by their mean score. Several are set side by side.",
 )
 @click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), help="Without it, all there is data for.")
 @click.option("--store", type=FILE, default=Path("artifacts/store"), help="A store, for all tasks.")
@@ -93,7 +93,9 @@ def main(
         _measure_and_show(evaluation, loaded, tasks, data, accelerator, batch_size, workers, out, second)
 
 
-def _load(models: Sequence[str], weights: Sequence[str], device: str, precision: Precision) -> list[MeasuredModel]:
+def _load(
+    models: Sequence[str], weights: Sequence[str], device: str, precision: Precision
+) -> list[MeasuredModel | EnsembleModel]:
     """Load all models before any is measured: a mistake in the last should not cost the hours of the first."""
     from train.evaluation.models import load_model
 
@@ -111,7 +113,7 @@ def _load(models: Sequence[str], weights: Sequence[str], device: str, precision:
 
 def _measure_and_show(
     evaluation: Evaluation,
-    models: Sequence[MeasuredModel],
+    models: Sequence[MeasuredModel | EnsembleModel],
     tasks: Sequence[str],
     data: DataSets,
     accelerator: Accelerator,

@@ -6,7 +6,7 @@ and then one of each word, k numbers.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,16 @@ class Statistics(NamedTuple):
     """Unbiased."""
 
 
+class Folded(NamedTuple):
+    """A step's maps, one of them folded from query and key."""
+
+    asking: Tensor
+    """(k, k), and of it the bias (k,)."""
+    bias: Tensor
+    both: Tensor
+    """(k, 2k): `asking` beside the map of what is passed on."""
+
+
 class GraphReasoning(nn.Module):
     """One step of SGR: every node becomes what it attends to among the pair's nodes."""
 
@@ -31,18 +41,32 @@ class GraphReasoning(nn.Module):
         super().__init__()
         self.graph_query_w, self.graph_key_w, self.sim_graph_w = linear(dim, dim), linear(dim, dim), linear(dim, dim)
 
-    def forward(self, nodes: Tensor, asking: Tensor) -> Tensor:
-        """Return what becomes of the nodes `asking` (…, a, k) among the `nodes` (…, n, k): (…, a, k).
+    def folded(self) -> Folded:
+        """Return what all pairs share.
 
         q(E) k(E)ᵀ is (E W_qᵀW_k + b_q W_k) Eᵀ and a number the same for every key, which the softmax cancels: one
         product in place of two, and no gradient for the key's bias.
         """
         query, key = self.graph_query_w, self.graph_key_w
+        asking = query.weight.T @ key.weight
         # The bias takes part with a gradient of zero, as optimisers and processes expect of a parameter.
-        folded = query.bias @ key.weight + 0 * key.bias
-        logits = (asking @ (query.weight.T @ key.weight) + folded) @ nodes.mT
-        reached: Tensor = self.sim_graph_w(logits.softmax(dim=-1) @ nodes)
-        return reached.relu()
+        bias = query.bias @ key.weight + 0 * key.bias
+        return Folded(asking, bias, torch.cat([asking, self.sim_graph_w.weight.T], dim=1))
+
+    def forward(self, nodes: Tensor, folded: Folded) -> Tensor:
+        """Return what becomes of every node of p pairs: (p, n, k) to (p, n, k)."""
+        asked, passed = (nodes.flatten(0, 1) @ folded.both).view(*nodes.shape[:2], -1).chunk(2, dim=-1)
+        # In place where nothing is kept for gradients, here and below.
+        queries = asked + folded.bias if asked.requires_grad else asked.add_(folded.bias)
+        weights = (queries @ nodes.mT).softmax(dim=-1)
+        reached = torch.baddbmm(self.sim_graph_w.bias, weights, passed)
+        return reached.relu() if reached.requires_grad else reached.relu_()
+
+    def first(self, nodes: Tensor, folded: Folded) -> Tensor:
+        """Return what becomes of the first node of each pair alone: (p, n, k) to (p, k)."""
+        queries = torch.addmm(folded.bias, nodes[:, 0], folded.asking)
+        weights = (nodes @ queries[..., None]).softmax(dim=1)
+        return cast(Tensor, self.sim_graph_w((weights.mT @ nodes).squeeze(1))).relu()
 
 
 class SGR(nn.ModuleList):
@@ -51,12 +75,17 @@ class SGR(nn.ModuleList):
     def __init__(self, dim: int, steps: int = 3) -> None:
         super().__init__(GraphReasoning(dim) for _ in range(steps))
 
-    def forward(self, nodes: Tensor) -> tuple[Tensor, None]:
+    def prepared(self) -> list[Folded]:
+        """Return what all blocks of a batch share."""
+        return [cast(GraphReasoning, step).folded() for step in self]
+
+    def forward(self, nodes: Tensor, prepared: list[Folded]) -> tuple[Tensor, None]:
         """Return (N, m, k) of the nodes."""
-        *before, last = self
-        for step in before:
-            nodes = step(nodes, nodes)
-        return last(nodes, nodes[..., :1, :]).squeeze(-2), None
+        pairs = nodes.flatten(0, 1)
+        *before, last = (cast(GraphReasoning, step) for step in self)
+        for step, folded in zip(before, prepared, strict=False):
+            pairs = step(pairs, folded)
+        return last.first(pairs, prepared[-1]).view(*nodes.shape[:2], -1), None
 
 
 class SAF(nn.Module):
@@ -66,7 +95,11 @@ class SAF(nn.Module):
         super().__init__()
         self.attn_sim_w, self.bn = linear(dim, 1), nn.BatchNorm1d(1, momentum=MOMENTUM)
 
-    def forward(self, nodes: Tensor) -> tuple[Tensor, Statistics | None]:
+    def prepared(self) -> list[Folded]:
+        """Return what all blocks of a batch share: nothing."""
+        return []
+
+    def forward(self, nodes: Tensor, prepared: list[Folded]) -> tuple[Tensor, Statistics | None]:
         """Return (N, m, k) of the nodes; in training also the statistics that normalised each caption's gates.
 
         These are of the images at hand: a caption's images come in one call.

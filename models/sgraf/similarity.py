@@ -9,7 +9,7 @@ Shapes: N images, M captions, m of one length L, R regions, d embedding, k numbe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,35 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from models.encoded import Encoded
-from models.sgraf.encoders import GlobalVector, at_length_one, linear
-from models.sgraf.heads import SAF, SGR, Statistics
+from models.sgraf.encoders import EPSILON, GlobalVector, at_length_one, linear
+from models.sgraf.heads import SAF, SGR, Folded, Statistics
 
-BLOCK: Final = 2**24
-"""Bytes of the widest numbers, (N, m, L, d), of a block of pairs; a few such are alive at once."""
+BLOCK: Final = 3 * 2**21
+"""Bytes of the widest numbers, (N, m, L, d), of a block of pairs: what a processor's cache holds; a few are alive."""
 HEADS: Final = {"SGR": SGR, "SAF": SAF}
 _SLOPE, _SHARPNESS = 0.1, 9.0
-Block = Callable[[Encoded, Encoded], tuple[Tensor, Statistics | None]]
+_TINY: Final = 1e-30
+"""A squared length below it is zero, and has no gradient."""
+
+
+class Images(NamedTuple):
+    """Images, and what all blocks that they are scored in share."""
+
+    vectors: Tensor
+    """(N, d), the global ones."""
+    regions: Tensor
+    """(N, R, d)"""
+    products: Tensor
+    """(N, R, R), of each two regions of an image."""
+    prepared: list[Folded]
+    """Of the head."""
+
+    def take(self, rows: slice | Tensor) -> Images:
+        """Return some of the images."""
+        return self._replace(vectors=self.vectors[rows], regions=self.regions[rows], products=self.products[rows])
+
+
+Block = Callable[[Images, Encoded], tuple[Tensor, Statistics | None]]
 
 
 class SimilarityVectors(nn.Module):
@@ -47,13 +68,14 @@ class SimilarityVectors(nn.Module):
         self.pair_bytes = 4 * (dim + similarity)
 
     @property
-    def head(self) -> nn.Module:
+    def head(self) -> SGR | SAF:
         """What the similarity vectors go through."""
-        return self.get_submodule(self._head)
+        return cast(SGR | SAF, self.get_submodule(self._head))
 
     def matrix(self, first: Encoded, second: Encoded) -> Tensor:
         """Return the scores of every image with every caption: (N, M)."""
         together = isinstance(self.head, SAF) and self.training
+        images = self._images(first)
         columns, places, noted = [], [], []
         for own, captions in _by_length(second):
             pairs = max(1, BLOCK // _bytes(captions))
@@ -62,7 +84,7 @@ class SimilarityVectors(nn.Module):
                 some = captions.take(slice(start, start + width))
                 height = first.size if together else max(1, pairs // some.size)
                 blocks = [
-                    self._block(self._crossed, first.take(slice(top, top + height)), some)
+                    self._block(self._crossed, images.take(slice(top, top + height)), some)
                     for top in range(0, first.size, height)
                 ]
                 columns.append(torch.cat([scores for scores, _ in blocks]))
@@ -74,11 +96,12 @@ class SimilarityVectors(nn.Module):
 
     def pairs(self, first: Encoded, second: Encoded) -> Tensor:
         """Return the scores of images each with its own caption: (N,). While training, SAF normalises each alone."""
+        images = self._images(first)
         found, places, noted = [], [], []
         for own, captions in _by_length(second):
-            images, size = first.take(own), max(1, BLOCK // _bytes(captions))
+            theirs, size = images.take(own), max(1, BLOCK // _bytes(captions))
             for part in (slice(start, start + size) for start in range(0, captions.size, size)):
-                scores, statistics = self._block(self._paired, images.take(part), captions.take(part))
+                scores, statistics = self._block(self._paired, theirs.take(part), captions.take(part))
                 found.append(scores[0])
                 noted.append(statistics)
             places.append(own)
@@ -86,7 +109,11 @@ class SimilarityVectors(nn.Module):
         self._note(noted, order)
         return torch.cat(found)[order]
 
-    def _block(self, score: Block, images: Encoded, captions: Encoded) -> tuple[Tensor, Statistics | None]:
+    def _images(self, encoded: Encoded) -> Images:
+        regions = _parts(encoded)
+        return Images(encoded.vector, regions, regions @ regions.mT, self.head.prepared())
+
+    def _block(self, score: Block, images: Images, captions: Encoded) -> tuple[Tensor, Statistics | None]:
         if not (self.recomputing and torch.is_grad_enabled()):
             return score(images, captions)
         found: tuple[Tensor, Statistics | None] = checkpoint(
@@ -94,29 +121,28 @@ class SimilarityVectors(nn.Module):
         )
         return found
 
-    def _crossed(self, images: Encoded, captions: Encoded) -> tuple[Tensor, Statistics | None]:
+    def _crossed(self, images: Images, captions: Encoded) -> tuple[Tensor, Statistics | None]:
         """Score N images with m captions of one length: (N, m)."""
-        regions, words = _parts(images), _parts(captions)
+        regions, words = images.regions, _parts(captions)
         shape = len(regions), regions.shape[1], *words.shape[:2]
-        attention = _attention((regions.flatten(0, 1) @ words.flatten(0, 1).T).view(shape))
-        contexts = (attention.flatten(2).mT @ regions).view(len(regions), *words.shape)
-        return self._scores(contexts, words, images.vector[:, None], captions.vector)
+        products = (regions.flatten(0, 1) @ words.flatten(0, 1).T).view(shape)
+        differences = _differences(_attention(products).flatten(2), images, words.flatten(0, 1))
+        vectors = images.vectors[:, None] - captions.vector
+        return self._scores(differences.view(len(regions), *words.shape), vectors, images.prepared)
 
-    def _paired(self, images: Encoded, captions: Encoded) -> tuple[Tensor, Statistics | None]:
+    def _paired(self, images: Images, captions: Encoded) -> tuple[Tensor, Statistics | None]:
         """Score m images each with its own caption, all of one length: (1, m)."""
-        regions, words = _parts(images), _parts(captions)
-        attention = _attention((regions @ words.mT).movedim(0, 1)[None])[0]
-        contexts = attention.permute(1, 2, 0) @ regions
-        return self._scores(contexts[None], words, images.vector[None], captions.vector)
+        words = _parts(captions)
+        attention = _attention((images.regions @ words.mT)[:, :, None]).squeeze(2)
+        differences = _differences(attention, images, words)
+        return self._scores(differences[None], (images.vectors - captions.vector)[None], images.prepared)
 
-    def _scores(
-        self, contexts: Tensor, words: Tensor, images: Tensor, captions: Tensor
-    ) -> tuple[Tensor, Statistics | None]:
-        """Compare what each word sees, (N, m, L, d), with the word, and (N, 1 or m, d) images with (m, d) captions."""
-        local = self.sim_tranloc_w((at_length_one(contexts) - words).square())
-        overall = self.sim_tranglo_w((images - captions).square())
-        nodes = at_length_one(torch.cat([overall[..., None, :], local], dim=-2))
-        vectors, statistics = self.head(nodes)
+    def _scores(self, local: Tensor, overall: Tensor, prepared: list[Folded]) -> tuple[Tensor, Statistics | None]:
+        """Score what each word sees less the word, (N, m, L, d), and images less captions, (N, m, d)."""
+        # In place where nothing is kept for gradients: these are the widest of all tensors.
+        squared = local.square() if local.requires_grad else local.square_()
+        nodes = torch.cat([self.sim_tranglo_w(overall.square())[..., None, :], self.sim_tranloc_w(squared)], dim=-2)
+        vectors, statistics = self.head(at_length_one(nodes), prepared)
         return torch.sigmoid(self.sim_eval_w(vectors)).squeeze(-1), statistics
 
     def _note(self, noted: list[Statistics | None], order: Tensor) -> None:
@@ -130,8 +156,21 @@ def _attention(similarities: Tensor) -> Tensor:
 
     A region's products with the words of a caption come to length one; a softmax over the regions follows.
     """
-    sharp = _SHARPNESS * at_length_one(functional.leaky_relu(similarities, _SLOPE))
+    leaky = functional.leaky_relu(similarities, _SLOPE)
+    lengths = torch.linalg.vector_norm(leaky, dim=-1, keepdim=True)
+    sharp: Tensor = leaky * (_SHARPNESS / (lengths + EPSILON))
     return sharp.softmax(dim=1)
+
+
+def _differences(attention: Tensor, images: Images, words: Tensor) -> Tensor:
+    """Return what words see of n images, at length one, less the words, ((n,) L, d): (n, L, d).
+
+    The length of a sum of regions, by weights (n, R, L), follows from the regions' products among themselves; weights
+    over it give the sum at length one, from which the words are subtracted while it is computed.
+    """
+    squares = ((images.products @ attention) * attention).sum(dim=1, keepdim=True)
+    scaled = attention / (squares.clamp(min=_TINY).sqrt() + EPSILON)
+    return torch.baddbmm(words.expand(len(scaled), *words.shape[-2:]), scaled.mT, images.regions, beta=-1)
 
 
 def _by_length(captions: Encoded) -> Iterator[tuple[Tensor, Encoded]]:

@@ -14,9 +14,10 @@ from stores.parameters import Rerank
 from train.evaluation import image_retrieval, sts
 from train.evaluation.data import DataSets
 from train.evaluation.embed import SplitEncoded
+from train.evaluation.ensembles import EnsembleOnStore
 from train.evaluation.evaluate import shows_pairs
 from train.evaluation.image_folders import BENCHMARKS
-from train.evaluation.models import MeasuredModel, StudentModel, require
+from train.evaluation.models import EnsembleModel, MeasuredModel, StudentModel, TeacherModel, require
 from train.evaluation.on_store import StudentOnStore, TeacherOnStore
 from train.evaluation.result import TASKS, Result
 from train.evaluation.second_stage import AtDepth
@@ -41,7 +42,7 @@ def tasks_of(data: DataSets) -> tuple[str, ...]:
 
 
 def measure(
-    models: Sequence[MeasuredModel],
+    models: Sequence[MeasuredModel | EnsembleModel],
     tasks: Sequence[str],
     data: DataSets,
     accelerator: Accelerator,
@@ -60,11 +61,7 @@ def measure(
     that are not finite. A result without figures measured nothing.
     """
     for model in models:
-        on_store = (
-            StudentOnStore(model, data, accelerator, batch_size, workers, folder, rerank)
-            if isinstance(model, StudentModel)
-            else TeacherOnStore(model, data, max(1, workers))
-        )
+        on_store = _on_store(model, data, accelerator, batch_size, workers, folder, rerank)
         for task in tasks:
             yield _measure(model, task, data, on_store, max(1, workers))
         if (
@@ -77,18 +74,44 @@ def measure(
             depths[model.name] = found
 
 
+def _on_store(
+    model: MeasuredModel | EnsembleModel,
+    data: DataSets,
+    accelerator: Accelerator,
+    batch_size: int,
+    workers: int,
+    folder: Path,
+    rerank: Rerank | None,
+) -> StudentOnStore | TeacherOnStore:
+    if isinstance(model, TeacherModel):
+        return TeacherOnStore(model, data, max(1, workers))
+    how = data, accelerator, batch_size, workers, folder
+    if isinstance(model, StudentModel):
+        return StudentOnStore(model, *how, rerank)
+    first, *others = (StudentOnStore(member, *how) for member in model.members)
+    return EnsembleOnStore(first.model, *how, rerank, others=tuple(others))
+
+
 def _measure(
-    model: MeasuredModel, task: str, data: DataSets, on_store: StudentOnStore | TeacherOnStore, threads: int
+    model: MeasuredModel | EnsembleModel,
+    task: str,
+    data: DataSets,
+    on_store: StudentOnStore | TeacherOnStore,
+    threads: int,
 ) -> Result:
     result = Result(task=task, model=model.name)
     with _faults_as_messages(result):
         if task in ("retrieval", "eccv"):
             if isinstance(on_store, TeacherOnStore):
                 raise CusaError(
-                    f"The teacher {model.name} embeds {model.modalities[0]}s alone; {task} needs a model that embeds "
-                    f"images and texts in one space."
+                    f"The teacher {model.name} embeds {on_store.model.modality}s alone; {task} needs a model that "
+                    f"embeds images and texts in one space."
                 )
             (on_store.retrieval if task == "retrieval" else on_store.eccv)(result)
+        elif isinstance(model, EnsembleModel):
+            raise CusaError(
+                f"The ensemble {model.name} embeds nothing; measure the task {task} on each of its members."
+            )
         elif task == image_retrieval.TASK:
             require(model, "image", task)
             if data.images:

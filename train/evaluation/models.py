@@ -9,6 +9,7 @@ Shapes: n inputs, D the model's embedding.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
@@ -29,7 +30,7 @@ from stores.hardware import resolve_device, resolve_precision
 from stores.parameters import Precision, Student, TrainParameters
 
 T = TypeVar("T")
-PUBLISHED: Final = ("open-clip:", "x2vlm:", "blip:")
+PUBLISHED: Final = ("open-clip:", "sgraf:", "x2vlm:", "blip:")
 """Families of students that are measured as they are published."""
 
 
@@ -109,18 +110,27 @@ class TeacherModel:
         return _array(self._teacher.encode(self._teacher.collate(self._teacher.prepare(texts))))
 
 
+@dataclass(frozen=True)
+class EnsembleModel:
+    """Several students, of which each pair's score is the mean; together they embed nothing."""
+
+    name: str
+    members: tuple[StudentModel, ...]
+
+
 MeasuredModel = StudentModel | TeacherModel
+"""A model that embeds by itself."""
 
 
 def load_model(
     spec: str, weights: str | None = None, device: str = "auto", precision: Precision = "auto"
-) -> MeasuredModel:
+) -> MeasuredModel | EnsembleModel:
     """Load the model to measure that `spec` names.
 
     Args:
         spec: a run's folder or a checkpoint file of cusa-train, with or without `run:` before it,
             `open-clip:<model>/<pretrained tag or file>`, `x2vlm:<weights file>`, `blip:<name or folder>`, or a teacher:
-            `family:name`.
+            `family:name`; several students with + between them are an ensemble.
         weights: a teacher's weights file, where its name does not say.
         device: "auto", or as torch names it.
         precision: "auto" is bf16 where the hardware has it.
@@ -128,6 +138,8 @@ def load_model(
     Raises:
         CusaError: there is no such model, or it cannot be loaded; or weights are given that it does not take.
     """
+    if "+" in spec and not Path(spec).exists():
+        return _ensemble(spec, device, precision)
     where = resolve_device(device)
     how = resolve_precision(precision, where)
     path = Path(spec.removeprefix(RUN))
@@ -185,14 +197,22 @@ def second_model(spec: str) -> AlignedModel:
     Raises:
         CusaError: there is none of that name, or it cannot be loaded.
     """
-    path = Path(spec)
-    is_trained = ":" not in spec and (path.is_dir() or path.suffix == ".safetensors")
+    path = Path(spec.removeprefix(RUN))
+    is_trained = not spec.startswith(PUBLISHED) and (path.is_dir() or path.suffix == ".safetensors")
     return _trained(path)[0] if is_trained else _pretrained(spec)
+
+
+def _ensemble(spec: str, device: str, precision: Precision) -> EnsembleModel:
+    members = tuple(load_model(one, None, device, precision) for one in spec.split("+"))
+    students = tuple(one for one in members if isinstance(one, StudentModel))
+    if len(students) < len(members):
+        raise StudentError(found=spec, expected="students with + between them", advice="A teacher has no scores.")
+    return EnsembleModel(spec, students)
 
 
 def _pretrained(spec: str) -> AlignedModel:
     """Load a student as it is published, its own embeddings standing where ours pass through heads."""
-    if spec.startswith("open-clip:") and "/" not in spec:
+    if spec.startswith(("open-clip:", "sgraf:")) and "/" not in spec:
         raise StudentError(f"{spec} names no weights, and random ones are not measured. Add /<pretrained tag or file>.")
     aligned = AlignedModel(load_student(Student(model=spec)), uni_modal=False)
     aligned.heads.clear()
