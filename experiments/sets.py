@@ -31,7 +31,7 @@ DATA: Final[dict[str, tuple[ExtractParameters, Train]]] = {
     "scenes": (ExtractParameters(), Train(epochs=4, learning_rate=1e-3)),
     "photos": (
         ExtractParameters(data=Data(source=str(PHOTOS)), teachers=Teachers(image="efficientnet-lite2", text="mpnet")),
-        Train(epochs=12, learning_rate=1e-3),
+        Train(epochs=8, learning_rate=1e-3),
     ),
 }
 SETTINGS: Final[dict[str, tuple[Student, Loss]]] = {
@@ -44,7 +44,6 @@ SETTINGS: Final[dict[str, tuple[Student, Loss]]] = {
     ),
     "set of four": (Student(model=f"maxmatch:{ENCODERS}@256"), HARD),
     "set of four + terms": (Student(model=f"maxmatch:{ENCODERS}@256"), replace(HARD, recipe="maxmatch")),
-    "set of four + CUSA": (Student(model=f"maxmatch:{ENCODERS}@256"), Loss()),
     "set of four + terms + CUSA": (Student(model=f"maxmatch:{ENCODERS}@256"), Loss(recipe="maxmatch")),
 }
 
