@@ -97,8 +97,8 @@ def _figures(measured: dict[str, Any]) -> dict[str, float]:
         found["RSUM, top pairs"] = sets["top pairs"]["RSUM"]
         for modality in ("image", "text"):
             found[f"log circular variance {modality}"] = sets[f"log circular variance {modality}"]
-            found[f"search recall {modality}"] = 100 * sets["search recall@10"][modality]
-            found[f"least slot {modality}"] = 100 * min(sets["hits by slot"][modality].values())
+            found[f"search recall {modality}"] = sets["search recall@10"][modality]
+            found[f"least slot {modality}"] = min(sets["hits by slot"][modality].values())
     return found
 
 

@@ -137,8 +137,8 @@ def test_maxmatch_trains_frozen_and_not(scenes_store: Store, tmp_path: Path) -> 
     assert {"RSUM", "caption_spearman", "true_relevance", "sets"} <= figures.keys()
     sets = figures["sets"]
     assert sets["top pairs"].keys() >= {"RSUM", "image_to_text"}
-    assert sets["search recall@10"]["image"] > 0.9
-    assert sum(sets["hits by slot"]["text"].values()) == pytest.approx(1)
+    assert sets["search recall@10"]["image"] > 90
+    assert sum(sets["hits by slot"]["text"].values()) == pytest.approx(100)
     history = read_record(tmp_path / "frozen" / "last.safetensors")["history"]
     assert history[1]["loss"]["total"] < history[0]["loss"]["total"]
     assert history[0]["loss"].keys() >= {"Hinge", "InfoNCE", "CSA", "USA", "GD", "ISD", "MMD"}
