@@ -97,7 +97,7 @@ def search_recall(scorer: SetScorer, queries: Encoded, items: Encoded, exact: An
 def _hits_by_slot(
     first: RankedModality, second: RankedModality, found: Similarities, relevant: sparse.csr_array
 ) -> dict[str, dict[str, float]]:
-    """Return by modality each slot's share of the hits of `second` ranking `first`, in percent, by their nearest members.
+    """Return each slot's share of the hits of `second` ranking `first`, in percent, by their nearest members.
 
     A slot without a share is dead: no hit is owed to it.
     """
