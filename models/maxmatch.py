@@ -2,9 +2,11 @@
 
 `maxmatch:<image encoder>+<text encoder>[@<D>]`:
 
-1. An encoder makes an item's local features: the cells of a timm model's last feature map, pooled to 6 × 6, or the
-   token states of a sentence encoder. Frozen, their outputs are computed once (`train.fit.frozen_towers`).
-2. A projection takes them to D numbers; their maximum over the item is the global vector φ.
+1. An encoder makes an item's local features: the cells of a timm model's last feature map, pooled to 6 × 6; the token
+   states of a sentence encoder, or with `words:<text encoder>` its tokens' input vectors alone. Frozen, their outputs
+   are computed once (`train.fit.frozen_towers`).
+2. A projection takes them to D numbers; their maximum over the item is the global vector φ, of words the mean of the
+   last states of a GRU's two directions.
 3. K learned slots gather from them in rounds of slot attention, weights in common: slots compete for each local
    feature. Padding is masked after the softmax over the slots; the base's code masks before it, and lets it in.
 4. A member is unit(LN φ + LN slot).
@@ -22,6 +24,7 @@ import torch
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from models.encoded import Encoded
 from models.inputs import Input, Pixels, Tensors, Tokens
@@ -40,6 +43,7 @@ HEAD: Final = 64
 DROPPED: Final = 0.2
 """Of an item's local features, in training."""
 DROPOUT: Final = 0.1
+WORDS: Final = "words:"
 
 
 class MaxMatch(HalvedStudent, nn.Module):
@@ -48,15 +52,18 @@ class MaxMatch(HalvedStudent, nn.Module):
     def __init__(self, image: str, text: str, dim: int, sets: Sets) -> None:
         nn.Module.__init__(self)
         self.embed_dim = dim
-        cells, states = FeatureMap(image), TokenStates(text)
-        self.encoders = nn.ModuleDict({"image": cells, "text": states})
-        widths = {"image": cells.width, "text": states.encoder.width}
+        words = text.removeprefix(WORDS)
+        cells, tokens = FeatureMap(image), TokenStates(text) if words == text else WordVectors(words)
+        self.encoders = nn.ModuleDict({"image": cells, "text": tokens})
         self.predictors = nn.ModuleDict(
-            {name: SetPredictor(width, dim, sets, positions=name == "image") for name, width in widths.items()}
+            {
+                "image": SetPredictor(cells.width, dim, sets, positions=True),
+                "text": SetPredictor(tokens.width, dim, sets, positions=words != text, sequence=words != text),
+            }
         )
         inputs: dict[str, Input] = {
             "image": Pixels(cells.transform, cells.augmented),
-            "text": Tokens(states.tokenize, states.encoder.padding),
+            "text": Tokens(tokens.tokenize, tokens.padding),
         }
         halves = {name: (self.encoders[name], self.predictors[name]) for name in inputs}
         HalvedStudent.__init__(self, inputs, halves)
@@ -101,21 +108,38 @@ class TokenStates(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.encoder = TextEncoder(name, LONGEST)
-
-    def tokenize(self, texts: list[str]) -> Tensor:
-        """Return the texts' tokens, cut to the longest: (n, 48)."""
-        return self.encoder.tokenize(texts)
+        self.width, self.padding, self.tokenize = self.encoder.width, self.encoder.padding, self.encoder.tokenize
 
     def forward(self, tokens: Tensor) -> Tensor:
-        states = self.encoder.states(tokens) * (tokens != self.encoder.padding)[..., None]
-        return functional.pad(states, (0, 0, 0, LONGEST - tokens.shape[1]))
+        return _padded(self.encoder.states(tokens), tokens != self.padding)
+
+
+class WordVectors(nn.Module):
+    """A sentence encoder's input vectors of tokens, which learn: (n, L) tokens to (n, 48, W), padding zero."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        encoder = TextEncoder(name, LONGEST)
+        self.padding, self.tokenize = encoder.padding, encoder.tokenize
+        vectors = encoder.word_vectors
+        words, self.width = vectors.shape
+        self.table = nn.Embedding(words, self.width, _weight=vectors.clone())
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return _padded(self.table(tokens), tokens != self.padding)
+
+
+def _padded(found: Tensor, mask: Tensor) -> Tensor:
+    return functional.pad(found * mask[..., None], (0, 0, 0, LONGEST - mask.shape[1]))
 
 
 class SetPredictor(nn.Module):
     """(n, L, W) local features to φ and K slots, both after layer normalisation; features of zeros are padding."""
 
-    def __init__(self, width: int, dim: int, sets: Sets, positions: bool) -> None:
+    def __init__(self, width: int, dim: int, sets: Sets, positions: bool, sequence: bool = False) -> None:
+        """Slots are told the `positions` of features; φ of a `sequence` is that of a GRU."""
         super().__init__()
+        self.recurrent = nn.GRU(width, dim, batch_first=True, bidirectional=True) if sequence else None
         self.rounds, self.positions = sets.rounds, positions
         self.project = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dim))
         self.refine = nn.Sequential(
@@ -134,12 +158,12 @@ class SetPredictor(nn.Module):
         mask = (found != 0).any(dim=2)
         used = mask.any(dim=0)
         used[0] |= ~used.any()
-        local, mask = self.project(found[:, used]), mask[:, used]
+        found, mask = found[:, used], mask[:, used]
+        local = self.project(found)
         local = local + self.refine(local)
         if self.training:
             mask = _some_dropped(mask)
-        lowest = torch.finfo(local.dtype).min
-        shared = local.masked_fill(~mask[..., None], lowest).amax(dim=1).masked_fill(~mask.any(dim=1)[:, None], 0)
+        shared = _largest(local, mask) if self.recurrent is None else _last_states(self.recurrent, found, mask)
         keys = values = self.local_norm(local)
         if self.positions:
             keys = keys + _sines(len(used), keys.shape[2], keys.device)[used]
@@ -179,6 +203,21 @@ def max_match(name: str, sets: Sets) -> MaxMatch:
         WeightsError: an encoder cannot be had.
     """
     return MaxMatch(*named_encoders("maxmatch", name), sets)
+
+
+def _largest(local: Tensor, mask: Tensor) -> Tensor:
+    """Return the maximum over the (n, L, D) features that are there: (n, D); of none, zero."""
+    lowest = local.masked_fill(~mask[..., None], torch.finfo(local.dtype).min)
+    return lowest.amax(dim=1).masked_fill(~mask.any(dim=1)[:, None], 0)
+
+
+def _last_states(recurrent: nn.GRU, found: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of both directions' last states over the (n, L, W) features that are there: (n, D)."""
+    first = (~mask).int().argsort(dim=1, stable=True)  # those that are there, in their order
+    kept = found.gather(1, first[..., None].expand_as(found))
+    lengths = mask.sum(dim=1).clamp(min=1).cpu()
+    last: Tensor = recurrent(pack_padded_sequence(kept, lengths, batch_first=True, enforce_sorted=False))[1]
+    return last.mean(dim=0)
 
 
 def _some_dropped(mask: Tensor) -> Tensor:

@@ -106,6 +106,12 @@ class TextEncoder(nn.Module):
         features: Tensor = self._outputs(tokens)["sentence_embedding"]
         return features
 
+    @property
+    def word_vectors(self) -> Tensor:
+        """(tokens, W), the input vector of each token of the vocabulary."""
+        table: Tensor = self.model[0].auto_model.get_input_embeddings().weight.detach()
+        return table
+
     def states(self, tokens: Tensor) -> Tensor:
         """Return the states of (n, L) tokens, before they are pooled: (n, L, W)."""
         found: Tensor = self._outputs(tokens)["token_embeddings"]

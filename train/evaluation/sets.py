@@ -58,7 +58,7 @@ def set_figures(
     relevant: sparse.csr_array,
     ranked: Callable[[Scorer], dict[str, Any]],
 ) -> dict[str, Any] | None:
-    """Measure sets of two modalities; None of a student of no sets.
+    """Measure sets of two modalities, shares in percent; None of a student of no sets.
 
     Args:
         model: the student.
@@ -77,8 +77,8 @@ def set_figures(
         "top pairs": ranked(TopPairs(scorer.activation)),
         "hits by slot": _hits_by_slot(first, second, found, relevant),
         f"search recall@{AT}": {
-            first.name: search_recall(scorer, first.encoded, second.encoded, found.rows()),
-            second.name: search_recall(scorer, second.encoded, first.encoded, found.columns()),
+            first.name: 100 * search_recall(scorer, first.encoded, second.encoded, found.rows()),
+            second.name: 100 * search_recall(scorer, second.encoded, first.encoded, found.columns()),
         },
     }
 
@@ -97,7 +97,7 @@ def search_recall(scorer: SetScorer, queries: Encoded, items: Encoded, exact: An
 def _hits_by_slot(
     first: RankedModality, second: RankedModality, found: Similarities, relevant: sparse.csr_array
 ) -> dict[str, dict[str, float]]:
-    """Return by modality each slot's share of the hits of `second` ranking `first`: of their nearest pairs of members.
+    """Return each slot's share of the hits of `second` ranking `first`, in percent, by their nearest members.
 
     A slot without a share is dead: no hit is owed to it.
     """
@@ -110,5 +110,5 @@ def _hits_by_slot(
     cosines = unit(one[torch.from_numpy(own)]) @ unit(other[torch.from_numpy(hits)]).mT
     best, count = cosines.flatten(1).argmax(dim=1), one.shape[1]
     slots = {first.name: best // count, second.name: best % count}
-    shares = {name: torch.bincount(where, minlength=count) / len(hits) for name, where in slots.items()}
+    shares = {name: 100 * torch.bincount(where, minlength=count) / len(hits) for name, where in slots.items()}
     return {name: {f"slot {k}": share.item() for k, share in enumerate(one, 1)} for name, one in shares.items()}
