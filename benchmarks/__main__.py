@@ -22,6 +22,7 @@ from benchmarks import (
     neighbours,
     pixels,
     ranking,
+    reranking,
     step,
     texts,
     transport,
@@ -48,6 +49,7 @@ def main() -> None:
         *(frozen.benchmark() or [None]),
         *large_batch.benchmark(),
         *ranking.benchmark(),
+        *reranking.benchmark(),
     ]
     measured += heads.benchmark()
     measured.append(transport.benchmark())

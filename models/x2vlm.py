@@ -148,7 +148,7 @@ class X2VLM(nn.Module):
     def set_grad_checkpointing(self) -> None:
         """Compute activations again in the backward pass, in all three encoders."""
         self.vision_encoder.set_grad_checkpointing(True)
-        self.text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
+        self.text_encoder.activation_checkpointing_enable()
         self._checkpointed = True
 
 

@@ -35,7 +35,7 @@ def header(name: str) -> list[str]:
 
 
 def test_there_is_a_recipe_for_each_model_and_data_set() -> None:
-    assert sorted(path.stem for path in RECIPES.glob("*.yaml")) == sorted(TARGETS)
+    assert sorted(path.stem for path in RECIPES.glob("clip-*.yaml")) == sorted(TARGETS)
     assert sorted(f"clip-{model}-{data}" for model in STUDENTS for data in EPOCHS) == sorted(TARGETS)
 
 
@@ -95,3 +95,15 @@ def test_the_table_of_recipes_has_the_same_figures() -> None:
     for name, figures in TARGETS.items():
         base, aligned, *_ = figures.split()
         assert re.search(rf"\]\({name}\.yaml\) \|.*: {base} → {aligned} \|", table)
+
+
+@pytest.mark.parametrize(("data", "k", "target"), [("coco", 256, "523.8 525.8"), ("flickr30k", 128, "586.4 588.1")])
+def test_x2vlm_s_recipes_have_its_settings(data: str, k: int, target: str) -> None:
+    path = RECIPES / f"x2vlm-base-{data}.yaml"
+    train = load_parameters(TrainParameters, path)
+    assert load_parameters(ExtractParameters, path).data.format == "karpathy"
+    assert (train.loss.recipe, train.loss.alpha, train.loss.beta) == ("x2vlm", 0.3, 0.75)
+    assert train.eval.rerank is not None
+    assert (train.eval.rerank.student, train.eval.rerank.k, train.eval.rerank.combine) == ("self", k, "replace")
+    assert (train.train.batch_size, train.train.learning_rate, train.train.epochs) == (40, 7.5e-6, 20)
+    assert all(figure in " ".join(header(path.stem)) for figure in target.split())
