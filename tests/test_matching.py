@@ -120,8 +120,9 @@ def test_micro_batches_give_the_whole_batch_s_gradients(learner: Learner) -> Non
     torch.testing.assert_close(total, expected.detach(), rtol=1e-10, atol=0)
     for name, parameter in learner.named_parameters():
         if name in learned:
-            scale = max(1e-9, float(gradients[name].abs().max()))
-            torch.testing.assert_close(parameter.grad, gradients[name], rtol=0, atol=1e-8 * scale, msg=name)
+            # Of a key's bias it is zero but for rounding.
+            close = 1e-9 * float(gradients[name].abs().max()) + 1e-13
+            torch.testing.assert_close(parameter.grad, gradients[name], rtol=0, atol=close, msg=name)
 
 
 def test_the_recipe_needs_a_contrastive_loss_and_a_student_that_matches(scenes_store: Store, tmp_path: Path) -> None:
