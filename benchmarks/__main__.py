@@ -23,6 +23,7 @@ from benchmarks import (
     neighbours,
     pixels,
     ranking,
+    reranking,
     serving,
     sgraf,
     step,
@@ -51,6 +52,7 @@ def main() -> None:
         *(frozen.benchmark() or [None]),
         *large_batch.benchmark(),
         *ranking.benchmark(),
+        *reranking.benchmark(),
     ]
     measured += [*heads.benchmark(), *sgraf.benchmark()]
     measured += [transport.benchmark(), assignment.benchmark()]

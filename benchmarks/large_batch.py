@@ -72,7 +72,7 @@ def _memory(extra: int) -> Result:
 
 def _largest(device: str) -> int:
     """Return the largest batch, in thousands of 1,024, whose plain form takes at most 70 % of the free memory."""
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else _kibibytes("/proc/meminfo", "MemAvailable:") * 1024
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else kibibytes("/proc/meminfo", "MemAvailable:") * 1024
     fits = (0.7 * free / (PLAIN_MATRICES * torch.float32.itemsize)) ** 0.5
     return min(CAP[device], int(fits) // 1024 * 1024)
 
@@ -117,8 +117,9 @@ def _peak(device: str, count: int) -> int:
 def _held(device: str, field: str) -> int:
     if device == "cuda":
         return torch.cuda.memory_allocated() if field == "VmRSS:" else torch.cuda.max_memory_allocated()
-    return _kibibytes("/proc/self/status", field) * 1024
+    return kibibytes("/proc/self/status", field) * 1024
 
 
-def _kibibytes(file: str, field: str) -> int:
+def kibibytes(file: str, field: str) -> int:
+    """Return a figure of the kernel, such as this process's memory."""
     return int(Path(file).read_text().partition(field)[2].split()[0])

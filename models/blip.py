@@ -79,7 +79,7 @@ class Blip(nn.Module):
 
     def set_grad_checkpointing(self) -> None:
         """Compute activations again in the backward pass."""
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model.activation_checkpointing_enable()
         self._checkpointed = True
 
     @property

@@ -120,7 +120,7 @@ class X2VLM(nn.Module):
             tokens = torch.cat([patches.mean(dim=1, keepdim=True), patches], dim=1)
             return Encoded(self.vision_proj(tokens[:, 0]), parts=tokens)
         ids, mask = tensors if isinstance(tensors, Padded) else (tensors, tensors != 0)
-        hidden = self.text_encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        hidden = self.text_encoder(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
         return Encoded(self.text_proj(hidden[:, 0]), parts=hidden, mask=mask)
 
     def prepare_match(self, images: Encoded) -> KeysAndValues:
@@ -148,7 +148,7 @@ class X2VLM(nn.Module):
     def set_grad_checkpointing(self) -> None:
         """Compute activations again in the backward pass, in all three encoders."""
         self.vision_encoder.set_grad_checkpointing(True)
-        self.text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
+        self.text_encoder.activation_checkpointing_enable()
         self._checkpointed = True
 
 

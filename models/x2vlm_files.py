@@ -101,7 +101,11 @@ def _said(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
     for key, value in config.items():
         if key in names and isinstance(value, int) and value > 0:
             return value
-    inner = (value for key, value in config.items() if isinstance(value, Mapping) and not str(key).startswith("vision"))
+    inner = [
+        value
+        for key, value in config.items()
+        if isinstance(value, Mapping) and not str(key).startswith(("vision", "image"))
+    ]
     return next((found for value in inner if (found := _said(value, names)) is not None), None)
 
 

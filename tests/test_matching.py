@@ -10,8 +10,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from test_processes import finish, start
+from timm.layers import DropPath
 from tiny_rerankers import tiny_x2vlm
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from models.aligned import AlignedModel
@@ -54,7 +55,13 @@ def test_a_batch_of_one_image_is_refused() -> None:
 @pytest.fixture
 def learner() -> Learner:
     loss = Loss(recipe="x2vlm", alpha=0, beta=0, matching=Matching(contrast=0.5, weight=2.0, soft_negatives=0.8))
-    return Learner(AlignedModel(tiny_x2vlm(), uni_modal=False), make_objective(loss)).double().eval()
+    learner = Learner(AlignedModel(tiny_x2vlm(), uni_modal=False), make_objective(loss)).double().train()
+    for module in learner.modules():  # which would draw otherwise in each pass
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
+    return learner
 
 
 def batch() -> tuple[dict[str, Tensor | Padded], dict[str, Tensor]]:
@@ -96,7 +103,7 @@ def test_the_loss_is_that_of_a_plain_loop_over_pairs(learner: Learner) -> None:
 
 
 def test_micro_batches_give_the_whole_batch_s_gradients(learner: Learner) -> None:
-    """Those of the fusion encoder, which the loss reaches by itself, and of all else."""
+    """Those of the fusion encoder, which the loss reaches by itself, and of all else; activations computed again."""
     inputs, teachers = batch()
     expected, _ = objective(learner, learner(inputs), teachers)
     expected.backward()
@@ -113,8 +120,9 @@ def test_micro_batches_give_the_whole_batch_s_gradients(learner: Learner) -> Non
     torch.testing.assert_close(total, expected.detach(), rtol=1e-10, atol=0)
     for name, parameter in learner.named_parameters():
         if name in learned:
-            scale = max(1e-9, float(gradients[name].abs().max()))
-            torch.testing.assert_close(parameter.grad, gradients[name], rtol=0, atol=1e-8 * scale, msg=name)
+            # Of a key's bias it is zero but for rounding.
+            close = 1e-9 * float(gradients[name].abs().max()) + 1e-13
+            torch.testing.assert_close(parameter.grad, gradients[name], rtol=0, atol=close, msg=name)
 
 
 def test_the_recipe_needs_a_contrastive_loss_and_a_student_that_matches(scenes_store: Store, tmp_path: Path) -> None:
@@ -128,7 +136,7 @@ def test_the_recipe_needs_a_contrastive_loss_and_a_student_that_matches(scenes_s
 def test_a_run_is_reranked_by_its_own_student(scenes_store: Store, tmp_path: Path) -> None:
     """In bf16, with soft labels for negatives; the best epoch is chosen by what is reranked."""
     parameters = TrainParameters(
-        train=Train(epochs=1, batch_size=24, device="cpu", precision="bf16"),
+        train=Train(epochs=1, batch_size=24, device="cpu", precision="bf16", compare=False),
         student=Student(model="models.small_fusion:small_fusion"),
         loss=Loss(recipe="x2vlm", alpha=0, beta=0, matching=Matching(soft_negatives=0.5)),
         eval=Evaluation(rerank=Rerank(k=5), parts_gib=0.0),
@@ -136,10 +144,9 @@ def test_a_run_is_reranked_by_its_own_student(scenes_store: Store, tmp_path: Pat
     folder = tmp_path / "run"
     run(parameters, scenes_store, folder)
     metrics = json.loads((folder / "metrics.json").read_bytes())
-    assert list(metrics) == ["infonce", "soft_labels"]
-    for training in metrics.values():
-        assert training["reranked"]["RSUM"] > 0
-        assert 0 < training["validation_RSUM"] <= 600
+    assert list(metrics) == ["soft_labels"]
+    assert metrics["soft_labels"]["reranked"]["RSUM"] > 0
+    assert metrics["soft_labels"]["reranked"]["RSUM"] != metrics["soft_labels"]["RSUM"]
     assert {path.name for path in folder.iterdir()} >= {"reranking.md", "reranking.png", "student.safetensors"}
     losses = read_record(folder / "last.safetensors")["history"][0]["loss"]
     assert set(losses) == {"InfoNCE", "ITM", "total"}
@@ -148,7 +155,7 @@ def test_a_run_is_reranked_by_its_own_student(scenes_store: Store, tmp_path: Pat
 def test_two_processes_learn_to_match_together(scenes_store: Store, tmp_path: Path) -> None:
     flags = ["-S", "train.batch_size=48", "-S", "train.epochs=1", "-S", "loss.recipe=x2vlm", "-S", "loss.alpha=0"]
     flags += ["-S", "loss.beta=0", "-S", "student.model=models.small_fusion:small_fusion"]
-    flags += ["-S", "eval.rerank={student: self, k: 5}", "-S", "train.micro_batch=20"]
+    flags += ["-S", "eval.rerank={student: self, k: 5}"]
     finish(start(2, scenes_store, tmp_path / "run", *flags))
     losses = read_record(tmp_path / "run" / "last.safetensors")["history"][0]["loss"]
     assert 0.3 < losses["ITM"] < 2

@@ -119,4 +119,15 @@ def test_sgraf_s_recipes_have_its_settings(data: str, target: str) -> None:
         40,
         "sgraf:SGR",
     )
+
+
+@pytest.mark.parametrize(("data", "k", "target"), [("coco", 256, "523.8 525.8"), ("flickr30k", 128, "586.4 588.1")])
+def test_x2vlm_s_recipes_have_its_settings(data: str, k: int, target: str) -> None:
+    path = RECIPES / f"x2vlm-base-{data}.yaml"
+    train = load_parameters(TrainParameters, path)
+    assert load_parameters(ExtractParameters, path).data.format == "karpathy"
+    assert (train.loss.recipe, train.loss.alpha, train.loss.beta) == ("x2vlm", 0.3, 0.75)
+    assert train.eval.rerank is not None
+    assert (train.eval.rerank.student, train.eval.rerank.k, train.eval.rerank.combine) == ("self", k, "replace")
+    assert (train.train.batch_size, train.train.learning_rate, train.train.epochs) == (40, 7.5e-6, 20)
     assert all(figure in " ".join(header(path.stem)) for figure in target.split())

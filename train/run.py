@@ -25,7 +25,7 @@ from stores.lock import lock_held
 from stores.ownership import remove_leftovers
 from stores.parameters import Loss, as_dict
 from train.evaluation.embed import SplitEncoded, embed_split
-from train.evaluation.evaluate import compare_split, evaluate, ownership, shows_pairs
+from train.evaluation.evaluate import compare_split, evaluate, shows_pairs, those_present
 from train.evaluation.kept_parts import parts_policy
 from train.evaluation.measured_split import MeasuredSplit, measured_split
 from train.evaluation.second_stage import AtDepth, SecondStage, by_depth
@@ -214,7 +214,7 @@ def _train_and_measure(
         export_student(model.student, folder / "student.safetensors", temperatures.get("InfoNCE"))
         figures, faults = evaluate(model, encoded, compared, store, split, settings, folder, reranked)
         if reranked and "reranked" in figures:
-            depths.extend(by_depth(reranked(), ownership(store, split)))
+            depths.extend(by_depth(*those_present(model, encoded, reranked(), store, split)))
         for name, fault in faults.items():
             console.print(f"{name} is not measured on {split}: {fault}", style="yellow")
         return figures

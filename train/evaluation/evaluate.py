@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ from train.evaluation.similarities import Similarities, similarities
 
 DIRECTIONS: Final = ("image_to_text", "text_to_image")
 LEVELS: Final = ("sample", "caption")
+Found = TypeVar("Found", bound=Similarities)
 
 
 def compare_split(
@@ -80,14 +81,20 @@ def retrieval(
     model: AlignedModel, encoded: SplitEncoded, found: Similarities, store: Store, split: str
 ) -> dict[str, Any]:
     """Return R@1, R@5, R@10 both ways, RSUM and the median ranks over a split; what is absent is left out."""
+    return _figures(both_ways(*those_present(model, encoded, found, store, split)), directions(crossed(model)))
+
+
+def those_present(
+    model: AlignedModel, encoded: SplitEncoded, found: Found, store: Store, split: str
+) -> tuple[Found, sparse.csr_array]:
+    """Return the similarities of those items of a split that are there, (n, m), and which belong together."""
     first, second, found = _there(model, encoded, found, store, split)
-    ways = directions((first.name, second.name))
-    return _figures(both_ways(found, relevance(first, second, "caption")), ways)
+    return found, relevance(first, second, "caption")
 
 
 def _there(
-    model: AlignedModel, encoded: SplitEncoded, found: Similarities, store: Store, split: str
-) -> tuple[RankedModality, RankedModality, Similarities]:
+    model: AlignedModel, encoded: SplitEncoded, found: Found, store: Store, split: str
+) -> tuple[RankedModality, RankedModality, Found]:
     """Return the two modalities that are crossed, and of all their similarities those of items that are there."""
     modalities = SplitModalities(model, encoded, store, split)
     first, second = (modalities.ranked(name) for name in crossed(model))

@@ -35,6 +35,7 @@ from train.evaluation.evaluate import (
     crossed,
     evaluate,
     ownership,
+    those_present,
     true_relevance,
 )
 from train.evaluation.image_folders import LabelledImages
@@ -126,8 +127,10 @@ class StudentOnStore:
     @property
     def depths(self) -> list[AtDepth]:
         """What the second stage gives by how many it reranks, where tasks have needed it; else nothing."""
-        own = ownership(self.data.opened, self.data.split)
-        return by_depth(self._reranked, own) if "_reranked" in vars(self) else []
+        if "_reranked" not in vars(self):
+            return []
+        split = self.data.opened, self.data.split
+        return by_depth(*those_present(self.model.aligned, self._encoded, self._reranked, *split))
 
     @property
     def _stages(self) -> dict[str, Similarities]:

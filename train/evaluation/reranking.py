@@ -76,7 +76,7 @@ class RerankedSimilarities(Similarities):
     def columns(self, places: Places | None = None) -> Rows:
         return _RerankedRows(self.first.columns(places), _taken(self.images_of_texts, places))
 
-    def part(self, first: Places, second: Places) -> Similarities:
+    def part(self, first: Places, second: Places) -> RerankedSimilarities:
         images, texts = (np.full(count, -1) for count in self.shape)
         images[first], texts[second] = np.arange(len(first)), np.arange(len(second))
         found = self.texts_of_images.of(first, texts), self.images_of_texts.of(second, images)

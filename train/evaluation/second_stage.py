@@ -17,8 +17,10 @@ from models.scoring import Cosine, Scorer
 from stores.parameters import Rerank
 from train.evaluation.embed import SplitEncoded, measuring
 from train.evaluation.evaluate import crossed
+from train.evaluation.every_pair import both_ways
 from train.evaluation.metrics import recalls
 from train.evaluation.models import second_model
+from train.evaluation.rankings import Ranks
 from train.evaluation.reranking import Candidates, RerankedSimilarities, reranked
 from train.evaluation.similarities import Similarities
 
@@ -79,27 +81,32 @@ class AtDepth(NamedTuple):
 def by_depth(found: RerankedSimilarities, own: sparse.csr_array) -> list[AtDepth]:
     """Return what each k gives, in powers of two up to the one that was scored, from one scoring.
 
-    `own` (n, m) sparse says which items belong together.
+    `own` (n, m) sparse says which items belong together; who has no partner asks nothing.
     """
-    both = found.first.ranks(own)
-    table = [AtDepth(0, 0, 0.0, (recalls(both[0]), recalls(both[1])))]
-    depths = [2**power for power in range(2, 31) if _LEAST <= 2**power < found.depth]
-    back = sparse.csr_array(own.T)
+    ways = own, sparse.csr_array(own.T)
+    asked = [np.flatnonzero(np.diff(matrix.indptr)) for matrix in ways]
+    first = both_ways(found.first, own)
+    table = [AtDepth(0, 0, 0.0, (recalls(first[0]), recalls(first[1])))]
+    depths = [2**power for power in range(31) if _LEAST <= 2**power < found.depth]
     for k in [*depths, found.depth]:
         some = found.limited(k)
-        ranks = _best(some.texts_of_images, own, both[0]), _best(some.images_of_texts, back, both[1])
-        pairs = some.pairs
-        table.append(AtDepth(k, pairs, pairs * found.seconds_per_pair, (recalls(ranks[0]), recalls(ranks[1]))))
+        images, texts = (
+            _best(candidates, matrix, queries, ranks)
+            for candidates, matrix, queries, ranks in zip(
+                (some.texts_of_images, some.images_of_texts), ways, asked, first, strict=True
+            )
+        )
+        table.append(AtDepth(k, some.pairs, some.pairs * found.seconds_per_pair, (recalls(images), recalls(texts))))
     return table
 
 
-def _best(found: Candidates, own: sparse.csr_array, first: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the best rank of each query's partners: among its candidates, else as the first stage has it."""
-    queries = np.arange(len(found.ids))[:, None]
-    partner = np.asarray(own[np.broadcast_to(queries, found.ids.shape).ravel(), found.ids.ravel()])
-    partner = partner.reshape(found.ids.shape).astype(bool)
+def _best(found: Candidates, own: sparse.csr_array, asked: NDArray[np.int64], first: Ranks) -> Ranks:
+    """Return the best rank of the partners of some queries: among their candidates, else as the first stage has it."""
+    ids = found.ids[asked]
+    scores = np.where(ids < 0, -np.inf, found.scores[asked])
+    partner = np.asarray(own[np.broadcast_to(asked[:, None], ids.shape).ravel(), ids.ravel()]).reshape(ids.shape)
     # By falling score, and equal ones by rising number, as everywhere.
-    order = np.lexsort((found.ids, -found.scores), axis=1)
-    ranked = np.take_along_axis(partner, order, axis=1)
-    ranks: NDArray[np.int64] = np.where(ranked.any(axis=1), ranked.argmax(axis=1), first)
+    order = np.lexsort((ids, -scores), axis=1)
+    ranked = np.take_along_axis(partner.astype(bool) & (ids >= 0), order, axis=1)
+    ranks: Ranks = np.where(ranked.any(axis=1), ranked.argmax(axis=1), first)
     return ranks

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ class Similarities(ABC):
         """Return the rows from items of the second modality, those at `places`, to all of the first."""
 
     @abstractmethod
-    def part(self, first: Places, second: Places) -> Similarities:
+    def part(self, first: Places, second: Places) -> Self:
         """Return those of some items with some others."""
 
     @abstractmethod
@@ -79,7 +79,7 @@ class CosineSimilarities(Similarities):
     def columns(self, places: Places | None = None) -> Rows:
         return CosineRows(queries=_taken(self.second, places), candidates=self.first)
 
-    def part(self, first: Places, second: Places) -> Similarities:
+    def part(self, first: Places, second: Places) -> CosineSimilarities:
         return CosineSimilarities(_taken(self.first, first), _taken(self.second, second))
 
     def block(self, first: Places, second: Places) -> Tensor:
@@ -107,7 +107,7 @@ class ScoreMatrix(Similarities):
     def columns(self, places: Places | None = None) -> Rows:
         return _MatrixRows(self.scores.T, self.second if places is None else self.second[places], self.first)
 
-    def part(self, first: Places, second: Places) -> Similarities:
+    def part(self, first: Places, second: Places) -> ScoreMatrix:
         return ScoreMatrix(self.scores, self.first[first], self.second[second])
 
     def block(self, first: Places, second: Places) -> Tensor:

@@ -53,7 +53,7 @@ class ITM(Term):
         same = compared.same(first, second)[own][:, kept]
         if not len(own):
             return torch.zeros_like(compared.scores(first, second)[0, 0])
-        drawn = draw(scores, same, float(self._tau()))
+        drawn = draw(scores, same, self._tau().item())
         images, texts = (torch.cat([own, *some]) for some in ((own[drawn.images], own), (own, own[drawn.texts])))
         logits = compared.match(rows.encoded[first], rows.encoded[second], images, texts)
         return matching_loss(logits, self._soft(compared, own, drawn))

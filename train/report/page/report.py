@@ -16,6 +16,7 @@ from stores.parameter_loading import recorded_parameters
 from stores.parameters import Loss
 from train.evaluation.embed import embed_split
 from train.evaluation.evaluate import compare_split
+from train.evaluation.kept_parts import parts_policy
 from train.evaluation.measured_split import MeasuredSplit, measured_split
 from train.evaluation.models import StudentModel, load_model
 from train.fit.epoch import read_epochs
@@ -92,7 +93,9 @@ def _embedded(folder: Path, parameters: TrainParameters, store: Store) -> Measur
     if not isinstance(model, StudentModel):
         raise TypeError(f"{folder} gave a {type(model).__name__}.")
     accelerator, size = make_accelerator(parameters), parameters.eval.batch_size
-    encoded = embed_split(model.aligned, store, parameters.eval.test, accelerator, size, settings.workers)
+    policy = parts_policy(model.aligned, False, parameters.eval, folder)
+    split, workers = parameters.eval.test, settings.workers
+    encoded = embed_split(model.aligned, store, split, accelerator, size, workers, policy=policy)
     return measured_split(model.aligned, encoded, compare_split(model.aligned, encoded, folder), model.temperatures)
 
 
