@@ -232,7 +232,8 @@ def hinge(
     """
     places = torch.arange(len(similarity), device=similarity.device)
     groups = places if groups is None else groups
-    same, negatives = groups[:, None] == groups, "hardest" if hardest else "all"
+    same = groups[:, None] == groups
+    negatives: Negatives = "hardest" if hardest else "all"
     ways = [hinge_loss(scores, places, same, margin, negatives) for scores in (similarity, similarity.T)]
     return (ways[0] + ways[1]) * (len(similarity) if reduction == "sum" else 1)
 
