@@ -136,7 +136,7 @@ def test_mistakes_in_training(
 
 def test_an_interrupt_ends_with_a_word_and_the_next_run_goes_on(tmp_path: Path) -> None:
     code = f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); from pipeline.cli import main; main()"
-    small = ["-S", "data.scenes={train: 400, val: 4, test: 8}", "-S", "extract.shard_size=8", "-S", "extract.workers=2"]
+    small = ["-S", "data.scenes={train: 96, val: 4, test: 8}", "-S", "extract.shard_size=8", "-S", "extract.workers=2"]
     arguments = [sys.executable, "-c", code, "--store", "store", *small]
     started = subprocess.Popen(
         arguments,
@@ -161,4 +161,4 @@ def test_an_interrupt_ends_with_a_word_and_the_next_run_goes_on(tmp_path: Path) 
     assert not (tmp_path / "store" / "manifest.json").exists()
     finished = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert finished.returncode == 0, finished.stderr
-    assert len(Store.open(tmp_path / "store").samples) == 412
+    assert len(Store.open(tmp_path / "store").samples) == 108

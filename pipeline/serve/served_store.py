@@ -41,7 +41,8 @@ class ServedStore:
         self.store = store
         self.models: dict[str, dict[str, str]] = {}
         """The folders of each model's features, by its name and by modality."""
-        for slug, teacher in sorted(store.manifest.teachers.items()):
+        searched = store.manifest.indices  # what has none is no vector: regions
+        for slug, teacher in sorted((slug, found) for slug, found in store.manifest.teachers.items() if slug in searched):
             self.models.setdefault(teacher.spec, {})[teacher.modality] = slug
         self.first = self._known(first) if first else self._default()
         self._lock = threading.Lock()
