@@ -195,10 +195,10 @@ def test_such_a_store_is_served(mixed: Path) -> None:
         pages = [client.ask("GET", f"/sample/{bare}"), client.ask("GET", f"/sample/{mute}")]
         pages += [client.page(q="a dog", model="minilm", find="text"), client.page(row=mute, of="image")]
         assert [page.status for page in pages] == [200] * 4
-        hits = client.search(text="a cat", model="minilm", modality="text", count=50).json["results"]
-        assert {hit["sample"] for hit in hits if hit["image"] is None} == {
-            row for row, digest in enumerate(store.samples["image_sha256"].to_pylist()) if digest is None
-        }
+        hits = client.search(text="a cat", model="minilm", modality="text", count=100).json["results"]
+        told = zip(store.samples["image_sha256"].to_pylist(), store.samples["caption_count"].to_pylist(), strict=True)
+        expected = {row for row, (digest, captions) in enumerate(told) if digest is None and captions}
+        assert {hit["sample"] for hit in hits if hit["image"] is None} == expected
         assert client.ask("GET", f"/thumbnail/{bare}").status == 404
 
 

@@ -24,6 +24,7 @@ from stores import CusaError
 BATCH: Final = 64
 WAITING: Final = 512
 """Requests that may wait; more are refused."""
+LAST_SECONDS: Final = 3.0
 
 
 class Busy(CusaError):
@@ -81,11 +82,12 @@ class ModelThread:
         return vector
 
     def close(self) -> None:
-        """End the thread when what waits is done."""
+        """End the thread when what is at work is done, or after `LAST_SECONDS`: a large model takes long to load."""
         with self._arrived:
             self._closed = True
+            self._waiting.clear()
             self._arrived.notify()
-        self._thread.join()
+        self._thread.join(LAST_SECONDS)
 
     async def _asked(self, tower: Tower, item: Any) -> Any:
         request = _Request(tower=tower, item=item, result=Future())
