@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
-from torch import Tensor, nn
 
-from benchmarks import extraction, texts
+from benchmarks import extraction, sgraf, texts
 from benchmarks.large_batch import Pairs
 from benchmarks.measure import seconds
 from models.aligned import AlignedModel
-from models.encoded import Encoded
 from models.inputs import Padded
-from models.scoring import Pairwise
 from models.student import load_student
 from stores.hardware import resolve_precision
 from stores.parameters import Extract, Loss, Student
@@ -121,33 +119,28 @@ def tiled_objective(device: torch.device, sizes: Sizes, pictures: Path) -> Itera
 
 
 def scored_pairs(device: torch.device, sizes: Sizes, pictures: Path) -> Iterator[Time]:
-    """Time a network that reads 36 regions and 20 words of every pair, as SGR does, in the blocks of an evaluation."""
-    torch.manual_seed(0)
-    count, other = sizes.scored
-    image, text = (
-        Encoded(torch.randn(n, 64, device=device), parts=torch.randn(n, length, 256, device=device))
-        for n, length in ((count, 36), (other, 20))
-    )
-    scorer = Pairwise(_Attention().to(device), pair_bytes=8 * 20 * 256 * 4)
-    with torch.inference_mode():
-        scorer.matrix(image.take(slice(0, 8)), text)
-        taken = seconds(lambda: scorer.matrix(image, text))
-    yield Time(name="pairs of 36 regions and 20 words by a network", value=count * other / taken, unit="pairs/s")
-
-
-class _Attention(nn.Module):
-    """Words attend to regions, and what they find is compared with them in 256 dimensions (SGR's first stage)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.compared = nn.Linear(256, 256)
-        self.score = nn.Linear(256, 1)
-
-    def forward(self, image: Encoded, text: Encoded) -> Tensor:
-        regions, words = image.parts, text.parts
-        found = torch.softmax(9 * words @ regions.transpose(1, 2), dim=-1) @ regions
-        scores: Tensor = self.score(torch.tanh(self.compared((found - words).square())).mean(dim=1))[:, 0]
-        return scores
+    """Time SGR and SAF over pairs in float32 and bf16, and tell how many captions then find another image first."""
+    images, texts = sizes.scored
+    for kind in ("SGR", "SAF"):
+        model, image, text = sgraf.made(kind, device, images, texts)
+        rows = torch.arange(images, device=device)
+        found = {}
+        for precision in ("fp32", "bf16"):
+            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                sgraf.scored(model, image.take(rows[:8]), text)
+                started = time.perf_counter()
+                found[precision] = sgraf.scored(model, image, text).float().cpu()
+                taken = time.perf_counter() - started
+            yield Time(name=f"{kind}, {precision}", value=images * texts / taken, unit="pairs/s")
+            yield Time(
+                name=f"{kind}, {precision}, all pairs of COCO 5K", value=125e6 * taken / (images * texts), unit="s"
+            )
+        first, other = (scores.argmax(dim=0) for scores in found.values())
+        yield Time(
+            name=f"{kind}, captions whose first image bf16 changes, of a model with random weights",
+            value=100 * float((first != other).float().mean()),
+            unit="%",
+        )
 
 
 MEASURES: Final[tuple[Callable[[torch.device, Sizes, Path], Iterator[Time]], ...]] = (

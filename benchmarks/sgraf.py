@@ -47,9 +47,9 @@ def benchmark() -> list[Result]:
 
 
 def _time(kind: str) -> Result:
-    model, images, captions = _made(kind, CAPTIONS)
+    model, images, captions = made(kind, resolve_device("auto"), IMAGES, CAPTIONS)
     with torch.inference_mode():
-        ours = lambda: _scored(model, images, captions)  # noqa: E731
+        ours = lambda: scored(model, images, captions)  # noqa: E731
         loop = lambda: _loop(model, images, captions)  # noqa: E731
         seconds, yardstick, ratio = in_turn(ours, loop, ROUNDS)
         apart = float((ours() - loop()).abs().max())
@@ -66,12 +66,11 @@ def _time(kind: str) -> Result:
     )
 
 
-def _made(kind: str, captions: int) -> tuple[SgrafStudent, Encoded, Encoded]:
+def made(kind: str, device: torch.device, count: int, captions: int) -> tuple[SgrafStudent, Encoded, Encoded]:
     """Return a model of the paper's sizes with random weights, local vectors of images, and of captions."""
     torch.manual_seed(0)
-    device = resolve_device("auto")
     model = SgrafStudent(kind, Sizes(words=100), "regions", None).eval().to(device)
-    regions = at_length_one(torch.randn(IMAGES, 36, 1024, device=device))
+    regions = at_length_one(torch.randn(count, 36, 1024, device=device))
     lengths = torch.tensor([LENGTHS[row % len(LENGTHS)] for row in range(captions)], device=device)
     mask = torch.arange(max(LENGTHS), device=device) < lengths[:, None]
     words = at_length_one(torch.randn(*mask.shape, 1024, device=device)) * mask[..., None]
@@ -80,7 +79,8 @@ def _made(kind: str, captions: int) -> tuple[SgrafStudent, Encoded, Encoded]:
     return model, images, Encoded(words[:, 0], parts=words, mask=mask)
 
 
-def _scored(model: SgrafStudent, images: Encoded, captions: Encoded) -> Tensor:
+def scored(model: SgrafStudent, images: Encoded, captions: Encoded) -> Tensor:
+    """Score images with captions whose global vectors are yet to be made: (N, M)."""
     vectors = model.sim_enc.t_global_w(captions.parts, captions.mask)
     return model.sim_enc.matrix(images, captions._replace(vector=vectors))
 
@@ -123,7 +123,7 @@ def _filtered(part: Any, nodes: Tensor) -> Tensor:
 @torch.inference_mode()
 def _held(captions: int) -> int:
     """Return the most bytes that a process held while it scored, without what it held before."""
-    model, images, texts = _made("SGR", captions)
+    model, images, texts = made("SGR", torch.device("cpu"), IMAGES, captions)
     Path("/proc/self/clear_refs").write_text("5")
-    _scored(model, images, texts)
+    scored(model, images, texts)
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024

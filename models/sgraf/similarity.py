@@ -20,8 +20,11 @@ from models.encoded import Encoded
 from models.sgraf.encoders import EPSILON, GlobalVector, at_length_one, linear
 from models.sgraf.heads import SAF, SGR, Folded, Statistics
 
-BLOCK: Final = 3 * 2**21
-"""Bytes of the widest numbers, (N, m, L, d), of a block of pairs: what a processor's cache holds; a few are alive."""
+BLOCK: Final = {"cpu": 3 * 2**21, "cuda": 2**28}
+"""Bytes of the widest numbers, (N, m, L, d), of a block of pairs, by device; a few such are alive at once.
+
+What a processor's cache holds is fastest there.
+"""
 HEADS: Final = {"SGR": SGR, "SAF": SAF}
 _SLOPE, _SHARPNESS = 0.1, 9.0
 _TINY: Final = 1e-30
@@ -78,7 +81,7 @@ class SimilarityVectors(nn.Module):
         images = self._images(first)
         columns, places, noted = [], [], []
         for own, captions in _by_length(second):
-            pairs = max(1, BLOCK // _bytes(captions))
+            pairs = _pairs_at_once(captions)
             width = max(1, pairs // first.size)
             for start in range(0, captions.size, width):
                 some = captions.take(slice(start, start + width))
@@ -99,7 +102,7 @@ class SimilarityVectors(nn.Module):
         images = self._images(first)
         found, places, noted = [], [], []
         for own, captions in _by_length(second):
-            theirs, size = images.take(own), max(1, BLOCK // _bytes(captions))
+            theirs, size = images.take(own), _pairs_at_once(captions)
             for part in (slice(start, start + size) for start in range(0, captions.size, size)):
                 scores, statistics = self._block(self._paired, theirs.take(part), captions.take(part))
                 found.append(scores[0])
@@ -143,7 +146,11 @@ class SimilarityVectors(nn.Module):
         squared = local.square() if local.requires_grad else local.square_()
         nodes = torch.cat([self.sim_tranglo_w(overall.square())[..., None, :], self.sim_tranloc_w(squared)], dim=-2)
         vectors, statistics = self.head(at_length_one(nodes), prepared)
-        return torch.sigmoid(self.sim_eval_w(vectors)).squeeze(-1), statistics
+        with torch.autocast(
+            vectors.device.type, enabled=False
+        ):  # in bf16, scores in (0, 1) would be equal by the dozen
+            scores = self.sim_eval_w(vectors.to(self.sim_eval_w.weight.dtype)).sigmoid().squeeze(-1)
+        return scores, statistics
 
     def _note(self, noted: list[Statistics | None], order: Tensor) -> None:
         known = [statistics for statistics in noted if statistics is not None]
@@ -185,8 +192,9 @@ def _by_length(captions: Encoded) -> Iterator[tuple[Tensor, Encoded]]:
         yield places, Encoded(captions.vector[places], parts=words[places, :length])
 
 
-def _bytes(captions: Encoded) -> int:
-    return _parts(captions)[0].nbytes
+def _pairs_at_once(captions: Encoded) -> int:
+    words = _parts(captions)
+    return max(1, BLOCK.get(words.device.type, BLOCK["cuda"]) // words[0].nbytes)
 
 
 def _parts(items: Encoded) -> Tensor:
