@@ -39,9 +39,7 @@ class ScorerAsMatcher(nn.Module):
         self._scorer = scorer
 
     def match(self, images: Encoded, texts: Encoded) -> Tensor:
-        if images.size == 1:
-            images = images.take(torch.zeros(texts.size, dtype=torch.int64, device=images.vector.device))
-        scores = self._scorer.pairs(images, texts)
+        scores = self._scorer.pairs(_repeated(images, texts.size), texts)
         return torch.stack([torch.zeros_like(scores), scores], dim=1)
 
     def prepare_match(self, images: Encoded) -> Encoded:
@@ -56,13 +54,17 @@ class _Unprepared(nn.Module):
         self._student = student
 
     def match(self, images: Encoded, texts: Encoded) -> Tensor:
-        if images.size == 1:
-            images = images.take(torch.zeros(texts.size, dtype=torch.int64, device=images.vector.device))
-        logits: Tensor = self._student.match(images, texts)
+        logits: Tensor = self._student.match(_repeated(images, texts.size), texts)
         return logits
 
     def prepare_match(self, images: Encoded) -> Encoded:
         return images
+
+
+def _repeated(images: Encoded, count: int) -> Encoded:
+    """Return an image once for each text that it is matched with."""
+    places = torch.zeros(count, dtype=torch.int64, device=images.vector.device)
+    return images.take(places) if images.size == 1 else images
 
 
 def match_in_training(student: Any, accelerator: Accelerator) -> Callable[[Encoded, Encoded, Tensor, Tensor], Tensor]:

@@ -42,7 +42,9 @@ class ServedStore:
         self.models: dict[str, dict[str, str]] = {}
         """The folders of each model's features, by its name and by modality."""
         searched = store.manifest.indices  # what has none is no vector: regions
-        for slug, teacher in sorted((slug, found) for slug, found in store.manifest.teachers.items() if slug in searched):
+        for slug, teacher in sorted(
+            (slug, found) for slug, found in store.manifest.teachers.items() if slug in searched
+        ):
             self.models.setdefault(teacher.spec, {})[teacher.modality] = slug
         self.first = self._known(first) if first else self._default()
         self._lock = threading.Lock()

@@ -239,7 +239,7 @@ class _Scoring:
                 for start in range(0, len(run), self._batch):
                     places = run[start : start + self._batch]
                     some = self._texts.take(torch.from_numpy(texts[places]))
-                    scores[places] = self._matched(prepared, self._cut(some, int(self._lengths[texts[places[0]]])))
+                    scores[places] = self._matched(prepared, _cut(some, int(self._lengths[texts[places[0]]])))
         return scores
 
     def _matched(self, prepared: Any, texts: Encoded) -> NDArray[np.float32]:
@@ -250,11 +250,6 @@ class _Scoring:
             raise CusaError("The second stage's scores are not finite; the model is broken.")
         return logits[:, 1].float().cpu().numpy()
 
-    def _cut(self, texts: Encoded, length: int) -> Encoded:
-        if texts.parts is None or texts.mask is None:
-            return texts
-        return texts._replace(parts=texts.parts[:, :length], mask=texts.mask[:, :length])
-
     def _on_device(self, items: Encoded) -> Encoded:
         device = self._accelerator.device
 
@@ -262,6 +257,13 @@ class _Scoring:
             return tensor.to(device).float() if tensor.is_floating_point() else tensor.to(device)
 
         return map_tensors(moved, items)
+
+
+def _cut(texts: Encoded, length: int) -> Encoded:
+    """Return texts of one length without what pads them."""
+    if texts.parts is None or texts.mask is None:
+        return texts
+    return texts._replace(parts=texts.parts[:, :length], mask=texts.mask[:, :length])
 
 
 def _pairs(texts: NDArray[np.int64], images: NDArray[np.int64]) -> NDArray[np.int64]:

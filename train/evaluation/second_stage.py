@@ -62,6 +62,11 @@ class SecondStage:
             return reranked(first, self._matcher, (images, texts), *how, self._accelerator, folder, pause)
 
 
+def own_second_stage(settings: Rerank | None, model: AlignedModel, accelerator: Accelerator) -> SecondStage | None:
+    """Return the second stage that epochs are chosen by: another student's says nothing of this one's epochs."""
+    return SecondStage(settings, model, accelerator) if settings and settings.student == SELF else None
+
+
 class AtDepth(NamedTuple):
     """What reranking so many of each query's nearest gives, and costs."""
 

@@ -36,7 +36,7 @@ from train.evaluation.embed import embed_split, measuring
 from train.evaluation.evaluate import compare_split, retrieval
 from train.evaluation.kept_parts import parts_policy
 from train.evaluation.ranked_modalities import check_enriched
-from train.evaluation.second_stage import SELF, SecondStage
+from train.evaluation.second_stage import own_second_stage
 from train.evaluation.sets import collapse, spread_of_sets
 from train.fit.checkpoints import Checkpoints
 from train.fit.curves import Curves
@@ -82,9 +82,7 @@ class Training:
         self.objective = make_objective(parameters.loss, taught, tuple(inputs))
         self.model = AlignedModel(student, uni_modal=self.objective.unimodal)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions run faster so
-        rerank = parameters.eval.rerank
-        # Another student's second stage says nothing of this one's epochs.
-        self._second = SecondStage(rerank, self.model, accelerator) if rerank and rerank.student == SELF else None
+        self._second = own_second_stage(parameters.eval.rerank, self.model, accelerator)
         matching = matched_by(inputs, parameters.loss.match)
         rank, processes = self._processes.rank, self._processes.count
         measured = (parameters.eval.validation, parameters.eval.test)
