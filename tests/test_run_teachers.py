@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import small_scenes
 from refusals import refused
 
 from models.teachers import load_teacher
 from models.trained import load_trained
-from pipeline.extract import extract
 from pipeline.inspection.cli import main as cusa_store
 from pipeline.inspection.neighbours import Query, neighbours
-from stores import CusaError, ParameterError, Store, TeacherError, TrainParameters
+from stores import CusaError, Store, TeacherError, TrainParameters
 from stores.columns import Column
 from stores.errors import TrainingError
-from stores.parameters import Teachers, Train
+from stores.parameters import Train
 from train.evaluation.embed import embed_split
 from train.fit.processes import make_accelerator
 
@@ -87,9 +84,6 @@ def test_runs_that_are_no_teachers_are_refused(scenes_run: Path, small_run: Path
         load_teacher(f"run:{scenes_run / 'infonce'}@uni")
     with pytest.raises(TeacherError, match="takes no separate weights"):
         load_teacher(f"run:{small_run}", "x.pt")
-    given = replace(small_scenes(), teachers=Teachers(cross_modal="minilm"))
-    with refused(ParameterError, where="teachers.cross_modal", found="minilm"):
-        extract(given, tmp_path / "store")
 
 
 def test_a_student_of_stored_features_encodes_no_new_pictures(scenes_store: Store, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def with_regions(settings: parameters.Sgraf, store: Store) -> parameters.Sgraf:
             where="student.sgraf.regions",
             found=f"{' × '.join(map(str, shape))} for each {found.level}",
             expected=f"{' × '.join(map(str, settings.shape or ('regions', 'numbers')))} for each sample",
-            advice="Import regions (docs/features.md), or extract a grid: --image-teacher grid:<timm model>@6x6.",
+            advice="Import regions (docs/features.md), or extract a grid: --teacher grid:<timm model>@6x6.",
         )
     known = settings.vocabulary is not None and Path(settings.vocabulary).is_file()
     digest = file_digest(Path(settings.vocabulary or "")) if known else settings.vocabulary_sha256

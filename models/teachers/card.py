@@ -18,7 +18,8 @@ class TeacherSpec:
 
     spec: str
     weights: str | None
-    modality: str
+    modality: str | None
+    """None: whichever it is of."""
 
     def load(self, device: str, precision: Precision) -> Teacher:
         """Load the teacher onto `device`.
@@ -29,7 +30,7 @@ class TeacherSpec:
         from models.teachers import load_teacher
 
         teacher = load_teacher(self.spec, self.weights, device, precision, self.modality)
-        if teacher.modality != self.modality:
+        if self.modality is not None and teacher.modality != self.modality:
             raise TeacherError(f"teachers.{self.modality} is {self.spec}, which is a teacher of {teacher.modality}s.")
         return teacher
 

@@ -41,7 +41,7 @@ def cross_modal_slugs(manifest: Manifest, spec: str | None = None) -> dict[str, 
     for slug, teacher in manifest.teachers.items():
         towers.setdefault(teacher.spec, {})[teacher.modality] = slug
     whole = {name: found for name, found in towers.items() if len(found) == len(LEVELS)}
-    named = spec or recorded(manifest, "cross_modal")
+    named = spec or recorded(manifest, "further")
     if spec is None and named not in whole and len(whole) == 1:
         named = next(iter(whole))
     return whole.get(named or "")
@@ -50,7 +50,7 @@ def cross_modal_slugs(manifest: Manifest, spec: str | None = None) -> dict[str, 
 def is_default(manifest: Manifest, slug: str) -> bool:
     """Tell whether the store was last made with this teacher."""
     teacher = manifest.features[slug]
-    return teacher.spec in (recorded(manifest, teacher.modality), recorded(manifest, "cross_modal"))
+    return teacher.spec in (recorded(manifest, teacher.modality), recorded(manifest, "further"))
 
 
 def recorded(manifest: Manifest, key: str) -> str | None:
