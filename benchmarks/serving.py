@@ -61,7 +61,7 @@ def benchmark() -> list[Result]:
                 unit="ms",
                 ratio=last / alone,
                 bound=f"≤ {max(2 * clients, 4)}",
-                # A queue of all clients, who share two cores with the server; one alone may meet a neighbour's work.
+                # Twice a queue of all clients, who share the cores; one client may meet a neighbour's work.
                 kept=last <= max(2 * clients, 4) * alone,
             )
         )
