@@ -3,8 +3,8 @@
 `python -m experiments.regions` trains small ones (128 numbers of an embedding, 32 of a similarity vector) from scratch
 on grids of EfficientNet-Lite0, of scenes and of the photographs of ../shared/data/coco-mini, three seeds each: the
 cosine of the global vectors, SGR and SAF, with the hinge and the contrastive loss, with and without soft labels; and
-SGRAF, the mean of SGR's and SAF's scores. It writes every run's figures to docs/regions.csv; a stopped run goes on. Two hours on
-one core.
+SGRAF, the mean of SGR's and SAF's scores. Every run's figures go to docs/regions.csv; a stopped run goes on. It takes
+about two hours on one core.
 """
 
 from __future__ import annotations
