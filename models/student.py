@@ -121,6 +121,7 @@ def _values(tensors: Tensors) -> Tensor:
 
 MEMBERS: Final = (*Student.__annotations__, "encode")
 HEADS: Final = "heads"
+MAXMATCH: Final = "maxmatch:"
 TWO_TOWERS: Final = (*TwoTowers.__annotations__, "encode_image", "encode_text")
 
 
@@ -143,7 +144,7 @@ def load_student(settings: parameters.Student) -> Any:
     Raises:
         StudentError: there is no such student, or it cannot be loaded, or lacks what the settings ask for.
     """
-    student = _heads(settings) if settings.model == HEADS else _load(settings.model, settings.sets)
+    student = _heads(settings) if settings.model == HEADS else _load(settings.model, settings)
     for tower in settings.freeze:
         for part in _parts(student, tower, settings.model):
             part.requires_grad_(False)
@@ -163,10 +164,10 @@ def load_student(settings: parameters.Student) -> Any:
 def _heads(settings: parameters.Student) -> Any:
     from models.heads import StudentOfHeads  # here, since it takes this module's students for towers
 
-    return StudentOfHeads(settings, partial(_load, sets=settings.sets))
+    return StudentOfHeads(settings, partial(_load, settings=settings))
 
 
-def _load(spec: str, sets: parameters.Sets) -> Any:
+def _load(spec: str, settings: parameters.Student) -> Any:
     family, _, name = spec.partition(":")
     if family == "open-clip":
         # Imported when it is asked for: open_clip takes seconds to load.
@@ -178,14 +179,14 @@ def _load(spec: str, sets: parameters.Sets) -> Any:
         from models.two_encoders import two_encoders
 
         return two_encoders(name)
-    if family == "maxmatch":
+    if spec.startswith(MAXMATCH):
         from models.maxmatch import max_match
 
-        return max_match(name, sets)
+        return max_match(name, settings)
     if not re.fullmatch(r"[\w.]+:\w+", spec):
         raise StudentError(
             f"No student is called {spec!r}. Expected open-clip:<model>[/<pretrained tag or file>], "
-            f"towers:<image encoder>+<text encoder>[@<dimensions>], maxmatch:<the same>, {HEADS}, or "
+            f"towers:<image encoder>+<text encoder>[@<dimensions>], {MAXMATCH}<the same>, {HEADS}, or "
             f"package.module:factory."
         )
     student: Any = import_factory(spec, StudentError)()
