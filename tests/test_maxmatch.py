@@ -161,7 +161,7 @@ def test_stored_regions_are_read_in_place_of_an_encoder(regions_store: Store, tm
     settings = replace(FROZEN.train, epochs=1, captions="one")
     one = replace(student, sets=Sets(members=1))
     parameters = replace(FROZEN, student=one, train=settings, loss=Loss(recipe="maxmatch", alpha=0, beta=0))
-    figures = run(parameters, regions_store, tmp_path / "run")["soft_labels"]["sets"]
+    figures = run(parameters, regions_store, tmp_path / "run")["infonce"]["sets"]
     assert figures["hits by slot"]["image"] == {"slot 1": 100}
     assert "log circular variance image" not in figures, "a single vector is as spread as it can be"
     recorded = json.loads((tmp_path / "run" / "run.json").read_text())
