@@ -96,7 +96,8 @@ def _figures(measured: dict[str, Any]) -> dict[str, float]:
     if sets := measured.get("sets"):
         found["RSUM, top pairs"] = sets["top pairs"]["RSUM"]
         for modality in ("image", "text"):
-            found[f"log circular variance {modality}"] = sets[f"log circular variance {modality}"]
+            if (spread := f"log circular variance {modality}") in sets:
+                found[spread] = sets[spread]
             found[f"search recall {modality}"] = sets["search recall@10"][modality]
             found[f"least slot {modality}"] = min(sets["hits by slot"][modality].values())
     return found

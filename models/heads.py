@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.encoded import Encoded
 from models.inputs import Input, Padded, Stored, Tensors
 from models.scoring import Cosine, Scorer
-from models.student import Parts, Student, as_student
+from models.student import MAXMATCH, Parts, Student, as_student
 from stores import Store, parameters
 from stores.errors import StudentError
 
@@ -97,7 +97,7 @@ def with_widths(settings: parameters.Student, store: Store) -> parameters.Studen
 
     Raises:
         StoreError: the store has no such features.
-        StudentError: they are no vectors, or others than the settings name.
+        StudentError: they have another shape than the student takes, or are others than the settings name.
     """
     heads = {}
     for name, head in settings.heads.items():
@@ -105,14 +105,18 @@ def with_widths(settings: parameters.Student, store: Store) -> parameters.Studen
             heads[name] = head
             continue
         found = store.features(head.features)
-        if len(found.shape) != 1:
+        local = settings.model.startswith(MAXMATCH)
+        takes = "several local features, such as 36 × 2048" if local else "vectors"
+        if len(found.shape) != (2 if local else 1):
             shape = " × ".join(map(str, found.shape))
-            raise StudentError(f"student.heads.{name}: the features {head.features} are {shape}; heads take vectors.")
-        known = replace(head, level=found.level, width=found.dim)
-        if (head.level or found.level, head.width or found.dim) != (found.level, found.dim):
+            fault = f"the features {head.features} are {shape}"
+            raise StudentError(f"student.heads.{name}: {fault}; {settings.model} takes {takes}.")
+        width = found.shape[-1]
+        known = replace(head, level=found.level, width=width)
+        if (head.level or found.level, head.width or width) != (found.level, width):
             raise StudentError(
-                f"student.heads.{name}: the features {head.features} have {found.dim} numbers for each {found.level}, "
-                f"expected {head.width or found.dim} for each {head.level or found.level}."
+                f"student.heads.{name}: the features {head.features} have {width} numbers for each {found.level}, "
+                f"expected {head.width or width} for each {head.level or found.level}."
             )
         heads[name] = known
     return replace(settings, heads=heads)

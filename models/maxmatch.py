@@ -2,9 +2,9 @@
 
 `maxmatch:<image encoder>+<text encoder>[@<D>]`:
 
-1. An encoder makes an item's local features: the cells of a timm model's last feature map, pooled to 6 × 6; the token
-   states of a sentence encoder, or with `words:<text encoder>` its tokens' input vectors alone. Frozen, their outputs
-   are computed once (`train.fit.frozen_towers`).
+1. An encoder makes an item's local features: the cells of a timm model's last feature map, pooled to 6 × 6, or `stored`
+   ones that `student.heads.image` names; the token states of a sentence encoder, or with `words:<text encoder>` its
+   tokens' input vectors alone. What frozen encoders make is computed once (`train.fit.frozen_towers`).
 2. A projection takes them to D numbers; their maximum over the item is the global vector φ, of words the mean of the
    last states of a GRU's two directions.
 3. K learned slots gather from them in rounds of slot attention, weights in common: slots compete for each local
@@ -27,11 +27,13 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from models.encoded import Encoded
-from models.inputs import Input, Pixels, Tensors, Tokens
+from models.inputs import Input, Pixels, Stored, Tensors, Tokens
 from models.scoring import Assignment, unit
 from models.student import HalvedStudent, Parts
 from models.timm_networks import timm_network
 from models.two_encoders import TextEncoder, augmented, named_encoders
+from stores import parameters
+from stores.errors import StudentError
 from stores.parameters import Sets
 
 GRID: Final = 6
@@ -44,27 +46,27 @@ DROPPED: Final = 0.2
 """Of an item's local features, in training."""
 DROPOUT: Final = 0.1
 WORDS: Final = "words:"
+STORED: Final = "stored"
 
 
 class MaxMatch(HalvedStudent, nn.Module):
     """Two encoders of local features, each followed by a set predictor."""
 
-    def __init__(self, image: str, text: str, dim: int, sets: Sets) -> None:
+    def __init__(self, image: str, text: str, dim: int, settings: parameters.Student) -> None:
         nn.Module.__init__(self)
         self.embed_dim = dim
         words = text.removeprefix(WORDS)
-        cells, tokens = FeatureMap(image), TokenStates(text) if words == text else WordVectors(words)
-        self.encoders = nn.ModuleDict({"image": cells, "text": tokens})
+        pictures = StoredRegions(settings) if image == STORED else FeatureMap(image)
+        tokens = TokenStates(text) if words == text else WordVectors(words)
+        self.encoders = nn.ModuleDict({"image": pictures, "text": tokens})
+        sets = settings.sets
         self.predictors = nn.ModuleDict(
             {
-                "image": SetPredictor(cells.width, dim, sets, positions=True),
+                "image": SetPredictor(pictures.width, dim, sets, positions=image != STORED),
                 "text": SetPredictor(tokens.width, dim, sets, positions=words != text, sequence=words != text),
             }
         )
-        inputs: dict[str, Input] = {
-            "image": Pixels(cells.transform, cells.augmented),
-            "text": Tokens(tokens.tokenize, tokens.padding),
-        }
+        inputs: dict[str, Input] = {"image": pictures.input, "text": Tokens(tokens.tokenize, tokens.padding)}
         halves = {name: (self.encoders[name], self.predictors[name]) for name in inputs}
         HalvedStudent.__init__(self, inputs, halves)
         self.scorer = Assignment(sets.activation)
@@ -72,7 +74,7 @@ class MaxMatch(HalvedStudent, nn.Module):
     @property
     def towers(self) -> dict[str, Parts]:
         """The encoders; the set predictors learn in any case."""
-        return {name: [encoder] for name, encoder in self.encoders.items()}
+        return {name: [one] for name, one in self.encoders.items() if not isinstance(one, StoredRegions)}
 
     def encode(self, modality: str, tensors: Tensors) -> Encoded:
         """Encode n items: K members as parts, their mean as vector, and φ as what they share."""
@@ -88,7 +90,7 @@ class FeatureMap(nn.Module):
         super().__init__()
         self.network = timm_network(name)
         settings = resolve_model_data_config(self.network)
-        self.transform, self.augmented = create_transform(**settings, is_training=False), augmented(settings)
+        self.input = Pixels(create_transform(**settings, is_training=False), augmented(settings))
         self.width = int(self.network.num_features)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -100,6 +102,18 @@ class FeatureMap(nn.Module):
         elif getattr(self.network, "output_fmt", "NCHW") == "NHWC":
             found = found.permute(0, 3, 1, 2)
         return functional.adaptive_avg_pool2d(found, GRID).flatten(2).mT
+
+
+class StoredRegions(nn.Identity):
+    """Local features that the store holds under a name, in the place of an encoder: (n, L, W)."""
+
+    def __init__(self, settings: parameters.Student) -> None:
+        super().__init__()
+        head = settings.heads.get("image")
+        if head is None or head.features is None or head.width is None:
+            example = "{image: {features: regions}}"
+            raise StudentError(f"{settings.model} reads features of images: say which by student.heads, as {example}.")
+        self.width, self.input = head.width, Stored(head.features, head.level or "sample")
 
 
 class TokenStates(nn.Module):
@@ -195,14 +209,14 @@ class SlotAttention(nn.Module):
         return updates
 
 
-def max_match(name: str, sets: Sets) -> MaxMatch:
+def max_match(name: str, settings: parameters.Student) -> MaxMatch:
     """Return the student of `<image encoder>+<text encoder>[@<D>]`, such as `efficientnet-lite0+minilm@256`.
 
     Raises:
-        StudentError: the name is of another form.
+        StudentError: the name is of another form, or it reads stored features that are not named.
         WeightsError: an encoder cannot be had.
     """
-    return MaxMatch(*named_encoders("maxmatch", name), sets)
+    return MaxMatch(*named_encoders("maxmatch", name), settings)
 
 
 def _largest(local: Tensor, mask: Tensor) -> Tensor:

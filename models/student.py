@@ -125,6 +125,7 @@ def _values(tensors: Tensors) -> Tensor:
 MEMBERS: Final = (*Student.__annotations__, "encode")
 HEADS: Final = "heads"
 SGRAF: Final = "sgraf:"
+MAXMATCH: Final = "maxmatch:"
 TWO_TOWERS: Final = (*TwoTowers.__annotations__, "encode_image", "encode_text")
 
 
@@ -229,7 +230,7 @@ def _towers(name: str, settings: parameters.Student) -> Any:
 def _maxmatch(name: str, settings: parameters.Student) -> Any:
     from models.maxmatch import max_match
 
-    return max_match(name, settings.sets)
+    return max_match(name, settings)
 
 
 def _sgraf(name: str, settings: parameters.Student) -> Any:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -16,7 +18,8 @@ from accelerate.state import AcceleratorState
 from pipeline.cli import main as cusa_extract
 from pipeline.extract import extract
 from stores import ExtractParameters, Store
-from stores.parameters import Data, Extract, Scenes
+from stores.images import decode_rgb
+from stores.parameters import Data, Extract, FeatureFile, Scenes
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -50,6 +53,24 @@ def scenes_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     path = tmp_path_factory.mktemp("scenes") / "store"
     extract(small_scenes(), path)
     return Store.open(path)
+
+
+@pytest.fixture(scope="session")
+def regions_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Scenes with 36 regions an image, the mean colours of a grid's fields and where they lie; not to be changed."""
+    folder = tmp_path_factory.mktemp("regions")
+    extract(small_scenes(), folder / "store")
+    bare = Store.open(folder / "store")
+    grid = np.stack(np.meshgrid(np.linspace(-1, 1, 6), np.linspace(-1, 1, 6)), axis=-1)
+    regions = []
+    for row in range(len(bare.samples)):
+        pixels = np.asarray(decode_rgb(bare.images[row]).resize((6, 6)), dtype=np.float32) / 255
+        regions.append(np.concatenate([pixels, grid], axis=-1).reshape(36, 5))
+    np.savez(folder / "regions.npz", boxes=np.stack(regions), id=np.array(bare.samples["source_id"].to_pylist()))
+    file = FeatureFile(file=str(folder / "regions.npz"), array="boxes", key="id")
+    small = small_scenes()
+    extract(replace(small, data=replace(small.data, features={"regions": file})), folder / "store")
+    return Store.open(folder / "store")
 
 
 @pytest.fixture(scope="session")

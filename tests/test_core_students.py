@@ -10,43 +10,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import core_students
-import numpy as np
 import pytest
 import torch
-from conftest import small_scenes
 from safetensors.torch import load_file
 from test_processes import finish, gradients, start
 
 from models.checkpoint import read_record
 from models.encoded import Encoded, concatenated
 from models.scoring import Pairwise
-from pipeline.extract import extract
 from stores import Store, TrainParameters
 from stores.errors import RunFolderError
-from stores.images import decode_rgb
-from stores.parameters import FeatureFile, Loss, Student, Train
+from stores.parameters import Loss, Student, Train
 from train.run import run
 
 STUDENTS = ("core_students:Sets", "core_students:Regions")
 QUICK = TrainParameters(train=Train(epochs=2, batch_size=16, device="cpu", precision="fp32", compare=False))
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Scenes with 36 regions an image: the mean colour of each field of a grid, and where it lies."""
-    folder = tmp_path_factory.mktemp("regions")
-    extract(small_scenes(), folder / "store")
-    bare = Store.open(folder / "store")
-    grid = np.stack(np.meshgrid(np.linspace(-1, 1, 6), np.linspace(-1, 1, 6)), axis=-1)
-    regions = []
-    for row in range(len(bare.samples)):
-        pixels = np.asarray(decode_rgb(bare.images[row]).resize((6, 6)), dtype=np.float32) / 255
-        regions.append(np.concatenate([pixels, grid], axis=-1).reshape(36, 5))
-    np.savez(folder / "regions.npz", boxes=np.stack(regions), id=np.array(bare.samples["source_id"].to_pylist()))
-    file = FeatureFile(file=str(folder / "regions.npz"), array="boxes", key="id")
-    small = small_scenes()
-    extract(replace(small, data=replace(small.data, features={"regions": file})), folder / "store")
-    return Store.open(folder / "store")
+@pytest.fixture
+def store(regions_store: Store) -> Store:
+    return regions_store
 
 
 @pytest.mark.parametrize("student", STUDENTS)

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from models.checkpoint import read_record
 from models.encoded import Encoded, map_tensors
+from models.heads import with_widths
 from models.maxmatch import SetPredictor
 from models.scoring import Assignment, Cosine, unit
 from models.set_index import SetIndex
+from models.student import load_student
 from models.two_encoders import TextEncoder
 from stores import Store, StudentError
-from stores.parameters import Loss, Sets, SetTerms, Student
+from stores.parameters import Head, Loss, Sets, SetTerms, Student
 from train.evaluation.sets import collapse, search_recall
 from train.losses.comparison import Instances
 from train.losses.objective import compare, make_objective
@@ -152,6 +154,22 @@ def test_maxmatch_trains_frozen_and_not(scenes_store: Store, tmp_path: Path) -> 
     encoder = [name for name in before if name.startswith("model.student.encoders.image.")]
     assert encoder
     assert all(torch.equal(before[name], after[name]) for name in encoder)
+
+
+def test_stored_regions_are_read_in_place_of_an_encoder(regions_store: Store, tmp_path: Path) -> None:
+    student = Student(model="maxmatch:stored+minilm@32", freeze=["text"], heads={"image": Head(features="regions")})
+    settings = replace(FROZEN.train, epochs=1, captions="one")
+    one = replace(student, sets=Sets(members=1))
+    parameters = replace(FROZEN, student=one, train=settings, loss=Loss(recipe="maxmatch", alpha=0, beta=0))
+    figures = run(parameters, regions_store, tmp_path / "run")["infonce"]["sets"]
+    assert figures["hits by slot"]["image"] == {"slot 1": 100}
+    assert "log circular variance image" not in figures, "a single vector is as spread as it can be"
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert recorded["parameters"]["student"]["heads"]["image"]["width"] == 5
+    assert "regions" in recorded["data"]
+    for heads, words in (({}, "say which by student.heads"), ({"image": Head(features="hog-color")}, "36 × 2048")):
+        with pytest.raises(StudentError, match=words):
+            load_student(with_widths(replace(student, heads=heads), regions_store))
 
 
 def test_a_collapse_is_told() -> None:

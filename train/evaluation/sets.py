@@ -31,11 +31,11 @@ _SAME: Final = 1e-5
 
 
 def spread_of_sets(model: AlignedModel, encoded: SplitEncoded) -> dict[str, float]:
-    """Return the log circular variance of each modality's sets; of a student of no sets, nothing."""
+    """Return the log circular variance of each modality's sets; of single vectors, nothing."""
     if not isinstance(model.scorer, SetScorer):
         return {}
-    parts = {name: items.parts for name, items in encoded.items()}
-    return {f"{SPREAD} {name}": log_circular_variance(some).item() for name, some in parts.items() if some is not None}
+    sets = {name: items.parts for name, items in encoded.items() if items.parts is not None}
+    return {f"{SPREAD} {name}": log_circular_variance(s).item() for name, s in sets.items() if s.shape[1] > 1}
 
 
 def collapse(spread: dict[str, float]) -> str:
