@@ -17,7 +17,7 @@ from benchmarks.large_batch import Pairs
 from benchmarks.measure import seconds
 from models.aligned import AlignedModel
 from models.inputs import Padded
-from models.student import load_student
+from models.students import load_student
 from stores.hardware import resolve_precision
 from stores.parameters import Extract, Loss, Student
 from train.fit.learner import Learner

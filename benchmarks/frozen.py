@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from benchmarks.extraction import PICTURES
 from benchmarks.measure import Result, in_turn
 from benchmarks.step import small_store
-from models.student import Halves
+from models.students import Halves
 from models.two_encoders import TwoEncoders, two_encoders
 from stores import TrainParameters
 from stores.parameters import Evaluation, Student, Train

@@ -14,7 +14,7 @@ from torch import nn
 from models.encoded import Encoded
 from models.inputs import Tensors
 from models.scoring import Scorer
-from models.student import Student, StudentOfTwoTowers, as_student
+from models.students import Student, StudentOfTwoTowers, as_student
 
 
 class Head(nn.Sequential):

@@ -18,7 +18,7 @@ from models.encoded import Encoded
 from models.inputs import Input, Padded, Pixels, Tensors, Tokens
 from models.loading import shortened
 from models.scoring import Cosine
-from models.student import Parts
+from models.students import Parts
 from models.x2vlm import squared
 from stores.errors import WeightsError
 

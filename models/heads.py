@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.encoded import Encoded
 from models.inputs import Input, Padded, Stored, Tensors
 from models.scoring import Cosine, Scorer
-from models.student import MAXMATCH, Parts, Student, as_student
+from models.students import MAXMATCH, Parts, Student, as_student
 from stores import Store, parameters
 from stores.errors import StudentError
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.encoded import Encoded, map_tensors
 from models.scoring import Cosine, Scorer
-from models.student import as_student
+from models.students import as_student
 from stores.errors import StudentError
 
 

@@ -29,7 +29,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from models.encoded import Encoded
 from models.inputs import Input, Pixels, Stored, Tensors, Tokens
 from models.scoring import Assignment, unit
-from models.student import HalvedStudent, Parts
+from models.students import HalvedStudent, Parts
 from models.timm_networks import timm_network
 from models.two_encoders import TextEncoder, augmented, named_encoders
 from stores import parameters

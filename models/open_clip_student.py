@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import models.small_conv  # noqa: F401 — registers the embedded student's tower with timm
 from models.export import exported
 from models.preprocessing import Transform
-from models.student import Halves, Parts
+from models.students import Halves, Parts
 from stores.console import console
 from stores.errors import StudentError
 

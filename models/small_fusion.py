@@ -19,7 +19,7 @@ from models.encoded import Encoded
 from models.inputs import Input, Padded, Pixels, Tensors, Tokens
 from models.open_clip_student import OpenClipStudent, encode_words
 from models.scoring import Cosine
-from models.student import Parts
+from models.students import Parts
 
 WIDTH, PLACES, LAYERS = 64, 64, 2
 

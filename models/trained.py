@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from models.aligned import AlignedModel
 from models.checkpoint import load_checkpoint, read_record, tensor_names
-from models.student import load_student
+from models.students import load_student
 from stores.errors import TrainingError
 from stores.parameter_loading import recorded_parameters
 from stores.parameters import TrainParameters

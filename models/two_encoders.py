@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from models.preprocessing import Transform
 from models.sentence_models import sentence_model
-from models.student import Halves, Parts
+from models.students import Halves, Parts
 from models.timm_networks import timm_network
 from stores.errors import StudentError
 

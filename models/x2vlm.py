@@ -27,7 +27,7 @@ from models.export import exported
 from models.inputs import Input, Padded, Pixels, Tensors, Tokens
 from models.preprocessing import Transform
 from models.scoring import Cosine
-from models.student import Parts
+from models.students import Parts
 
 SIGNS: Final = ",.'!?\"()*#:;~-/"
 """Of a caption, taken for spaces."""

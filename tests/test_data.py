@@ -19,7 +19,7 @@ from refusals import refused
 from torch import Tensor
 
 from models.encoded import tensors_of, with_tensors
-from models.student import as_student, load_student
+from models.students import as_student, load_student
 from pipeline.extract import extract
 from stores import ExtractParameters, Store, StoreError, TrainingError
 from stores.images import decode_rgb

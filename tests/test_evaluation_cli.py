@@ -18,7 +18,7 @@ from torch import nn
 
 from models.aligned import AlignedModel
 from models.checkpoint import save_checkpoint
-from models.student import load_student
+from models.students import load_student
 from pipeline.extract import extract
 from stores import ExtractParameters, Store, TrainParameters
 from stores.parameters import Data, Extract, Student, Teachers, as_dict

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from models.aligned import AlignedModel
 from models.checkpoint import save_checkpoint
 from models.inputs import Padded
-from models.student import load_student
+from models.students import load_student
 from models.teachers import load_teacher
 from stores import CusaError, ParameterError, StudentError, TeacherError, TrainingError, TrainParameters
 from stores.errors import CheckpointError

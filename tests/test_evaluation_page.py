@@ -15,7 +15,7 @@ from refusals import refused
 
 from models.aligned import AlignedModel
 from models.checkpoint import save_checkpoint
-from models.student import load_student
+from models.students import load_student
 from stores import Store, TrainParameters
 from stores.errors import DamagedRunError
 from stores.parameters import Loss, Student, Teachers, as_dict

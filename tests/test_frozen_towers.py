@@ -167,7 +167,7 @@ def test_the_towers_family_trains_frozen_and_not(store: Store, tmp_path: Path) -
     ids=["one", "none"],
 )
 def test_a_misspelt_pair_of_encoders_is_explained(name: str, problem: str) -> None:
-    from models.student import load_student
+    from models.students import load_student
 
     with pytest.raises(StudentError, match="such as towers:efficientnet-lite0") as caught:
         load_student(Student(model=f"towers:{name}"))

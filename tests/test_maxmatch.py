@@ -21,7 +21,7 @@ from models.heads import with_widths
 from models.maxmatch import SetPredictor
 from models.scoring import Assignment, Cosine, unit
 from models.set_index import SetIndex
-from models.student import load_student
+from models.students import load_student
 from models.two_encoders import TextEncoder
 from stores import Store, StudentError
 from stores.parameters import Head, Loss, Sets, SetTerms, Student

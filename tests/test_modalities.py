@@ -16,7 +16,7 @@ from test_core_students import QUICK
 
 from models.aligned import AlignedModel
 from models.heads import with_widths
-from models.student import load_student
+from models.students import load_student
 from pipeline.extract import extract
 from stores import ParameterError, Store, StudentError
 from stores.errors import StoreError

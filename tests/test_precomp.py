@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from click.testing import CliRunner
 from PIL import Image
 
-from models.student import load_student
+from models.students import load_student
 from pipeline.extract import extract
 from pipeline.inspection.cli import main as store_command
 from pipeline.sources import open_source

@@ -16,7 +16,7 @@ from models.encoded import Encoded, map_tensors
 from models.export import export_student, exported
 from models.inputs import Padded
 from models.matching import ScorerAsMatcher, matcher_of
-from models.student import load_student
+from models.students import load_student
 from stores.errors import StudentError, WeightsError
 from stores.parameters import Student
 

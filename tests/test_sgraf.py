@@ -18,7 +18,7 @@ from models.inputs import Padded
 from models.sgraf import SgrafStudent, Vocabulary, similarity, write_published
 from models.sgraf.published import Sizes
 from models.sgraf.vocabulary import SPECIAL
-from models.student import load_student
+from models.students import load_student
 from stores.errors import StudentError, WeightsError
 from stores.parameters import Sgraf, Student
 

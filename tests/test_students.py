@@ -26,7 +26,7 @@ from models.encoded import tensors_of
 from models.export import export_student
 from models.inputs import Padded, Tokens
 from models.open_clip_student import OpenClipStudent
-from models.student import as_student, load_student
+from models.students import as_student, load_student
 from stores import StudentError
 from stores.parameters import Student
 

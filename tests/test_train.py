@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from models.aligned import AlignedModel, Head
 from models.checkpoint import frozen_digests, load_checkpoint, read_record, save_checkpoint
 from models.encoded import Encoded
-from models.student import load_student
+from models.students import load_student
 from stores import Store, StoreError, StudentError, TrainingError, TrainParameters
 from stores.errors import CheckpointError, RunFolderError
 from stores.parameters import Evaluation, Student, Train

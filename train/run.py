@@ -15,7 +15,7 @@ from accelerate.utils.memory import clear_device_cache
 from models.aligned import AlignedModel
 from models.checkpoint import load_checkpoint
 from models.export import export_student
-from models.student import as_student, load_student, with_features
+from models.students import as_student, load_student, with_features
 from stores import Store, TrainingError, TrainParameters
 from stores.atomic import write_json
 from stores.console import console

@@ -17,7 +17,7 @@ from models.sgraf.encoders import RegionEncoder, WordEncoder
 from models.sgraf.published import Sizes, load_strictly, read_published
 from models.sgraf.similarity import HEADS, SimilarityVectors
 from models.sgraf.vocabulary import LONGEST, PAD, Vocabulary, vocabulary_beside
-from models.student import Parts
+from models.students import Parts
 from stores import Store, parameters
 from stores.digests import file_digest
 from stores.errors import StudentError

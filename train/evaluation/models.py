@@ -21,7 +21,7 @@ from torch import Tensor
 from models.aligned import AlignedModel
 from models.encoded import map_tensors
 from models.inputs import Pixels, Tokens
-from models.student import load_student
+from models.students import load_student
 from models.teachers import Teacher, load_teacher
 from models.teachers.run_towers import RUN
 from models.trained import load_trained

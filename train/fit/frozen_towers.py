@@ -22,7 +22,7 @@ from models.aligned import AlignedModel
 from models.encoded import map_tensors
 from models.inputs import Input
 from models.loading import weights_digest
-from models.student import HalvedStudent, Parts
+from models.students import HalvedStudent, Parts
 from stores import Store, TrainingError, TrainParameters
 from stores.atomic import atomic_path, write_json
 from stores.console import console, progress_bar

@@ -24,7 +24,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from models.aligned import AlignedModel
-from models.student import as_student, load_student
+from models.students import as_student, load_student
 from stores import Store, TrainingError, TrainParameters
 from stores.clean import FILE_NAME, write_clean
 from stores.console import console
