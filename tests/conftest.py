@@ -41,6 +41,12 @@ def _fresh_accelerate() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _fresh_accelerate_of_a_module() -> None:
+    """The same for what a module makes once, which comes before its first test."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.fixture(autouse=True)
 def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """Print tables as in a wide terminal, however the suite is run: pytest's own processes say 80 columns."""
