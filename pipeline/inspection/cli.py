@@ -140,7 +140,8 @@ def suspects(store: Path, split: str, count: int, width: int, shown: int, out: P
     "--host", default="127.0.0.1", help="Where to listen; others reach it only if you say more than loopback."
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, help="0: any that is free.")
-def serve(store: Path, teacher: str | None, host: str, port: int) -> None:
+@click.option("--fetch-images", is_flag=True, help="Open addresses of images on the open network (image_url).")
+def serve(store: Path, teacher: str | None, host: str, port: int, fetch_images: bool) -> None:
     """Serve a page to search STORE by text and by image, and an API, until Ctrl-C; nothing in the store changes."""
     with resumable(lambda: ""):
         try:
@@ -148,7 +149,7 @@ def serve(store: Path, teacher: str | None, host: str, port: int) -> None:
         except ModuleNotFoundError as error:
             raise CusaError(f"{error.name} is missing. Install cusa[serve].") from None
 
-        serve(store, teacher=teacher, host=host, port=port)
+        serve(store, teacher=teacher, host=host, port=port, fetch_images=fetch_images)
 
 
 @main.command(short_help="Number the words of the captions, for SGR and SAF.")

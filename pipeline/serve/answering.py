@@ -47,9 +47,12 @@ class Answer:
 class Answering:
     """Answers what is asked of a store."""
 
-    def __init__(self, path: Path, first: str | None) -> None:
-        """Open the store; `first` is the model that is asked where none is named."""
-        self.served, self._models = Served(path, first), ModelThread()
+    def __init__(self, path: Path, first: str | None, fetches_images: bool = False) -> None:
+        """Open the store; `first` is the model that is asked where none is named.
+
+        `fetches_images` says whether images are taken by their address.
+        """
+        self.served, self._models, self.fetches_images = Served(path, first), ModelThread(), fetches_images
         self._decoders = CapacityLimiter(_DECODERS)
 
     async def warm(self) -> None:

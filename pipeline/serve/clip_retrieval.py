@@ -1,7 +1,7 @@
 """clip-retrieval's protocol, so that its `ClipClient` works against this server: /knn-service and /indices-list.
 
 An index's name is a model's, or `<model>|<split>` for one split. `deduplicate` makes one of results whose features are
-nearer than 0.94, as there; images by address are refused, since the server opens nothing.
+nearer than 0.94, as there; images by address are refused unless a person allowed them, at the server's start.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from pipeline.serve.addresses import fetched
 from pipeline.serve.answering import Answering
 from pipeline.serve.json_api import checked, checked_values, found
 from pipeline.serve.queries import KnnRequest, SearchRequest
@@ -33,7 +34,7 @@ def routes(answering: Answering) -> list[Route]:
 
     async def knn(request: Request) -> Response:
         asked = checked(KnnRequest, await request.body())
-        search = _search(asked)
+        search = await to_thread.run_sync(_search, asked, answering.fetches_images)
         answer = await answering.answer(search)
         hits = (await to_thread.run_sync(found, answer)).results
         if asked.deduplicate and hits:
@@ -56,13 +57,16 @@ def routes(answering: Answering) -> list[Route]:
     return [Route("/knn-service", knn, methods=["POST"]), Route("/indices-list", names)]
 
 
-def _search(asked: KnnRequest) -> SearchRequest:
+def _search(asked: KnnRequest, fetches_images: bool) -> SearchRequest:
     """Return the request in our own words; as there, a text goes before an image, and that before an embedding."""
-    if asked.image_url is not None:
-        raise HTTPException(400, "image_url is refused: the server opens no addresses. Send the image itself.")
+    if asked.image_url is not None and not fetches_images:
+        advice = "Send the image itself, or start the server with --fetch-images."
+        raise HTTPException(400, f"image_url is refused: the server opens no addresses. {advice}")
     query: dict[str, Any]
     if asked.text:
         query = {"text": asked.text}
+    elif asked.image is None and asked.image_url is not None:
+        query = {"image": fetched(asked.image_url)}
     elif asked.image is not None:
         query = {"image": asked.image}
     else:

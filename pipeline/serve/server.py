@@ -33,13 +33,13 @@ CONNECTIONS: Final = 512
 _OF_PROGRAMS: Final = ("/api/", "/knn-service", "/indices-list", "/openapi.json", "/image/", "/thumbnail/")
 
 
-def serve(path: Path, *, teacher: str | None, host: str, port: int) -> None:
+def serve(path: Path, *, teacher: str | None, host: str, port: int, fetch_images: bool) -> None:
     """Serve the store at `path` until Ctrl-C.
 
     Raises:
         CusaError: there is no such store or model, or the address cannot be listened on.
     """
-    answering = Answering(path, teacher)
+    answering = Answering(path, teacher, fetch_images)
     listening = listen(host, port)
     console.print(
         f"{path} · {answering.served.now().first}\nhttp://{_shown(listening)}/  (Ctrl-C ends)", soft_wrap=True
