@@ -46,9 +46,7 @@ def test_what_lies_at_an_address_comes_whole(site: str, monkeypatch: pytest.Monk
         fetched(f"{site}/a.png?size=1", lambda _: True)
 
 
-@pytest.mark.parametrize(
-    ("path", "found"), [("/moved", 302), ("/absent", 404)], ids=["redirect", "absent"]
-)
+@pytest.mark.parametrize(("path", "found"), [("/moved", 302), ("/absent", 404)], ids=["redirect", "absent"])
 def test_nothing_else_than_the_thing_itself_is_taken(site: str, path: str, found: int) -> None:
     with pytest.raises(CusaError) as refused:
         fetched(site + path, lambda _: True)
