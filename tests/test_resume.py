@@ -35,7 +35,7 @@ def changed(**settings: Any) -> TrainParameters:
     return replace(PARAMETERS, train=replace(PARAMETERS.train, **settings))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def whole(scenes_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an undisturbed run."""
     folder = tmp_path_factory.mktemp("whole") / "run"

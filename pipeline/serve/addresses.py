@@ -33,8 +33,8 @@ def fetched(url: str, allowed: Callable[[Address], bool] = is_public) -> bytes:
     """Return what lies at an address, whatever it is.
 
     Raises:
-        CusaError: it is of another scheme, not `allowed`, cannot be reached, answers with anything but the thing itself,
-            or has more than `MAX_IMAGE` bytes, or takes longer than `SECONDS`.
+        CusaError: it is of another scheme, not `allowed`, cannot be reached, answers with anything but the thing
+            itself, has more than `MAX_IMAGE` bytes, or takes longer than `SECONDS`.
     """
     end = time.monotonic() + SECONDS
     try:
