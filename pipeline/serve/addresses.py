@@ -41,10 +41,10 @@ def fetched(url: str, allowed: Callable[[Address], bool] = is_public) -> bytes:
         connection, target = _connected(url, allowed)
         try:
             connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "cusa"})
-            answer = connection.getresponse()
-            if answer.status != http.client.OK:
-                raise CusaError("image_url answers with status", found=answer.status, expected=200)
-            return _read(answer, end)
+            with connection.getresponse() as answer:
+                if answer.status != http.client.OK:
+                    raise CusaError("image_url answers with status", found=answer.status, expected=200)
+                return _read(answer, end)
         finally:
             connection.close()
     except (OSError, ValueError, http.client.HTTPException) as error:
