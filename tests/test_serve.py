@@ -227,10 +227,13 @@ def test_lists_are_browsed_marked_and_exported(searched_store: Store, tmp_path: 
         assert all(row["caption"] in shown for row in listed[:24])
         assert "page 1 of 2" in shown
         for number, mark in ((25, "right"), (3, "wrong"), (4, "right"), (4, "")):
-            body = urllib.parse.urlencode({"number": number, "mark": mark}).encode()
+            seen = {name: listed[number][name] for name in ("caption_row", "image_row")}
+            body = urllib.parse.urlencode({"number": number, "mark": mark, **seen}).encode()
             form = {"Content_Type": "application/x-www-form-urlencoded"}
             reply = client.ask("POST", "/lists/missing/train/mark", body, **form)
             assert (reply.status, reply.headers["location"].endswith(f"#pair-{number}")) == (303, True)
+        other = urllib.parse.urlencode({"number": 5, "mark": "wrong", **seen}).encode()
+        assert client.ask("POST", "/lists/missing/train/mark", other, **form).status == 409, "not what was seen"
         assert client.ask("GET", "/lists/missing/train").text.count('aria-pressed="true"') == 1
         assert "30 pairs, 2 marked" in client.ask("GET", "/lists").text
         marked = pq.read_table(io.BytesIO(client.ask("GET", "/lists/missing/train/marks.parquet").body)).to_pylist()

@@ -1,7 +1,7 @@
 """Images by address, where a person allows it: opened with care, since whoever asks chooses what this machine opens.
 
-Only http and https, only public addresses (not this machine, its network or a cloud's metadata), the very address that
-was looked up, no redirects, and bounds on size and time.
+Only http and https, only public addresses (no loopback, no private network, no cloud's metadata, nothing that stands
+for another address), the very address that was looked up, no redirects, and bounds on size and time.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -21,12 +23,16 @@ from stores import CusaError
 SECONDS: Final = 10.0
 """In which an image must have come."""
 _PIECE: Final = 2**16
+_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
+_SIX_TO_FOUR: Final = ipaddress.IPv6Network("2002::/16")
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def is_public(address: Address) -> bool:
-    """Tell whether an address is one of the open network."""
-    return address.is_global and not address.is_multicast
+    """Tell whether an address is one of the open network, and not a way to another one (6to4, NAT64, mapped)."""
+    if not address.is_global or address.is_multicast:
+        return False
+    return address.version == 4 or (address in _UNICAST and address not in _SIX_TO_FOUR)
 
 
 def fetched(url: str, allowed: Callable[[Address], bool] = is_public) -> bytes:
@@ -39,13 +45,16 @@ def fetched(url: str, allowed: Callable[[Address], bool] = is_public) -> bytes:
     end = time.monotonic() + SECONDS
     try:
         connection, target = _connected(url, allowed)
+        timer = threading.Timer(end - time.monotonic(), _ended, [connection.sock])
+        timer.start()
         try:
             connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "cusa"})
             with connection.getresponse() as answer:
                 if answer.status != http.client.OK:
                     raise CusaError("image_url answers with status", found=answer.status, expected=200)
-                return _read(answer, end)
+                return _read(answer)
         finally:
+            timer.cancel()
             connection.close()
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise CusaError(f"image_url cannot be opened ({error}).") from None
@@ -69,12 +78,18 @@ def _connected(url: str, allowed: Callable[[Address], bool]) -> tuple[http.clien
     return connection, f"{parts.path or '/'}{'?' * bool(parts.query)}{parts.query}"
 
 
-def _read(answer: http.client.HTTPResponse, end: float) -> bytes:
+def _ended(stream: socket.socket) -> None:
+    """End whatever still waits for a stream."""
+    with suppress(OSError):
+        stream.shutdown(socket.SHUT_RDWR)
+
+
+def _read(answer: http.client.HTTPResponse) -> bytes:
     data = bytearray()
     while piece := answer.read1(_PIECE):
         data += piece
         if len(data) > MAX_IMAGE:
             raise CusaError("bytes at image_url", found=f"more than {MAX_IMAGE:,}", expected=f"at most {MAX_IMAGE:,}")
-        if time.monotonic() > end:
-            raise CusaError(f"image_url did not come within {SECONDS:.0f} s.")
+    if answer.length:
+        raise CusaError(f"image_url did not come whole within {SECONDS:.0f} s.")
     return bytes(data)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
@@ -27,14 +27,17 @@ from pipeline.serve.served_store import ServedStore
 SAME: Final = 0.94
 """Cosine from which two results are one, as in clip-retrieval."""
 _OF_SPLIT: Final = "|"
+_FETCHERS: Final = 4
+"""Requests whose images' addresses are opened at once: a slow site must hold up no other request."""
 
 
 def routes(answering: Answering) -> list[Route]:
     """Return the two services."""
+    fetching = CapacityLimiter(_FETCHERS)
 
     async def knn(request: Request) -> Response:
-        asked = checked(KnnRequest, await request.body())
-        search = await to_thread.run_sync(_search, asked, answering.fetches_images)
+        asked = await to_thread.run_sync(checked, KnnRequest, await request.body())
+        search = await to_thread.run_sync(_search, asked, answering.fetches_images, limiter=fetching)
         answer = await answering.answer(search)
         hits = (await to_thread.run_sync(found, answer)).results
         if asked.deduplicate and hits:

@@ -11,6 +11,7 @@ import asyncio
 import ipaddress
 import re
 import socket
+from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -23,6 +24,8 @@ from pipeline.serve.queries import MAX_BODY
 
 BODY_SECONDS: Final = 20.0
 """In which a request's body must have come."""
+MAX_HELD: Final = 8 * MAX_BODY
+"""Bytes of all bodies that are held at once."""
 _POLICY: Final = (
     "default-src 'none'; img-src 'self' blob:; style-src 'self' 'unsafe-inline'; script-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -41,7 +44,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, host: str) -> None:
         """Guard `app`, which listens on `host`."""
-        self._app = app
+        self._app, self.held = app, 0
         self._names = {"localhost", host.lower(), socket.gethostname().lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,14 +67,18 @@ class Guard:
             answer = JSONResponse({"error": problem}, status, headers={"Connection": "close"})
             await answer(scope, receive, marked)
             return
-        await self._app(scope, _bounded(receive), marked)
+        taken = _Taken(self)
+        try:
+            await self._app(scope, _bounded(receive, taken.add), marked)
+        finally:
+            taken.give_back()
 
     def _fault(self, method: str, headers: Headers) -> tuple[int, str] | None:
         host = headers.get("host", "")
         if not self._is_ours(host):
             return 421, f"This server is not {host[:200]!r}: ask it by its address."
         reads, origin = method in ("GET", "HEAD"), headers.get("origin")
-        if not reads and origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if not reads and origin is not None and _place(origin) != host.lower():
             return 403, f"A page of {origin[:200]!r} may not ask this server."
         follows_link = reads and headers.get("sec-fetch-mode") == "navigate"
         if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not follows_link:
@@ -94,8 +101,39 @@ class Guard:
         return True
 
 
-def _bounded(receive: Receive) -> Receive:
-    """Return a request's body with an end: after `MAX_BODY` bytes, and after `BODY_SECONDS`."""
+class _Taken:
+    """What one request's body holds of the bytes that all bodies together may."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard, self._bytes = guard, 0
+
+    def add(self, count: int) -> None:
+        """Take so many more.
+
+        Raises:
+            HTTPException: there are no more.
+        """
+        self._bytes += count
+        self._guard.held += count
+        if self._guard.held > MAX_HELD:
+            raise HTTPException(503, "Too much is sent at once. Ask again in a moment.")
+
+    def give_back(self) -> None:
+        """Let others have them."""
+        self._guard.held -= self._bytes
+        self._bytes = 0
+
+
+def _place(origin: str) -> str | None:
+    """Return the host and port of an origin; None of what is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
+
+
+def _bounded(receive: Receive, take: Callable[[int], None]) -> Receive:
+    """Return a request's body with an end, after `MAX_BODY` bytes and `BODY_SECONDS`; `take` counts its bytes."""
     left, whole = MAX_BODY, False
     deadline = asyncio.get_running_loop().time() + BODY_SECONDS
 
@@ -109,6 +147,7 @@ def _bounded(receive: Receive) -> Receive:
         except TimeoutError:
             raise HTTPException(408, f"The request did not come within {BODY_SECONDS:.0f} s.") from None
         left -= len(message.get("body", b""))
+        take(len(message.get("body", b"")))
         whole = not message.get("more_body", False)
         if left < 0:
             raise HTTPException(413, f"The request has more than {MAX_BODY:,} bytes.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final, TypeVar
 
 from anyio import to_thread
@@ -83,7 +84,7 @@ def routes(answering: Answering) -> list[Route]:
         return _json(Described(models=models, first=now.first, splits=splits, labels=now.labels))
 
     async def search(request: Request) -> Response:
-        asked = checked(SearchRequest, await request.body())
+        asked = await to_thread.run_sync(checked, SearchRequest, await request.body())
         answer = await answering.answer(asked)
         return _json(await to_thread.run_sync(found, answer))
 
@@ -100,9 +101,21 @@ def routes(answering: Answering) -> list[Route]:
 def checked(kind: type[B], body: bytes) -> B:
     """Return what a request's JSON asks for.
 
+    Call it on a thread: a large body takes a while. A key that is not known is one fault, however many there are.
+
     Raises:
         HTTPException: it is no JSON, or asks for what there is not.
     """
+    try:
+        keys = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, f"The request is no JSON ({str(error)[:200]}).") from None
+    if not isinstance(keys, dict):
+        raise HTTPException(400, "The request is no JSON object.")
+    unknown = next((key for key in keys if key not in kind.model_fields), None)
+    if unknown is not None and kind.model_config.get("extra") == "forbid":
+        raise HTTPException(400, f"{unknown[:100]!r} is not known. Expected: {', '.join(kind.model_fields)}.")
+    del keys
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:

@@ -26,6 +26,7 @@ from pipeline.serve.marks import MARKS, Marks
 from pipeline.serve.pictures_by_row import picture_path
 from pipeline.serve.search_page import page
 from pipeline.serve.served_store import ServedStore
+from stores.columns import Column
 
 KINDS: Final = {
     "missing": (missing_files.LIST_NAME, missing_files.KINDS[re.escape(missing_files.LIST_NAME)]),
@@ -81,6 +82,9 @@ class PairList:
         most = {"caption_row": len(store.captions), self.image: len(store.samples)}
         if any(len(found) and not 0 <= found.min() <= found.max() < most[name] for name, found in rows.items()):
             raise HTTPException(409, f"The list {self.file.parent.name} is of other data. Make it again.")
+        texts = Column(store.captions["text"]).values(rows["caption_row"])
+        if texts != table["caption"].to_pylist():
+            raise HTTPException(409, f"The list {self.file.parent.name} is of other captions. Make it again.")
         return table
 
     def pair(self, table: pa.Table, number: int) -> dict[str, Any]:
@@ -119,9 +123,10 @@ def routes(answering: Answering) -> list[Route]:
         pairs = await listed(request)
         form = await request.form(max_files=0, max_fields=4, max_part_size=1000)
         number, said = _number(str(form.get("number", ""))), str(form.get("mark", ""))
+        seen = tuple(_number(str(form.get(name, "")), 18) for name in ("caption_row", "image_row"))
         if said not in (*MARKS, ""):
             raise HTTPException(400, f"The mark is {said[:40]!r}, expected one of {', '.join(MARKS)}, or none.")
-        await to_thread.run_sync(_mark, pairs, number, said or None)
+        await to_thread.run_sync(_mark, pairs, number, seen, said or None)
         place = f"/lists/{pairs.kind}/{pairs.split}?{urlencode({'page': number // PAGE + 1})}#pair-{number}"
         return RedirectResponse(place, 303)
 
@@ -143,8 +148,8 @@ def routes(answering: Answering) -> list[Route]:
     ]
 
 
-def _number(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or len(text) > 9:
+def _number(text: str, digits: int = 9) -> int:
+    if not (text.isascii() and text.isdigit()) or len(text) > digits:
         raise HTTPException(400, f"The number is {text[:40]!r}, expected one of the list's.")
     return int(text)
 
@@ -167,8 +172,11 @@ def _browsed(pairs: PairList, number: int) -> str:
     return page("pairs.html", pairs=pairs, rows=rows, total=len(table), marked=len(marks), number=number, last=last)
 
 
-def _mark(pairs: PairList, number: int, mark: str | None) -> None:
-    pairs.marks.set(pairs.pair(pairs.table(), number), mark)
+def _mark(pairs: PairList, number: int, seen: tuple[int, ...], mark: str | None) -> None:
+    pair = pairs.pair(pairs.table(), number)
+    if (pair["caption_row"], pair["image_row"]) != seen:
+        raise HTTPException(409, "The list was made anew since this page was. Load it again.")
+    pairs.marks.set(pair, mark)
 
 
 def _written(marks: Marks, form: str) -> bytes:

@@ -74,11 +74,11 @@ class SearchRequest(Asked):
 
     text: Annotated[str, Field(max_length=MAX_TEXT)] | None = None
     image: bytes | None = Field(None, description="An image file, in base64.")
-    row: Annotated[int, Field(ge=0)] | None = Field(
+    row: Annotated[int, Field(ge=0, lt=2**62)] | None = Field(
         None, description="A row of the store, whose neighbours are wanted."
     )
     row_of: Modality = Field("image", description="What `row` counts.")
-    embedding: Annotated[list[float], Field(max_length=MAX_NUMBERS)] | None = None
+    embedding: Annotated[list[float], Field(max_length=MAX_NUMBERS, fail_fast=True)] | None = None
     text_weight: Share = Field(0.5, description="Of a text and an image together.")
     image_weight: Share = 0.5
     modality: Modality = Field("image", description="What is searched.")
@@ -115,7 +115,7 @@ class KnnRequest(BaseModel):
     text: Annotated[str, Field(max_length=MAX_TEXT)] | None = None
     image: str | None = None
     image_url: Name | None = None
-    embedding_input: Annotated[list[float], Field(max_length=MAX_NUMBERS)] | None = None
+    embedding_input: Annotated[list[float], Field(max_length=MAX_NUMBERS, fail_fast=True)] | None = None
     modality: Modality = "image"
     num_images: Annotated[int, Field(ge=1, le=MAX_RESULTS)]
     num_result_ids: Annotated[int, Field(ge=1, le=MAX_RESULTS)] | None = None

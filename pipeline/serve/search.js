@@ -83,6 +83,7 @@ async function marking(event) {
 }
 
 function walking(event) {
+  if (event.altKey || event.ctrlKey || event.metaKey) return; // the browser's own, such as Back
   const form = document.getElementById("ask");
   const typing = event.target.closest("input, select, button");
   if (event.key === "/" && !typing && form) {

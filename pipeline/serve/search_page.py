@@ -101,7 +101,7 @@ async def _column(answering: Answering, given: dict[str, Any], model: str) -> di
 
 def _asked(given: dict[str, Any], model: str) -> SearchRequest:
     weight = given["weight"] or "50"
-    if not weight.isascii() or not weight.isdigit() or int(weight[:9]) > 100:
+    if not weight.isascii() or not weight.isdigit() or len(weight) > 3 or int(weight) > 100:
         raise HTTPException(400, f"The weight is {weight[:40]!r}, expected 0 to 100.")
     values = {
         "text": given["q"] if given["q"].strip() else None,

@@ -183,7 +183,7 @@ class Served:
             if self._manifest_stamp() != self._stamp:
                 try:
                     self._stamp, self._state = self._opened()
-                except StoreError as error:
+                except CusaError as error:  # also a model that is gone
                     raise BeingMade(f"The store is being made anew: {error.message}") from None
             return self._state
 
