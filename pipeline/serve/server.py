@@ -13,9 +13,9 @@ from typing import Any, Final
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pipeline.serve import clip_retrieval, json_api, listed_pairs, pictures_by_row, search_page
@@ -63,7 +63,7 @@ def server(answering: Answering, host: str) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def application(answering: Answering, host: str) -> Starlette:
+def application(answering: Answering, host: str) -> ASGIApp:
     """Return the application; it ends the models' thread when it ends."""
 
     @asynccontextmanager
@@ -74,12 +74,13 @@ def application(answering: Answering, host: str) -> Starlette:
         answering.close()
 
     rooms = (search_page, json_api, listed_pairs, clip_retrieval, pictures_by_row)
-    return Starlette(
+    inner = Starlette(
         routes=[route for room in rooms for route in room.routes(answering)],
-        middleware=[Middleware(Guard, host=host)],
         exception_handlers={HTTPException: _refused, CusaError: _refused, TimeoutError: _refused, Exception: _refused},
         lifespan=lifespan,
     )
+    # Around all of it, so that failures are marked as well.
+    return Guard(inner, host=host)
 
 
 async def _warm(answering: Answering) -> None:
