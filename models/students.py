@@ -27,7 +27,7 @@ class Student(Protocol):
 
     Shapes: n items, D = `embed_dim`.
 
-    Two members more are looked for where they are needed:
+    Three members more are looked for where they are needed:
 
     - `towers`: by modality, such as `{"image": [...], "text": [...]}`, the modules and parameters of each, for
       `student.freeze`.
@@ -51,7 +51,7 @@ class TwoTowers(Protocol):
 
     Shapes: N images, M texts, D = `embed_dim`.
 
-    Beside those of `Student`, two members more are looked for:
+    Beside those of `Student`, three members more are looked for:
 
     - `similarity(images (N, D), texts (M, D)) -> (N, M)`; without it embeddings are compared by their cosine.
     - `padding`: the token that fills the end of a text; with it the texts of a batch come as long as its longest.

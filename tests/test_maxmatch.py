@@ -25,7 +25,7 @@ from models.students import load_student
 from models.two_encoders import TextEncoder
 from stores import Store, StudentError
 from stores.parameters import Head, Loss, Sets, SetTerms, Student
-from train.evaluation.sets import collapse, search_recall
+from train.evaluation.set_figures import collapse, search_recall
 from train.losses.comparison import Instances
 from train.losses.objective import compare, make_objective
 from train.losses.sets import global_discriminative, intra_set_divergence, mmd, set_diversity

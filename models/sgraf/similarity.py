@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.encoded import Encoded
 from models.sgraf.encoders import EPSILON, GlobalVector, at_length_one, linear
-from models.sgraf.heads import SAF, SGR, Folded, Statistics
+from models.sgraf.reasoning import SAF, SGR, Folded, Statistics
 
 BLOCK: Final = {"cpu": 3 * 2**21, "cuda": 2**28}
 """Bytes of the widest numbers, (N, m, L, d), of a block of pairs, by device; a few such are alive at once.

@@ -28,7 +28,7 @@ from train.evaluation.metrics import (
 )
 from train.evaluation.ranked_modalities import RankedModality, SplitModalities, relevance
 from train.evaluation.rankings import Ranks, checked_relevance, nearest_other
-from train.evaluation.sets import set_figures
+from train.evaluation.set_figures import set_figures
 from train.evaluation.similarities import Similarities, similarities
 
 DIRECTIONS: Final = ("image_to_text", "text_to_image")

@@ -37,7 +37,7 @@ from train.evaluation.evaluate import compare_split, retrieval
 from train.evaluation.kept_parts import parts_policy
 from train.evaluation.ranked_modalities import check_enriched
 from train.evaluation.second_stage import own_second_stage
-from train.evaluation.sets import collapse, spread_of_sets
+from train.evaluation.set_figures import collapse, spread_of_sets
 from train.fit.checkpoints import Checkpoints
 from train.fit.curves import Curves
 from train.fit.epoch import Epoch, EpochProgress, StepMetrics

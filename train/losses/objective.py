@@ -25,7 +25,7 @@ from stores.plugins import import_factory
 from train.losses import tiles
 from train.losses.comparison import Comparison, Instances, Match, Scores, SoftLabels
 from train.losses.coordination import PCMC, PCMR
-from train.losses.matching import ITM
+from train.losses.image_text_matching import ITM
 from train.losses.rematching import Rematched, WarmUp
 from train.losses.set_terms import set_terms
 from train.losses.temperature import Temperature
