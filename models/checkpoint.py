@@ -141,6 +141,21 @@ def load_checkpoint(
     return record
 
 
+def read_module(path: Path, part: str) -> dict[str, Tensor]:
+    """Return the weights and buffers of one module of a checkpoint by name; of parameters left out there are none.
+
+    Raises:
+        CheckpointError: the file is absent, damaged or not a checkpoint of ours.
+    """
+    read_record(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(f"{part}.")]  # noqa: SIM118 — not a mapping
+            return _of(part, {name: file.get_tensor(name) for name in names})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{error}", path=path, expected="a checkpoint of cusa-train") from None
+
+
 def _of(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
 

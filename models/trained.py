@@ -7,14 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from torch import Tensor
+
 from models.aligned import AlignedModel
-from models.checkpoint import load_checkpoint, read_record, tensor_names
+from models.checkpoint import load_checkpoint, read_module, read_record, tensor_names
 from models.students import load_student
-from stores.errors import TrainingError
+from stores.errors import CheckpointError, TrainingError
 from stores.parameter_loading import recorded_parameters
 from stores.parameters import TrainParameters
 
 BEST: Final = "best.safetensors"
+UNI_HEADS: Final = "uni_heads."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,38 @@ class Trained:
 def checkpoint_file(path: Path) -> Path:
     """Return the file of a run's folder (its best checkpoint), or the file itself."""
     return path / BEST if path.is_dir() else path
+
+
+def begin_with(model: AlignedModel, path: Path) -> None:
+    """Give a model the weights of a run's folder (its best checkpoint) or of a checkpoint file, in place.
+
+    Uni-modal heads that only one of the two has are passed over: those of the model start as they do without a run.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or its weights are another model's.
+    """
+    file = checkpoint_file(path)
+    found = read_module(file, "model")
+    new = model.state_dict()
+    heads = {name for name in found.keys() ^ new.keys() if name.startswith(UNI_HEADS)}
+    wrong = sorted(
+        name for name in (found.keys() | new.keys()) - heads if _shape(found.get(name)) != _shape(new.get(name))
+    )
+    if wrong:
+        name = wrong[0]
+        raise CheckpointError(
+            f"{len(wrong)} of {len(new)} tensors do not fit; the first is {name}",
+            path=file,
+            where="student.weights",
+            found=_shape(found.get(name)),
+            expected=_shape(new.get(name)),
+            advice="Train the student that the run trained (its parameters are in run.json).",
+        )
+    model.load_state_dict({name: tensor for name, tensor in found.items() if name in new}, strict=False)
+
+
+def _shape(tensor: Tensor | None) -> tuple[int, ...] | str:
+    return "no such tensor" if tensor is None else tuple(tensor.shape)
 
 
 def load_trained(path: Path) -> Trained:
@@ -46,7 +81,9 @@ def load_trained(path: Path) -> Trained:
     # What was frozen is loaded as it was where the checkpoint does without it.
     freeze = parameters.student.freeze if "frozen" in record else []
     student = load_student(replace(parameters.student, freeze=freeze, gradient_checkpointing=False))
-    has_uni_heads = any(name.startswith("model.uni_heads.") for name in tensor_names(file))
+    has_uni_heads = any(name.startswith(f"model.{UNI_HEADS}") for name in tensor_names(file))
     model = AlignedModel(student, uni_modal=has_uni_heads)
+    if parameters.student.weights and "frozen" in record:
+        begin_with(model, Path(parameters.student.weights))
     load_checkpoint(file, {"model": model})
     return Trained(model=model, parameters=parameters, record=record)

@@ -249,6 +249,8 @@ class Student:
     sgraf: Sgraf = Field(default_factory=Sgraf)
     # of the students `maxmatch:…`
     sets: Sets = Field(default_factory=Sets)
+    # a trained run (its best checkpoint) or a checkpoint, whose weights it begins with
+    weights: str | None = None
     # towers that are not trained, by modality: image, text
     freeze: list[str] = Field(default_factory=list)
     # recompute activations in the backward pass: less memory, a third more time

@@ -16,6 +16,7 @@ from models.aligned import AlignedModel
 from models.checkpoint import load_checkpoint
 from models.export import export_student
 from models.students import as_student, load_student, with_features
+from models.trained import checkpoint_file
 from stores import Store, TrainingError, TrainParameters
 from stores.atomic import write_json
 from stores.console import console
@@ -154,17 +155,18 @@ def _identity(parameters: TrainParameters, store: Store) -> dict[str, Any]:
     mixed = [(path, _fingerprints(Store.open(Path(path)), names)) for path in parameters.train.mix_in]
     return {
         "parameters": as_dict(parameters),
-        "data": _fingerprints(store, names) | _clean(parameters),
+        "data": _fingerprints(store, names) | _files_read(parameters),
         # In their order, which gives each its part of every batch.
         "mixed_in": [list(pair) for pair in mixed],
         "versions": VERSIONS,
     }
 
 
-def _clean(parameters: TrainParameters) -> dict[str, str]:
-    """Return what tells the clean column that the training reads from others; an absent one is reported when read."""
-    path = parameters.train.clean
-    return {"clean": file_digest(Path(path))} if path is not None and Path(path).is_file() else {}
+def _files_read(parameters: TrainParameters) -> dict[str, str]:
+    """Return digests of the files that the training reads beside the store; an absent one is reported when read."""
+    paths = {"clean": parameters.train.clean, "weights": parameters.student.weights}
+    files = {name: checkpoint_file(Path(path)) for name, path in paths.items() if path is not None}
+    return {name: file_digest(file) for name, file in files.items() if file.is_file()}
 
 
 def _read_by_the_student(parameters: TrainParameters) -> list[str]:

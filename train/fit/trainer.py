@@ -25,6 +25,7 @@ from torch import Tensor
 
 from models.aligned import AlignedModel
 from models.students import as_student, load_student
+from models.trained import begin_with
 from stores import Store, TrainingError, TrainParameters
 from stores.clean import FILE_NAME, write_clean
 from stores.console import console
@@ -81,6 +82,8 @@ class Training:
         taught = tuple(modality for modality in slugs if modality in inputs)
         self.objective = make_objective(parameters.loss, taught, tuple(inputs))
         self.model = AlignedModel(student, uni_modal=self.objective.unimodal)
+        if parameters.student.weights is not None:
+            begin_with(self.model, Path(parameters.student.weights))
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions run faster so
         self._second = own_second_stage(parameters.eval.rerank, self.model, accelerator)
         matching = matched_by(inputs, parameters.loss.match)
