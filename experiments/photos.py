@@ -3,8 +3,8 @@
 `make photos` divides the 1,002 photographs of ../shared/data/coco-mini anew several times, extracts each division with
 the teachers EfficientNet-Lite2 and all-mpnet-base-v2, and trains students of EfficientNet-Lite0 and all-MiniLM-L6-v2 on
 it: with InfoNCE alone, with each part of the soft labels by the settings of params.yaml, and with all of them by the
-paper's. What it writes are paired differences from InfoNCE alone on the same division and seed. A stopped run goes on
-where it was.
+paper's. What it writes are paired differences from InfoNCE alone on the same division and seed. `--losses targets`
+tries other soft labels, to be chosen by validation RSUM. A stopped run goes on where it was.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -26,7 +26,7 @@ from rich.markdown import Markdown
 from scipy import stats
 
 from experiments.ablation import settings
-from experiments.comparison import INFONCE
+from experiments.comparison import INFONCE, markdown_table
 from experiments.known_features import known_teachers
 from experiments.trainings import train_all
 from pipeline.extract import extract
@@ -36,28 +36,34 @@ from stores.commands import resumable
 from stores.console import output
 from stores.parameters import Data, Loss, Student, Teachers, Train
 from stores.streams import Command
+from train.evaluation.models import load_model
+from train.evaluation.sts import measure_sts
 
 PHOTOS: Final = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco-mini"
 MEASURED: Final = 201
-"""Photographs of a division that choose the best epoch, and as many that it is measured on."""
+"""Photographs of a division that choose the best epoch, and as many to measure it on; half of the rest, if less."""
 TEACHERS: Final = Teachers(image="efficientnet-lite2", text="mpnet")
-SETTINGS: Final = (("", INFONCE), ("ours", "+ CSA"), ("ours", "+ USA"), ("ours", "+ CUSA"), ("paper", "+ CUSA"))
-ENCODERS: Final = "towers:efficientnet-lite0+minilm@256"
-STUDENTS: Final[dict[str, tuple[Student, Train]]] = {
-    "frozen": (
-        Student(model=ENCODERS, freeze=["image", "text"]),
-        Train(epochs=15, learning_rate=1e-3, precision="fp32", compare=False),
-    ),
-    "text learns": (
-        Student(model=ENCODERS, freeze=["image"]),
-        Train(epochs=5, learning_rate=1e-4, precision="fp32", compare=False, captions="one"),
-    ),
-    "all learns": (
-        Student(model=ENCODERS),
-        Train(epochs=5, learning_rate=1e-4, precision="fp32", compare=False, captions="one"),
-    ),
+ALONE, CUSA = ("", INFONCE), ("ours", "+ CUSA")
+KNOWN: Final = settings(Loss())
+PARTS: Final = {one: KNOWN[one] for one in (ALONE, ("ours", "+ CSA"), ("ours", "+ USA"), CUSA, ("paper", "+ CUSA"))}
+TARGETS: Final = {
+    **{("τ_P", f"{tau:g}"): Loss(teacher_temperature=tau) for tau in (0.05, 0.07, 0.2)},
+    **{("top k", str(k)): Loss(soft_top_k=k) for k in (4, 16)},
+    ("both teachers", "mean"): Loss(mix="add"),
+    ("both teachers", "product"): Loss(mix="dot"),
+    ("both teachers", "mean, τ_P 0.07"): Loss(mix="add", teacher_temperature=0.07),
 }
-"""What of the encoders learns; where one does, few epochs by a rate that does not spoil it."""
+"""Soft labels other than those of params.yaml: sharper, fewer, or of what both teachers say."""
+LOSSES: Final = {"whole": {one: PARTS[one] for one in (ALONE, CUSA)}, "parts": PARTS}
+LOSSES["targets"] = LOSSES["whole"] | TARGETS
+ENCODERS: Final = "towers:efficientnet-lite0+minilm@256"
+TRAIN: Final = Train(precision="fp32", compare=False)
+STUDENTS: Final[dict[str, tuple[Student, Train]]] = {
+    "frozen": (Student(model=ENCODERS, freeze=["image", "text"]), replace(TRAIN, epochs=15, learning_rate=1e-3)),
+    "text learns": (Student(model=ENCODERS, freeze=["image"]), replace(TRAIN, epochs=2, learning_rate=2e-5)),
+    "all learns": (Student(model=ENCODERS), replace(TRAIN, epochs=2, learning_rate=2e-5)),
+}
+"""What of the encoders learns; where one does, it begins with the heads of the frozen student of the same loss."""
 
 
 class Trial(NamedTuple):
@@ -68,7 +74,7 @@ class Trial(NamedTuple):
     division: int
     seed: int
     setting: tuple[str, str]
-    rsum: float
+    figures: dict[str, float]
 
 
 @click.command(cls=Command, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
@@ -78,11 +84,17 @@ class Trial(NamedTuple):
 @click.option("--divisions", type=click.IntRange(min=2), default=5, help="Divisions of the photographs.")
 @click.option("--seeds", type=click.IntRange(min=1), default=2, help="Trainings of each setting on each division.")
 @click.option("--pictures", type=int, multiple=True, default=(600,), help="Training photographs; several, one by one.")
-@click.option(
-    "--parts/--whole", default=True, help="Each part of the soft labels, or only all of them by our settings."
-)
+@click.option("--losses", type=click.Choice(list(LOSSES)), default="parts", help="What is compared with InfoNCE.")
+@click.option("--sts", type=click.Path(path_type=Path), help="Folder of STS13 and SICK-R: measure the text side too.")
 def main(
-    photos: Path, out: Path, student: str, divisions: int, seeds: int, pictures: Sequence[int], parts: bool
+    photos: Path,
+    out: Path,
+    student: str,
+    divisions: int,
+    seeds: int,
+    pictures: Sequence[int],
+    losses: str,
+    sts: Path | None,
 ) -> None:
     """Train on divisions of real photographs with and without soft labels, and report what these contribute."""
     if not (photos / "dataset_karpathy.json").is_file():
@@ -90,72 +102,107 @@ def main(
             f"Skipped: there is no {photos / 'dataset_karpathy.json'}; the photographs are no part of the project."
         )
         return
-    began, trials = time.monotonic(), []
+    began, trials = time.monotonic(), list[Trial]()
     with resumable():
         everything = Data(source=str(photos / "dataset_karpathy.json"), images=str(photos / "images"))
         extract(ExtractParameters(data=everything, teachers=TEACHERS), out / "store")
         for count in pictures:
             for division in range(divisions):
-                trials += _division(photos, out, student, count, division, seeds, parts)
+                place = _divide(photos, out, count, division)
+                chosen = range(division * seeds, (division + 1) * seeds)
+                for which in dict.fromkeys(("frozen", student)):
+                    found = _train(place, which, LOSSES[losses], chosen)
+                trials += [
+                    Trial(student, count, division, seed, setting, figures | _sts(place, student, setting, seed, sts))
+                    for (setting, seed), figures in found.items()
+                ]
         table = _table(trials)
-        name = student.replace(" ", "-")
+        name = f"{student}-{losses}".replace(" ", "-")
         write_text(out / f"{name}.csv", _csv(trials))
         write_text(out / f"{name}.md", table)
     output().print(Markdown(table))
     click.echo(f"{(time.monotonic() - began) / 60:.1f} minutes. Table and every figure: {out}/{name}.{{md,csv}}")
 
 
-def _division(
-    photos: Path, out: Path, student: str, pictures: int, division: int, seeds: int, parts: bool
-) -> list[Trial]:
-    """Train every setting with every seed on one division."""
+def _divide(photos: Path, out: Path, pictures: int, division: int) -> Path:
+    """Make the store of one division of the photographs, and return the folder that it is in."""
     place = out / f"{pictures}-{division}"
     source = place / "dataset.json"
     write_json(source, _divided(json.loads((photos / "dataset_karpathy.json").read_text()), pictures, division))
     data = Data(source=str(source), format="karpathy", images=str(photos / "images"))
     extract(ExtractParameters(data=data, teachers=known_teachers(out / "store")), place / "store")
-    known = settings(Loss())
-    losses = {setting: known[setting] for setting in (SETTINGS if parts else (SETTINGS[0], SETTINGS[3]))}
+    return place
+
+
+def _train(
+    place: Path, student: str, losses: Mapping[tuple[str, str], Loss], seeds: Sequence[int]
+) -> dict[tuple[tuple[str, str], int], dict[str, float]]:
+    """Train a student on one division with every loss and seed; return the RSUM of each, on test and validation."""
     model, train = STUDENTS[student]
     wanted = {}
-    for seed in range(division * seeds, (division + 1) * seeds):
+    for seed in seeds:
         for setting, loss in losses.items():
-            settled = replace(train, seed=seed)
+            begun = None if student == "frozen" else str(place / "runs" / _name("frozen", setting, seed))
             wanted[setting, seed] = TrainParameters(
-                teachers=known_teachers(out / "store"), student=model, loss=loss, train=settled
+                teachers=known_teachers(place.parent / "store"),
+                student=replace(model, weights=begun),
+                loss=loss,
+                train=replace(train, seed=seed),
             )
-    names = {key: f"{student.replace(' ', '-')}/{'-'.join(key[0]).replace('+ ', '')}-{key[1]}" for key in wanted}
+    names = {key: _name(student, *key) for key in wanted}
     found = train_all({names[key]: one for key, one in wanted.items()}, place / "store", place / "runs")
-    return [
-        Trial(student, pictures, division, seed, setting, found[names[setting, seed]]["RSUM"])
-        for setting, seed in wanted
-    ]
+    return {
+        key: {"RSUM": found[name]["RSUM"], "validation": found[name]["validation_RSUM"]} for key, name in names.items()
+    }
+
+
+def _name(student: str, setting: tuple[str, str], seed: int) -> str:
+    loss = "-".join(filter(None, setting)).replace("+ ", "").replace(",", "").replace(" ", "-")
+    return f"{student.replace(' ', '-')}/{loss}-{seed}"
+
+
+def _sts(place: Path, student: str, setting: tuple[str, str], seed: int, folder: Path | None) -> dict[str, float]:
+    """Return Spearman × 100 of a trained student's texts on the sets that lie in `folder`."""
+    if folder is None:
+        return {}
+    kept = place / "sts" / f"{_name(student, setting, seed)}.json"
+    if not kept.exists():
+        model = load_model(str(place / "runs" / _name(student, setting, seed)), precision="fp32")
+        write_json(kept, measure_sts(model, folder).figures)
+    figures: dict[str, float] = json.loads(kept.read_text())
+    return figures
 
 
 def _divided(document: dict[str, Any], pictures: int, division: int) -> dict[str, Any]:
     """Return Karpathy's document with its photographs divided anew: `pictures` to train on, the others to measure."""
-    images = random.Random(division).sample(document["images"], 2 * MEASURED + pictures)
-    splits = ["val"] * MEASURED + ["test"] * MEASURED + ["train"] * pictures
+    measured = min(MEASURED, (len(document["images"]) - pictures) // 2)
+    images = random.Random(division).sample(document["images"], 2 * measured + pictures)
+    splits = ["val"] * measured + ["test"] * measured + ["train"] * pictures
     return {**document, "images": [{**image, "split": split} for image, split in zip(images, splits, strict=True)]}
 
 
 def _table(trials: Sequence[Trial]) -> str:
     """Return a Markdown table of means over divisions, and of paired differences with their 95 % intervals."""
-    lines = [
-        "| student | pictures | loss | settings | RSUM | difference | above zero |",
-        "|---|---:|---|---|---:|---:|---:|",
-    ]
+    figures = [name for name in trials[0].figures if name != "validation"]
+    heads = ["student", "pictures", "loss", "settings", "validation RSUM"]
+    for name in figures:
+        heads += [name, "difference", "above zero"]
+    lines = []
     for student, pictures, setting in dict.fromkeys((one.student, one.pictures, one.setting) for one in trials):
         same = [one for one in trials if (one.student, one.pictures) == (student, pictures)]
-        alone = {(one.division, one.seed): one.rsum for one in same if one.setting[1] == INFONCE}
         mine = [one for one in same if one.setting == setting]
-        whose, parts = setting
-        level = f"{statistics.mean(one.rsum for one in mine):.1f}"
-        differences = {(one.division, one.seed): one.rsum - alone[one.division, one.seed] for one in mine}
-        gained = [_interval(differences), f"{sum(v > 0 for v in differences.values())} of {len(differences)}"]
-        gained = ["", ""] if parts == INFONCE else gained
-        lines.append("| " + " | ".join([student, str(pictures), parts, whose, level, *gained]) + " |")
-    return "\n".join(lines) + "\n"
+        cells = [student, str(pictures), setting[1], setting[0], _mean(mine, "validation")]
+        for name in figures:
+            alone = {(one.division, one.seed): one.figures[name] for one in same if one.setting == ALONE}
+            differences = {(one.division, one.seed): one.figures[name] - alone[one.division, one.seed] for one in mine}
+            gained = [_interval(differences), f"{sum(v > 0 for v in differences.values())} of {len(differences)}"]
+            cells += [_mean(mine, name), *(["", ""] if setting == ALONE else gained)]
+        lines.append(cells)
+    return markdown_table(heads, lines, texts=4)
+
+
+def _mean(trials: Sequence[Trial], name: str) -> str:
+    return f"{statistics.mean(one.figures[name] for one in trials):.1f}"
 
 
 def _interval(differences: dict[tuple[int, int], float]) -> str:
@@ -170,9 +217,9 @@ def _interval(differences: dict[tuple[int, int], float]) -> str:
 def _csv(trials: Sequence[Trial]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["student", "pictures", "division", "seed", "settings", "parts", "rsum"])
+    writer.writerow(["student", "pictures", "division", "seed", "settings", "loss", *trials[0].figures])
     for one in trials:
-        writer.writerow([*one[:4], *one.setting, f"{one.rsum:.2f}"])
+        writer.writerow([*one[:4], *one.setting, *(f"{value:.2f}" for value in one.figures.values())])
     return text.getvalue()
 
 
