@@ -396,6 +396,8 @@ class Train:
     clean: str | None = None
     # pairs whose clean probability is less are left out
     clean_at_least: Fraction = 0.0
+    # each pair weighs as much as it is likely to be right by `clean`, in the terms that learn from pairs
+    clean_weight: bool = False
     # shards that are read and shuffled together
     shuffle_shards: PositiveInt = 16
     device: str = "auto"

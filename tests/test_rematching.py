@@ -138,6 +138,36 @@ def test_one_sided_batches_are_finite(trusted: int) -> None:
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
+@pytest.mark.parametrize("original", ["infonce", "hinge", "pcmc"])
+def test_pairs_weigh_as_much_as_they_are_certain(original: Any) -> None:
+    """The loop is over anchors, both ways: all items are candidates of each, and USA learns from no pairs."""
+    certain = torch.linspace(0, 1, COUNT).double()
+    whole = rows()._replace(certain=certain)
+    loss = Loss(original=original, alpha=0.3, beta=0.7)
+    objective = make_objective(loss).double()
+    parts, plain = (compare(objective, some, some, Cosine())[1] for some in (whole, rows()))
+    torch.testing.assert_close(parts["USA"], plain["USA"])
+    assert not torch.isclose(parts["CSA"], plain["CSA"], rtol=1e-3)
+    taus = objective.temperatures()
+    scores = cosine_similarity(*(items.vector for items in whole.encoded.values()))
+    teachers = [cosine_similarity(features, features) for features in whole.teachers.values()]
+    first, aligned = torch.zeros(()), torch.zeros(())
+    for way, teacher in zip((scores, scores.T), teachers, strict=True):
+        for i in range(COUNT):
+            same = GROUPS[i] == GROUPS
+            if original == "hinge":
+                value = (0.2 + way[i][~same] - way[i, i]).max().clamp(min=0) * COUNT
+            else:
+                value = -(way[i] / taus[objective.terms[0].name]).log_softmax(dim=0)[same].mean() / 2
+            first = first + certain[i] * value / certain.sum()
+            wanted = (teacher[i] / loss.teacher_temperature).softmax(dim=0)
+            divergence = (wanted * (wanted.log() - (way[i] / taus["CSA"]).log_softmax(dim=0))).sum()
+            aligned = aligned + certain[i] * divergence / certain.sum() / 2
+    leaves = [items.vector for items in whole.encoded.values()]
+    alone = compare(make_objective(replace(loss, beta=0.0)).double(), whole, whole, Cosine())[0]
+    agree(alone, first + 0.3 * aligned, leaves, 1e-9)
+
+
 @pytest.fixture(scope="module")
 def noisy_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     path, wanted = tmp_path_factory.mktemp("noisy") / "store", small_scenes(val=8, test=8)
