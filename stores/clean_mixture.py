@@ -38,8 +38,11 @@ def clean_probabilities(losses: Values, mixture: Mixture = "beta") -> Values:
         posterior = GaussianMixture(2, random_state=0).fit(scaled[:, None]).predict_proba(scaled[:, None])
     means = (posterior * scaled[:, None]).sum(axis=0) / np.maximum(posterior.sum(axis=0), _LEAST)
     clean: Values = posterior[:, int(means.argmin())]
-    # The wider component has both tails to itself, but no greater loss is cleaner than a smaller one.
+    # The wider component has both tails to itself, but no greater loss is cleaner than a smaller one: below the mean
+    # of the small ones a probability is that of the greater ones at least, above it that of the smaller ones at most.
     order = np.argsort(scaled, kind="stable")
+    below = order[scaled[order] <= means.min()]
+    clean[below] = np.maximum.accumulate(clean[below][::-1])[::-1]
     clean[order] = np.minimum.accumulate(clean[order])
     return clean
 

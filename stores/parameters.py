@@ -144,7 +144,7 @@ class Data:
     clean_at_least: Fraction = 0.5
     scenes: Scenes = Field(default_factory=Scenes)
     noise: Noise = Field(default_factory=Noise)
-    # of spoken captions: package.module:factory of what encodes a recording; null: they are not encoded
+    # what encodes spoken captions: speech:<folder of transformers>, or package.module:factory; null: nothing does
     speech: str | None = None
     # features of yours to import, by name: {regions: {file: regions.npy}}
     features: dict[Annotated[str, Field(pattern=SAFE_NAME)], FeatureFile] = Field(default_factory=dict)
@@ -398,6 +398,8 @@ class Train:
     clean: str | None = None
     # pairs whose clean probability is less are left out
     clean_at_least: Fraction = 0.0
+    # each pair weighs as much as it is likely to be right by `clean`, in the terms that learn from pairs
+    clean_weight: bool = False
     # shards that are read and shuffled together
     shuffle_shards: PositiveInt = 16
     device: str = "auto"

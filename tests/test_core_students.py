@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import core_students
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,9 +19,10 @@ from test_processes import finish, gradients, start
 from models.checkpoint import read_record
 from models.encoded import Encoded, concatenated
 from models.scoring import Pairwise
+from models.sgraf.vocabulary import Vocabulary
 from stores import Store, TrainParameters
 from stores.errors import RunFolderError
-from stores.parameters import Loss, Student, Train
+from stores.parameters import Loss, Rematching, Sgraf, Student, Train
 from train.run import run
 
 STUDENTS = ("core_students:Sets", "core_students:Regions")
@@ -57,6 +59,48 @@ def test_processes_and_micro_batches_give_the_gradient_of_the_whole_batch(
     finish(start(2, store, tmp_path / "run", *common, "-S", "train.micro_batch=17"))
     found, expected = gradients(tmp_path / "run"), gradients(tmp_path / "alone")
     assert found.keys() == expected.keys()
+    assert any(gradient.abs().max() > 1e-6 for gradient in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(regions_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("nltk", reason="the extra sgraf is not installed")
+    path = tmp_path_factory.mktemp("words") / "vocabulary.json"
+    Vocabulary.of(regions_store.captions["text"].to_pylist(), sentences=False).write(path)
+    return path
+
+
+@pytest.mark.parametrize("student", ["sgraf:SGR", "sgraf:SAF", STUDENTS[0]], ids=["sgr", "saf", "sets"])
+def test_wrong_pairs_are_split_and_matched_anew_with_any_student(
+    store: Store, vocabulary: Path, tmp_path: Path, student: str
+) -> None:
+    """Two epochs of L2RM, of which the first warms up."""
+    sizes = Sgraf(dim=16, word=8, similarity=8, vocabulary=str(vocabulary))
+    loss = Loss(recipe="l2rm", original="hinge", alpha=0, beta=0, rematching=Rematching(warm_up=1))
+    run(replace(QUICK, student=Student(model=student, sgraf=sizes), loss=loss), store, tmp_path / "run")
+    warm, split = read_record(tmp_path / "run" / "last.safetensors")["history"]
+    assert warm["loss"]["warm-up"] > 0 == warm["loss"]["rematched"]
+    assert split["loss"]["warm-up"] == 0
+    assert 0 < split["terms"]["rematched kept"] < 1
+    assert split["loss"]["rematched"] > 0
+    assert np.isfinite(list(split["loss"].values())).all()
+
+
+def test_two_processes_split_wrong_pairs_as_one(store: Store, tmp_path: Path) -> None:
+    flags = ["-S", "train.batch_size=240", "-S", "train.epochs=1", "-S", "train.clip_norm=1e9", "-S"]
+    flags += [f"student.model={STUDENTS[0]}", "-S", "loss.recipe=l2rm", "-S", "loss.rematching.warm_up=0"]
+    flags += ["-S", "loss.alpha=0", "-S", "loss.beta=0"]
+    finish(start(1, store, tmp_path / "alone", *flags))
+    finish(start(2, store, tmp_path / "run", *flags))
+    splits = [
+        load_file(tmp_path / name / "last.safetensors")["objective.by_name.rematched.clean"]
+        for name in ("alone", "run")
+    ]
+    torch.testing.assert_close(splits[1], splits[0], rtol=0, atol=1e-3)
+    assert 0 < float((splits[0] > 0.5).double().mean()) < 1
+    found, expected = gradients(tmp_path / "run"), gradients(tmp_path / "alone")
     assert any(gradient.abs().max() > 1e-6 for gradient in expected.values())
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6, msg=name)

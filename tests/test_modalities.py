@@ -27,9 +27,12 @@ from train.data.partners import by_twos
 from train.eval_cli import main
 from train.evaluation.embed import embed_split
 from train.evaluation.every_pair import EveryPair
+from train.evaluation.figure_tables import difference
 from train.evaluation.models import StudentModel, load_model
 from train.evaluation.ranked_modalities import SplitModalities, relevance
 from train.fit.processes import make_accelerator
+from train.report.page import write_report
+from train.report.page.modality_pairs import modality_tables
 from train.run import run
 
 STORED = {"image": "hog-color", "text": "minilm", "attributes": "attributes", "speech": "speech"}
@@ -114,6 +117,33 @@ def test_every_pair_is_ranked_as_by_hand(store: Store, trained: Any, measured: A
         assert [found[f"R@{k}"] for k in (1, 5, 10)] == pytest.approx(100 * hits / len(asked))
     own = figures["pairs"]["image_to_text"]
     assert figures["image_to_text"] == {name: own[name] for name in ("R@1", "R@5", "R@10")}
+
+
+def test_the_page_has_a_bar_for_every_pair(store: Store, trained: Any) -> None:
+    folder, figures = trained
+    text = write_report(folder, store).read_text()
+    section = text[text.index('<section id="modalities">') : text.index('<section id="curves">')]
+    assert section.count("<svg") == len(figures["pairs"]) + len(figures["zero_shot"])
+    value = figures["pairs"]["image+text_to_speech"]["R@1"]
+    best = max(figures["pairs"][f"{part}_to_speech"]["R@1"] for part in ("image", "text"))
+    row = section[section.index("image+text → speech</th>") :].split("</tr>")[0]
+    assert f'width="{min(value, best):.2f}"' in row
+    assert difference(best, value).text in row
+    assert "pairs ·" not in text
+
+
+def test_of_further_models_bars_gain_over_the_first() -> None:
+    """A model of fewer modalities lacks the pair, and one of more is set against it where it has it."""
+    two = {"RSUM": 1.0, "pairs": {"image_to_text": {"R@1": 40.0}}}
+    three = {"pairs": {"image_to_text": {"R@1": 30.0}, "text_to_speech": {"R@1": 70.0}}}
+    (table,) = modality_tables({"two": two, "three": three, "none": {"RSUM": 2.0}})
+    assert [(row.name, row.model, row.value, row.since, row.over) for row in table.rows] == [
+        ("image → text", "two", 40.0, 40.0, ""),
+        ("image → text", "three", 30.0, 40.0, "two"),
+        ("text → speech", "three", 70.0, 70.0, ""),
+    ]
+    assert table.rows[1].gain == difference(40.0, 30.0)
+    assert modality_tables({"none": {"RSUM": 2.0}}) == []
 
 
 @pytest.mark.parametrize("enrichment", ["unit", "sum"])

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import save_file
 from test_features_import import TINY
+from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
+from models.speech import SpeechEncoder
 from pipeline.extract import extract
 from pipeline.inspection.verify import verify
+from pipeline.sources.facc import open_facc
+from pipeline.sources.files import folder_at
 from stores import ExtractParameters, SourceError, Store
+from stores.errors import WeightsError
 from stores.parameters import Data, Extract, FeatureFile
 
 CLASSES = ("001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross")
@@ -142,6 +150,75 @@ def test_spoken_captions_are_encoded(facc: Path, tmp_path: Path) -> None:
     rows = speech.gather(np.arange(30)).astype(np.float32)
     assert rows[12, 0] == pytest.approx(800 * 3 / 16_000, rel=1e-3)
     assert rows[14, 2] == pytest.approx(5000 / 32768, rel=1e-2)
+
+
+@pytest.fixture(scope="module")
+def hubert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A HuBERT of random weights, as transformers saves one."""
+    folder = tmp_path_factory.mktemp("hubert")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    HubertModel(HubertConfig(**sizes, conv_dim=[8] * 7, num_conv_pos_embedding_groups=2)).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    return folder
+
+
+def test_spoken_captions_are_encoded_by_a_folder_s_model(facc: Path, hubert: Path, tmp_path: Path) -> None:
+    store = stored(facc, tmp_path, speech=f"speech:{hubert}")
+    speech = store.features("speech")
+    assert speech.shape == (16,)
+    assert np.flatnonzero(~speech.valid).tolist() == [2, 29]
+    tone = (1000 * 3 * np.sin(np.arange(800 * 3) / 5)).astype("<i2") / np.float32(32768)
+    model = HubertModel.from_pretrained(hubert).eval()
+    with torch.inference_mode():
+        given = torch.from_numpy((tone - tone.mean()) / np.sqrt(tone.var() + 1e-7)).float()[None]
+        expected = model(given).last_hidden_state[0].mean(dim=0).numpy()
+    np.testing.assert_allclose(speech.gather(np.array([12]))[0], expected, atol=2e-3)
+    assert np.abs(expected).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("width", "channels", "rate", "cut", "there"),
+    [
+        (1, 1, 8000, 0, True),
+        (3, 2, 44_100, 0, True),
+        (4, 1, 16_000, 0, True),
+        (2, 1, 16_000, 1, False),
+        (2, 1, 16_000, None, False),
+        (2, 1, 100, 0, False),
+    ],
+    ids=["8-bit", "stereo-24-bit", "32-bit", "cut", "empty", "too-slow"],
+)
+def test_odd_recordings_are_read_or_absent(
+    facc: Path, hubert: Path, width: int, channels: int, rate: int, cut: int | None, there: bool
+) -> None:
+    """One second of 100 Hz at half of the range is the same to the ear, whatever its form."""
+    tone = 0.5 * np.sin(2 * np.pi * 100 * np.arange(rate) / rate)
+    levels = np.repeat(np.round(tone * 2 ** (8 * width - 1)).astype("<i4"), channels)
+    data = (levels + (128 if width == 1 else 0)).astype("<i4").view(np.uint8).reshape(-1, 4)[:, :width].tobytes()
+    path = facc / "flickr_audio" / "wavs" / "100_a_0.wav"
+    with wave.open(str(path), "wb") as recording:
+        recording.setparams((channels, width, rate, 0, "NONE", ""))
+        recording.writeframes(data if cut is not None else b"")
+    if cut:
+        path.write_bytes(path.read_bytes()[:-cut])
+    source = open_facc(folder_at(str(facc), "data.source"), f"speech:{hubert}")
+    row = source.features["speech"].of("100_a.jpg")[0]
+    assert np.isfinite(row).all() == there
+    if there:
+        usual = 0.5 * np.sin(2 * np.pi * 100 * np.arange(16_000) / 16_000)
+        assert row @ SpeechEncoder(str(hubert))(usual.astype(np.float32), 16_000) > 0.99 * (row @ row)
+
+
+def test_a_folder_without_a_speech_model_is_said(facc: Path, hubert: Path, tmp_path: Path) -> None:
+    other = tmp_path / "hubert"
+    shutil.copytree(hubert, other)
+    save_file({"unlike": torch.zeros(1)}, other / "model.safetensors", {"format": "pt"})
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    for place, message in ((other, "lack"), (tmp_path / "bert", "kind bert"), (tmp_path / "none", "does not exist")):
+        with pytest.raises(WeightsError, match=message):
+            open_facc(folder_at(str(facc), "data.source"), f"speech:{place}")
 
 
 def test_vectors_of_spoken_captions_are_imported_by_key(facc: Path, tmp_path: Path) -> None:

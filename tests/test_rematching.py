@@ -22,7 +22,7 @@ from models.checkpoint import read_record
 from models.encoded import map_tensors
 from models.scoring import Cosine, cosine_similarity
 from pipeline.extract import extract
-from stores import Store, StoreError, TrainParameters
+from stores import ParameterError, Store, StoreError, TrainParameters
 from stores.clean import read_clean, write_clean
 from stores.clean_mixture import clean_probabilities
 from stores.errors import DamagedStoreError
@@ -52,6 +52,17 @@ def test_the_lower_component_is_clean(mixture: Any, share: float) -> None:
     assert roc_auc_score(wrong, -clean) > 0.95
     assert ((clean <= 0.5) == wrong).mean() > 0.85
     assert clean_probabilities(np.full(9, 2.0), mixture).tolist() == [1.0] * 9
+
+
+@pytest.mark.parametrize("mixture", ["beta", "gaussian"])
+def test_the_least_losses_are_clean_where_the_others_spread_wider(mixture: Any) -> None:
+    """The wider component reaches below the narrow one, whose pairs would all be as doubtful as the least loss."""
+    random = np.random.default_rng(0)
+    losses = np.concatenate([random.normal(0.45, 0.02, 700), random.normal(0.55, 0.2, 300)])
+    clean = clean_probabilities(losses, mixture)
+    assert clean[losses.argmin()] == clean.max() > 0.5
+    assert (clean[:700] > 0.5).mean() > 0.8
+    assert (np.diff(clean[np.argsort(losses)]) <= 0).all()
 
 
 def split(loss: Loss, epoch: int) -> Objective:
@@ -138,6 +149,36 @@ def test_one_sided_batches_are_finite(trusted: int) -> None:
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
+@pytest.mark.parametrize("original", ["infonce", "hinge", "pcmc"])
+def test_pairs_weigh_as_much_as_they_are_certain(original: Any) -> None:
+    """The loop is over anchors, both ways: all items are candidates of each, and USA learns from no pairs."""
+    certain = torch.linspace(0, 1, COUNT).double()
+    whole = rows()._replace(certain=certain)
+    loss = Loss(original=original, alpha=0.3, beta=0.7)
+    objective = make_objective(loss).double()
+    parts, plain = (compare(objective, some, some, Cosine())[1] for some in (whole, rows()))
+    torch.testing.assert_close(parts["USA"], plain["USA"])
+    assert not torch.isclose(parts["CSA"], plain["CSA"], rtol=1e-3)
+    taus = objective.temperatures()
+    scores = cosine_similarity(*(items.vector for items in whole.encoded.values()))
+    teachers = [cosine_similarity(features, features) for features in whole.teachers.values()]
+    first, aligned = torch.zeros(()), torch.zeros(())
+    for way, teacher in zip((scores, scores.T), teachers, strict=True):
+        for i in range(COUNT):
+            same = GROUPS[i] == GROUPS
+            if original == "hinge":
+                value = (0.2 + way[i][~same] - way[i, i]).max().clamp(min=0) * COUNT
+            else:
+                value = -(way[i] / taus[objective.terms[0].name]).log_softmax(dim=0)[same].mean() / 2
+            first = first + certain[i] * value / certain.sum()
+            wanted = (teacher[i] / loss.teacher_temperature).softmax(dim=0)
+            divergence = (wanted * (wanted.log() - (way[i] / taus["CSA"]).log_softmax(dim=0))).sum()
+            aligned = aligned + certain[i] * divergence / certain.sum() / 2
+    leaves = [items.vector for items in whole.encoded.values()]
+    alone = compare(make_objective(replace(loss, beta=0.0)).double(), whole, whole, Cosine())[0]
+    agree(alone, first + 0.3 * aligned, leaves, 1e-9)
+
+
 @pytest.fixture(scope="module")
 def noisy_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     path, wanted = tmp_path_factory.mktemp("noisy") / "store", small_scenes(val=8, test=8)
@@ -178,6 +219,35 @@ def test_a_run_stopped_in_any_epoch_resumes_bitwise_with_its_split(
         assert all(torch.equal(ours[tensor], theirs[tensor]) for tensor in theirs)
     kept = theirs["objective.by_name.rematched.clean"]
     assert 0 < float((kept > 0.5).double().mean()) < 1, "the split splits"
+
+
+def test_a_weighed_run_resumes_bitwise_and_wants_a_column(
+    noisy_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions = noisy_store.rows("train", "caption")
+    write_clean(tmp_path / "clean.arrow", noisy_store, captions, np.linspace(0, 1, len(captions)))
+    settings = Train(epochs=2, batch_size=60, device="cpu", precision="fp32", compare=False, clean_weight=True)
+    parameters = TrainParameters(student=Student(model="tiny_students:Dropping"), train=settings)
+    with refused(ParameterError, where="train.clean"):
+        run(parameters, noisy_store, tmp_path / "none")
+    weighed = replace(parameters, train=replace(settings, clean=str(tmp_path / "clean.arrow")))
+    run(weighed, noisy_store, tmp_path / "whole")
+    take = trainer.Training.step
+
+    def step_and_stop(self: Any, batch: Any, epoch: int, at: int) -> Any:
+        if (epoch, at) == (1, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take(self, batch, epoch, at)
+
+    monkeypatch.setattr(trainer.Training, "step", step_and_stop)
+    with pytest.raises(SystemExit):
+        run(weighed, noisy_store, tmp_path / "stopped")
+    monkeypatch.undo()
+    run(weighed, noisy_store, tmp_path / "stopped")
+    run(replace(weighed, train=replace(weighed.train, clean_weight=False)), noisy_store, tmp_path / "plain")
+    whole, stopped, plain = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "stopped", "plain"))
+    assert all(torch.equal(stopped[name], tensor) for name, tensor in whole.items())
+    assert any(not torch.equal(plain[name], tensor) for name, tensor in whole.items())
 
 
 def test_teachers_may_split_instead_and_a_training_leaves_its_own_split(noisy_store: Store, tmp_path: Path) -> None:

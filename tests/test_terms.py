@@ -228,7 +228,7 @@ from models.encoded import map_tensors
 from train.fit.processes import Processes
 from train.losses.objective import compare
 processes = Processes(Accelerator(cpu=True))
-whole, objective = t.instances(present=t.absent() if sys.argv[1] == "absent" else None), t.three(t.EVERY)
+whole, objective = t.some(sys.argv[1]), t.three(t.EVERY)
 share = t.COUNT // processes.count
 mine = map_tensors(lambda tensor: tensor[processes.rank * share : (processes.rank + 1) * share], whole)
 total, _ = compare(objective, mine, processes.columns(mine), Cosine())
@@ -241,10 +241,16 @@ torch.distributed.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("kind", ["whole", "absent"])
+def some(kind: str) -> Instances:
+    """All rows; or some absent; or these with pairs that weigh more or less."""
+    rows = instances(present=None if kind == "whole" else absent())
+    return rows._replace(certain=torch.linspace(0, 1, COUNT).double()) if kind == "weighed" else rows
+
+
+@pytest.mark.parametrize("kind", ["whole", "absent", "weighed"])
 def test_two_processes_give_what_one_gives(tmp_path: Path, kind: str) -> None:
     """In float64, to the last few bits."""
-    rows, objective = instances(present=absent() if kind == "absent" else None), three(EVERY)
+    rows, objective = some(kind), three(EVERY)
     total, _ = compare(objective, rows, rows, Cosine())
     expected = [total.detach(), *torch.autograd.grad(total, [*leaves(rows), *objective.parameters()])]
     (tmp_path / "together.py").write_text(TOGETHER)

@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from models.speech import SpeechEncoder
 from pipeline.sources.files import Folder, SourceFile, asked, readable
 from pipeline.sources.image_files import ImageFile
 from pipeline.sources.listed import ListedSource, columns, required
@@ -35,11 +36,14 @@ _IMAGES: Final = ("Flicker8k_Dataset", "Flickr8k_Dataset", "images")
 LARGEST: Final = 64 << 20
 """Bytes of a recording; FACC's are of some seconds."""
 Encoder = Callable[[NDArray[np.float32], int], NDArray[np.float32]]
-"""(samples,) of −1 to 1 and their rate in Hz to (D,); `dim` is D, `fingerprint` names what it computes."""
+"""(samples,) of −1 to 1 and their rate in Hz to (D,); `dim` is D, `fingerprint` names what it computes. What is not
+finite is an absent row."""
 
 
 def open_facc(folder: Folder, encoder: str | None) -> ListedSource:
-    """Open the data set in its folder; `encoder` is `package.module:factory` of an `Encoder`, or None.
+    """Open the data set in its folder.
+
+    `encoder` is `speech:<folder>` (`models.speech`), `package.module:factory` of an `Encoder`, or None.
 
     Raises:
         SourceError: a list is absent, or the encoder cannot be had.
@@ -83,7 +87,8 @@ class SpokenCaptions:
         Raises:
             SourceError: there is no such encoder.
         """
-        encoder: Any = import_factory(spec, SourceError)()
+        family, _, folder = spec.partition(":")
+        encoder: Any = SpeechEncoder(folder) if family == "speech" else import_factory(spec, SourceError)()
         if missing := [name for name in ("dim", "fingerprint") if not hasattr(encoder, name)]:
             raise SourceError(f"data.speech: the encoder of {spec} lacks {' and '.join(missing)} (docs/modalities.md).")
         self.shape: tuple[int, ...] = (int(encoder.dim),)
@@ -104,18 +109,26 @@ class SpokenCaptions:
         return rows
 
     def _heard(self, name: str) -> tuple[NDArray[np.float32], int] | None:
-        """Return the samples of a recording of 16-bit PCM, and their rate; None where it cannot be read."""
+        """Return the samples of a recording, and their rate; None where it is empty, cut short or no PCM."""
         folder = self._listing.folder
         path = folder.path(f"wavs/{name}")
         try:
             if "/" in name or int(asked(folder.system.info, path)["size"] or LARGEST) >= LARGEST:
                 return None
             with wave.open(io.BytesIO(asked(folder.system.cat_file, path))) as recording:
-                if recording.getsampwidth() != 2:
-                    return None
-                data = np.frombuffer(recording.readframes(recording.getnframes()), dtype="<i2")
-                channels = data[: len(data) // recording.getnchannels() * recording.getnchannels()]
-                mono = channels.reshape(-1, recording.getnchannels()).mean(axis=1) / 32768
-                return mono.astype(np.float32), recording.getframerate()
+                form = recording.getparams()
+                data = recording.readframes(form.nframes)
+            if not data or len(data) != form.nframes * form.nchannels * form.sampwidth:
+                return None
+            return _levels(data, form.sampwidth).reshape(-1, form.nchannels).mean(axis=1), form.framerate
         except (OSError, EOFError, wave.Error):
             return None
+
+
+def _levels(data: bytes, width: int) -> NDArray[np.float32]:
+    """Return PCM of `width` bytes a sample as levels of −1 to 1; of one byte it has no sign."""
+    wide = np.zeros((len(data) // width, 4), np.uint8)
+    wide[:, 4 - width :] = np.frombuffer(data, np.uint8).reshape(-1, width)
+    if width == 1:
+        wide[:, 3] ^= 0x80
+    return (wide.view("<i4")[:, 0] / 2**31).astype(np.float32)

@@ -49,6 +49,8 @@ class Optimisation:
         self.model, self.objective = model, objective
         self._data, self._settings, self._processes = data, settings, processes
         self._accelerator, self._matched_by = accelerator, matched_by
+        clean = data.pairs.clean if settings.clean_weight else None
+        self._clean = None if clean is None else torch.from_numpy(clean).to(accelerator.device)
         self._match = match_in_training(model.student, accelerator) if objective.matches else None
         learner = Learner(model, objective)
         optimizer = make_optimizer(learner, settings)
@@ -111,6 +113,9 @@ class Optimisation:
         rows = self._instances(batch, encoded)
         return compare(self.objective, rows, self._processes.columns(rows), self.model.scorer, self._match)
 
+    def _certain(self, batch: Batch) -> Tensor | None:
+        return None if self._clean is None else self._clean[batch.numbers["caption"] - self._data.pairs.first]
+
     def _instances(self, batch: Batch, encoded: dict[str, Encoded]) -> Instances:
         count = len(batch.groups)
         return Instances(
@@ -120,6 +125,7 @@ class Optimisation:
             teachers=self._data.teachers(batch) if self.objective.soft else {},
             present=batch.present,
             numbers=batch.numbers,
+            certain=self._certain(batch),
             matched_by=self._matched_by,
         )
 

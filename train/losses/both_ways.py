@@ -10,7 +10,7 @@ Shapes: N rows and columns.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,27 +44,28 @@ def both_ways(similarity: Tensor, groups: Groups, tau: Tensor | float, weights: 
 class _BothWays(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, similarity: Tensor, tau: Tensor, *sides: Any) -> Tensor:
-        count = len(similarity)
-        height = count if similarity.is_cuda else max(1, IN_CACHE // count)
-        blocks = [_Block(similarity, tau, slice(start, start + height)) for start in range(0, count, height)]
-        targets = _Targets(similarity, *sides)
-        columns, rows = sides[4:]
-        over_columns, value = similarity.new_full((count,), float("-inf")), similarity.new_zeros(())
+        targets, (columns, rows) = _Targets(similarity, *sides), sides[4:]
         gradient = torch.empty_like(similarity, memory_format=torch.contiguous_format)
-        # What the rows and the targets give of the gradient, and the sums over columns; what these give follows.
+        blocks = _blocks(similarity, tau, gradient)
+        over_columns, value = _LogSum(similarity), similarity.new_zeros(())
+        # What the rows give of the gradient, and the sums over columns; what these and the targets give follows.
         for block in blocks:
-            logits, own = block.logits(), gradient[block.part]
-            over_columns = torch.logaddexp(over_columns, _masked(logits, rows, 1, block.part).logsumexp(dim=0))
-            masked, shares = _masked(logits, columns, 0), targets.row_shares[block.part]
+            logits, own = block.logits(), block.gradient
+            over_columns.add(_masked(logits, rows, 1, block.part, block.spare), block.spare)
+            masked, shares = _masked(logits, columns, 0, block.part, own), targets.row_shares[block.part]
             largest = masked.amax(dim=1)
             total = torch.sub(masked, largest[:, None], out=own).exp_().sum(dim=1)
-            wanted = targets.of(block.part)
-            value = value + shares.dot(largest + total.log()) - wanted.flatten().dot(logits.flatten())
-            own.mul_((shares / total)[:, None]).sub_(wanted)
-        value, slope = value + targets.column_shares.dot(over_columns), torch.zeros_like(value)
+            value = value + shares.dot(largest + total.log())
+            own.mul_((shares / total)[:, None])
+        logarithms, slope = over_columns.value(), torch.zeros_like(value)
+        value = value + targets.column_shares.dot(logarithms)
         for block in blocks:
-            logits, own = block.logits(), gradient[block.part]
-            own.add_((_masked(logits, rows, 1, block.part) - over_columns).exp_().mul_(targets.column_shares))
+            logits, own = block.logits(), block.gradient
+            masked = _masked(logits, rows, 1, block.part, block.spare)
+            own.addcmul_(torch.sub(masked, logarithms, out=block.spare).exp_(), targets.column_shares)
+            wanted = targets.of(block.part, block.spare, block.same)
+            own.sub_(wanted)
+            value = value - wanted.flatten().dot(logits.flatten())
             slope = slope + own.flatten().dot(logits.flatten())
         ctx.save_for_backward(gradient, tau, slope)
         return value / 2
@@ -77,14 +78,50 @@ class _BothWays(torch.autograd.Function):
         return gradient * scale, -slope * scale, *[None] * 6
 
 
-class _Block:
-    """Some rows of the logits, computed when they are asked for."""
+class _Block(NamedTuple):
+    """Some rows of the matrices, with room for three: new memory at each step would cost more than the step."""
 
-    def __init__(self, similarity: Tensor, tau: Tensor, part: slice) -> None:
-        self._similarity, self._tau, self.part = similarity, tau, part
+    similarity: Tensor
+    tau: Tensor
+    gradient: Tensor
+    part: slice
+    room: Tensor
+    spare: Tensor
+    same: Tensor
 
     def logits(self) -> Tensor:
-        return (self._similarity[self.part] / self._tau).contiguous()
+        """Return the logits, which stay until the next block's are asked for."""
+        return torch.div(self.similarity, self.tau, out=self.room)
+
+
+def _blocks(similarity: Tensor, tau: Tensor, gradient: Tensor) -> list[_Block]:
+    count = len(similarity)
+    height = count if similarity.is_cuda else max(1, min(count, IN_CACHE // count))
+    rooms = similarity.new_empty((3, height, count))
+    parts = [slice(start, min(start + height, count)) for start in range(0, count, height)]
+    sizes = [part.stop - part.start for part in parts]
+    return [
+        _Block(similarity[part], tau, gradient[part], part, *rooms[:, :size])
+        for part, size in zip(parts, sizes, strict=True)
+    ]
+
+
+class _LogSum:
+    """The logarithms of the columns' sums of exponentials, of rows as they come: (N,)."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._largest = like.new_full((like.shape[1],), torch.finfo(like.dtype).min)
+        self._sum = like.new_zeros(like.shape[1])
+
+    def add(self, logits: Tensor, room: Tensor) -> None:
+        """Take in rows; `room` is overwritten."""
+        largest = torch.maximum(self._largest, logits.amax(dim=0))
+        own = torch.sub(logits, largest, out=room).exp_().sum(dim=0)
+        self._sum = self._sum * (self._largest - largest).exp_() + own
+        self._largest = largest
+
+    def value(self) -> Tensor:
+        return self._largest + self._sum.log()
 
 
 class _Targets:
@@ -104,16 +141,18 @@ class _Targets:
         self.row_shares, self.column_shares = (
             (ones if some is None else some.to(ones.dtype)) / len(ones) for some in (row_weights, column_weights)
         )
-        self._groups = row_groups, column_groups
+        # Comparing floats that fill a given place is many times faster than comparing integers.
+        ordered = torch.cat([row_groups, column_groups]).sort().values
+        self._groups = [torch.searchsorted(ordered, side).to(ones.dtype) for side in (row_groups, column_groups)]
         self._columns, self._rows = (ones if some is None else some.to(ones.dtype) for some in (columns, rows))
         self._of_rows = self.row_shares / _partners(row_groups, column_groups, columns)
         self._of_columns = self.column_shares / _partners(column_groups, row_groups, rows)
 
-    def of(self, part: slice) -> Tensor:
-        """Return those of some rows: (n, N)."""
+    def of(self, part: slice, room: Tensor, same: Tensor) -> Tensor:
+        """Return those of some rows, (n, N), in `room`; `same` is overwritten."""
         sides = torch.stack([self._of_rows[part], self._rows[part]], dim=1)
-        same = self._groups[0][part, None] == self._groups[1][None, :]
-        return (sides @ torch.stack([self._columns, self._of_columns])).mul_(same)
+        torch.eq(self._groups[0][part, None], self._groups[1][None, :], out=same)
+        return torch.mm(sides, torch.stack([self._columns, self._of_columns]), out=room).mul_(same)
 
 
 def _partners(groups: Tensor, others: Tensor, allowed: Tensor | None) -> Tensor:
@@ -122,6 +161,9 @@ def _partners(groups: Tensor, others: Tensor, allowed: Tensor | None) -> Tensor:
     return (torch.searchsorted(ordered, groups, right=True) - torch.searchsorted(ordered, groups)).clamp(min=1)
 
 
-def _masked(logits: Tensor, some: Tensor | None, dim: int, part: slice = slice(None)) -> Tensor:
-    """Return logits without the columns (dim 0) or rows (dim 1) that are no candidates; rows are those at `part`."""
-    return logits if some is None else logits.masked_fill(~some[part].unsqueeze(dim), float("-inf"))
+def _masked(logits: Tensor, some: Tensor | None, dim: int, part: slice, room: Tensor) -> Tensor:
+    """Return logits without the columns (dim 0) or rows (dim 1, those at `part`) that are no candidates, in `room`."""
+    if some is None:
+        return logits
+    absent = ~some if dim == 0 else ~some[part]
+    return room.copy_(logits).masked_fill_(absent.unsqueeze(dim), float("-inf"))

@@ -48,6 +48,8 @@ class Instances(NamedTuple):
     """(n,) int64 rows of the store by level, for what is known of single samples or captions."""
     notes: Mapping[str, Tensor] = {}
     """(n, …) what terms noted of the rows before the loss (`Term.prepare`)."""
+    certain: Tensor | None = None
+    """(n,) float64, how much a row's pair weighs in terms that learn from pairs; None: all alike."""
     matched_by: Mapping[tuple[str, str], str] = {}
     """By which of the `numbers` items of two modalities match; those of pairs that are not named, by `groups`."""
 
@@ -131,6 +133,14 @@ class Comparison:
         return self.rows.encoded[modality].unimodal @ self.columns.encoded[modality].unimodal.T
 
     @property
+    def uniform(self) -> Comparison:
+        """The same with all pairs weighing alike, for terms that do not learn from pairs."""
+        if self.columns.certain is None:
+            return self
+        rows, columns = self.rows._replace(certain=None), self.columns._replace(certain=None)
+        return Comparison(rows, rows if self.rows is self.columns else columns, self.given, self.match)
+
+    @property
     def trusting(self) -> Comparison:
         """The same of those rows alone whose items are trusted to belong together; all are, if none says otherwise."""
         if TRUSTED not in self.columns.notes:
@@ -184,18 +194,25 @@ class Comparison:
 
     def weights(self, *modalities: str) -> Tensor | None:
         """Return the shares of the rows that have all these modalities in a mean over them, (M,); None: equal ones."""
-        having, all_having = self.rows.having(modalities), self.columns.having(modalities)
-        return None if having is None or all_having is None else shares(having, all_having)
+        sides = self.rows, self.columns
+        if self.columns.having(modalities) is None and self.columns.certain is None:
+            return None
+        having, all_having = (_flags(side, modalities) for side in sides)
+        return shares(having, all_having, (self.rows.certain, self.columns.certain))
 
     def anchors(self, first: str, second: str) -> Tensor | None:
         """Return the shares of the rows whose item of `first` has a match of `second` in the batch, (M,); None: equal.
 
         A row without the one is no anchor; a row without the other still is, where its group has one.
         """
-        if self.columns.having((first, second)) is None:
+        if self.columns.having((first, second)) is None and self.columns.certain is None:
             return None
-        has_first = self.rows.having((first,)), self.columns.having((first,))
-        return anchor_shares(self.groups(first, second), has_first, self.columns.having((second,)))
+        has_first, has_second = (
+            (self.rows.having((first,)), self.columns.having((first,))),
+            self.columns.having((second,)),
+        )
+        certain = self.rows.certain, self.columns.certain
+        return anchor_shares(self.groups(first, second), has_first, has_second, certain)
 
     def _teacher(self, modality: str) -> Tensor:
         return self._once(
@@ -206,6 +223,11 @@ class Comparison:
         if key not in self._made:
             self._made[key] = make()
         return cast(T, self._made[key])
+
+
+def _flags(side: Instances, modalities: tuple[str, ...]) -> Tensor:
+    having = side.having(modalities)
+    return torch.ones_like(side.groups, dtype=torch.bool) if having is None else having
 
 
 def _trusted(side: Instances) -> Instances:

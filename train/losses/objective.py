@@ -55,8 +55,8 @@ class Objective(nn.Module):
     def forward(self, compared: Comparison) -> tuple[Tensor, ...]:
         """Return the sum, and each term before weighting."""
         terms = self.terms
-        trusting = compared.trusting
-        parts = [term(trusting if term.paired else compared) for term in terms]
+        trusting, uniform = compared.trusting, compared.uniform
+        parts = [term(trusting if term.paired else uniform) for term in terms]
         total = terms[0].weight * parts[0]
         for term, part in zip(terms[1:], parts[1:], strict=True):
             total = total + term.weight * part

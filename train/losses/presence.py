@@ -39,7 +39,10 @@ def count_cells(
 
 
 def anchor_shares(
-    groups: tuple[Tensor, Tensor], has_first: tuple[Tensor | None, Tensor | None], has_second: Tensor | None
+    groups: tuple[Tensor, Tensor],
+    has_first: tuple[Tensor | None, Tensor | None],
+    has_second: Tensor | None,
+    certain: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> Tensor:
     """Return the shares of the rows that have an item of the first modality, and a match of the second: (M,).
 
@@ -47,18 +50,29 @@ def anchor_shares(
         groups: (M,) of the rows and (N,) of the columns.
         has_first: (M,) and (N,).
         has_second: (N,).
+        certain: (M,) and (N,), how much each weighs; None: equally.
     """
     matched = groups[1] if has_second is None else groups[1][has_second]
     rows, columns = (
         torch.isin(side, matched) if has is None else torch.isin(side, matched) & has
         for side, has in zip(groups, has_first, strict=True)
     )
-    return shares(rows, columns)
+    return shares(rows, columns, certain)
 
 
-def shares(rows: Tensor, columns: Tensor) -> Tensor:
-    """Return weights of mean one over the batch, (M,), zero where a row does not count; `columns` are all the flags."""
-    return rows.double() * (len(columns) / columns.double().sum().clamp(min=1))
+def shares(rows: Tensor, columns: Tensor, certain: tuple[Tensor | None, Tensor | None] = (None, None)) -> Tensor:
+    """Return weights of mean one over the batch, (M,), zero where a row does not count.
+
+    Args:
+        rows: (M,) bool, which of the rows count.
+        columns: (N,) bool, the same of the whole batch.
+        certain: (M,) and (N,), how much each weighs; None: equally.
+    """
+    heights = [
+        side.double() if some is None else side * some for side, some in zip((rows, columns), certain, strict=True)
+    ]
+    total = heights[1].sum()
+    return heights[0] * (len(columns) / torch.where(total > 0, total, torch.ones_like(total)))
 
 
 def candidates(has: Tensor | None) -> Tensor | None:

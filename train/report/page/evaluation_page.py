@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -19,12 +20,13 @@ from train.evaluation.figure_tables import task_tables
 from train.evaluation.folder import REPORT
 from train.evaluation.measured_split import MeasuredSplit, measured_split
 from train.evaluation.models import StudentModel
-from train.evaluation.result import Evaluation, short_names
+from train.evaluation.result import Evaluation, Result, short_names
 from train.evaluation.similarities import Similarities
 from train.fit.epoch import read_epochs
 from train.losses.objective import make_objective
 from train.report.page.cases import cases
 from train.report.page.false_negatives import false_negatives
+from train.report.page.modality_pairs import modality_tables, others
 from train.report.page.page_models import PageModel, dashed, learned_charts
 from train.report.page.projection import projections
 from train.report.page.soft_labels import soft_labels
@@ -67,12 +69,24 @@ def write_evaluation(folder: Path, evaluation: Evaluation, store: Store | None, 
         store=store,
         split=evaluation.split,
         names=names,
-        tables=task_tables(evaluation.results, names),
+        tables=task_tables([replace(one, figures=_flat(one)) for one in evaluation.results], names),
+        modalities=modality_tables(
+            {names[one.model]: found for one in evaluation.results for found in _of_pairs(one).values()}
+        ),
         embedded=embedded,
         messages=messages,
         **pictures,
     )
     return folder / REPORT
+
+
+def _of_pairs(result: Result) -> dict[str, Any]:
+    """Return the figures of data sets on which every pair of modalities was measured."""
+    return {name: found for name, found in result.figures.items() if isinstance(found, dict) and "pairs" in found}
+
+
+def _flat(result: Result) -> dict[str, Any]:
+    return result.figures | {name: others(found) for name, found in _of_pairs(result).items()}
 
 
 def _pictures(

@@ -25,6 +25,7 @@ from train.fit.run_folder import SOFT, alone
 from train.losses.objective import described
 from train.report.page.cases import cases
 from train.report.page.false_negatives import false_negatives
+from train.report.page.modality_pairs import modality_tables, others
 from train.report.page.page_models import PageModel, dashed, learned_charts
 from train.report.page.projection import projections
 from train.report.page.soft_labels import soft_labels
@@ -75,7 +76,8 @@ def write_report(folder: Path, store: Store, given: Mapping[str, MeasuredSplit] 
         store=store,
         split=split,
         loss=described(trainings[-1].loss),
-        figures=run_table("This run", {one.spoken: one.figures for one in trainings}, NO_QUALITY),
+        figures=run_table("This run", {one.spoken: others(one.figures) for one in trainings}, NO_QUALITY),
+        modalities=modality_tables({one.spoken: one.figures for one in trainings}),
         paper=beside_the_paper(parameters.student.model, [one.figures for one in trainings]),
         curves=learned_charts(models),
         dashed=dashed(models),
