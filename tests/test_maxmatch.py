@@ -175,3 +175,8 @@ def test_stored_regions_are_read_in_place_of_an_encoder(regions_store: Store, tm
 def test_a_collapse_is_told() -> None:
     assert collapse({"log circular variance image": -1.7}) == ""
     assert "image -7.35" in collapse({"log circular variance image": -7.35, "log circular variance text": -2.0})
+
+
+def test_gradient_checkpointing_is_refused() -> None:
+    with pytest.raises(StudentError, match="has no method set_grad_checkpointing"):
+        load_student(Student(model="maxmatch:efficientnet-lite0+minilm@32", gradient_checkpointing=True))

@@ -131,3 +131,18 @@ def test_x2vlm_s_recipes_have_its_settings(data: str, k: int, target: str) -> No
     assert (train.eval.rerank.student, train.eval.rerank.k, train.eval.rerank.combine) == ("self", k, "replace")
     assert (train.train.batch_size, train.train.learning_rate, train.train.epochs) == (40, 7.5e-6, 20)
     assert all(figure in " ".join(header(path.stem)) for figure in target.split())
+
+
+@pytest.mark.parametrize(("data", "target"), [("coco", "439.6 452.6"), ("flickr30k", "514.8 527.1")])
+def test_maxmatch_s_recipes_have_its_settings(data: str, target: str) -> None:
+    path = RECIPES / f"maxmatch-{data}.yaml"
+    train = load_parameters(TrainParameters, path)
+    assert load_parameters(ExtractParameters, path).data.format == "precomp"
+    assert (train.loss.recipe, train.loss.hinge.margin, train.train.batch_size, train.train.epochs) == (
+        "maxmatch",
+        0.1,
+        128,
+        50,
+    )
+    assert (train.student.sets.members, train.student.sets.rounds, train.student.sets.activation) == (4, 4, "expm1")
+    assert all(figure in " ".join(header(path.stem)) for figure in target.split())

@@ -28,10 +28,11 @@ class Folded(NamedTuple):
     """A step's maps, one of them folded from query and key."""
 
     asking: Tensor
-    """(k, k), and of it the bias (k,)."""
-    bias: Tensor
+    """(k, k)"""
     both: Tensor
     """(k, 2k): `asking` beside the map of what is passed on."""
+    biases: Tensor
+    """(2k,), of both."""
 
 
 class GraphReasoning(nn.Module):
@@ -51,20 +52,23 @@ class GraphReasoning(nn.Module):
         asking = query.weight.T @ key.weight
         # The bias takes part with a gradient of zero, as optimisers and processes expect of a parameter.
         bias = query.bias @ key.weight + 0 * key.bias
-        return Folded(asking, bias, torch.cat([asking, self.sim_graph_w.weight.T], dim=1))
+        passing = self.sim_graph_w
+        return Folded(asking, torch.cat([asking, passing.weight.T], dim=1), torch.cat([bias, passing.bias]))
 
     def forward(self, nodes: Tensor, folded: Folded) -> Tensor:
-        """Return what becomes of every node of p pairs: (p, n, k) to (p, n, k)."""
-        asked, passed = (nodes.flatten(0, 1) @ folded.both).view(*nodes.shape[:2], -1).chunk(2, dim=-1)
-        # In place where nothing is kept for gradients, here and below.
-        queries = asked + folded.bias if asked.requires_grad else asked.add_(folded.bias)
-        weights = (queries @ nodes.mT).softmax(dim=-1)
-        reached = torch.baddbmm(self.sim_graph_w.bias, weights, passed)
+        """Return what becomes of every node of p pairs: (p, n, k) to (p, n, k).
+
+        A node's weights sum to one: the bias of what is passed on may be added before they are applied.
+        """
+        mapped = torch.addmm(folded.biases, nodes.flatten(0, 1), folded.both)
+        queries, passed = mapped.view(*nodes.shape[:2], -1).chunk(2, dim=-1)
+        reached = (queries @ nodes.mT).softmax(dim=-1) @ passed
+        # In place where nothing is kept for gradients.
         return reached.relu() if reached.requires_grad else reached.relu_()
 
     def first(self, nodes: Tensor, folded: Folded) -> Tensor:
         """Return what becomes of the first node of each pair alone: (p, n, k) to (p, k)."""
-        queries = torch.addmm(folded.bias, nodes[:, 0], folded.asking)
+        queries = torch.addmm(folded.biases[: nodes.shape[-1]], nodes[:, 0], folded.asking)
         weights = (nodes @ queries[..., None]).softmax(dim=1)
         return cast(Tensor, self.sim_graph_w((weights.mT @ nodes).squeeze(1))).relu()
 

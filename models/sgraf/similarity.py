@@ -25,6 +25,8 @@ BLOCK: Final = {"cpu": 3 * 2**21, "cuda": 2**28}
 
 What a processor's cache holds is fastest there.
 """
+CAPTIONS: Final = 8
+"""Of a block, at most, so that an image's regions are read once for all of them."""
 HEADS: Final = {"SGR": SGR, "SAF": SAF}
 _SLOPE, _SHARPNESS = 0.1, 9.0
 _TINY: Final = 1e-30
@@ -82,7 +84,7 @@ class SimilarityVectors(nn.Module):
         columns, places, noted = [], [], []
         for own, captions in _by_length(second):
             pairs = _pairs_at_once(captions)
-            width = max(1, pairs // first.size)
+            width = max(1, pairs // first.size) if together else min(CAPTIONS, pairs)
             for start in range(0, captions.size, width):
                 some = captions.take(slice(start, start + width))
                 height = first.size if together else max(1, pairs // some.size)
