@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-CHECKOUT = Path(__file__).resolve().parents[1]
+import forked
 
 
-def start(store: Path, *flags: str) -> subprocess.Popen[str]:
+def start(store: Path, *flags: str) -> forked.Running:
     """Start cusa-extract on `store`, with nothing but the default parameters and `flags`."""
-    command = [sys.executable, "-c", "from pipeline.cli import main; main()", "--params", "/dev/null"]
-    paths = os.pathsep.join([str(CHECKOUT), str(CHECKOUT / "tests")])
-    return subprocess.Popen(
-        [*command, "--store", str(store), *flags],
-        env={**os.environ, "PYTHONPATH": paths},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return forked.start("pipeline.cli", "--params", "/dev/null", "--store", str(store), *flags)
 
 
-def finish(run: subprocess.Popen[str]) -> str:
+def finish(run: forked.Running) -> str:
     """Wait for a run that should end well, and return what it printed."""
-    output, errors = run.communicate(timeout=600)
+    output, errors = run.communicate(600)
     assert run.returncode == 0, errors
     return output + errors
 
@@ -48,7 +37,7 @@ def kill_until_whole(folder: Path, kills: int, *flags: str) -> tuple[Path, Path]
         run, began = start(cut, *flags), time.monotonic()
         try:
             run.communicate(timeout=moments.uniform(0.3, 0.9) * seconds)
-        except subprocess.TimeoutExpired:
+        except TimeoutError:
             run.send_signal(signal.SIGKILL)
             run.communicate()
             killed += 1

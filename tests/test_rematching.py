@@ -231,6 +231,8 @@ def test_a_weighed_run_resumes_bitwise_and_wants_a_column(
     with refused(ParameterError, where="train.clean"):
         run(parameters, noisy_store, tmp_path / "none")
     weighed = replace(parameters, train=replace(settings, clean=str(tmp_path / "clean.arrow")))
+    with refused(ParameterError, where="train.clean_weight"):
+        run(replace(weighed, loss=Loss(original="pcmr", alpha=0.0, beta=0.0)), noisy_store, tmp_path / "none")
     run(weighed, noisy_store, tmp_path / "whole")
     take = trainer.Training.step
 

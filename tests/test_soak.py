@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from conftest import content
-from interrupted import CHECKOUT, kill_until_whole
+from forked import CHECKOUT
+from interrupted import kill_until_whole
 from PIL import Image
 
 from stores import Store

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stores import Store
 from stores.clean import read_clean
 from stores.errors import ParameterError
-from stores.parameters import Train
+from stores.parameters import Train, TrainParameters
 from train.data.numbers import Numbers
 from train.data.pairing import Pairing
 from train.losses.terms import TrainingPairs
@@ -37,6 +37,14 @@ def training_pairs(stores: Sequence[Store], captions: Numbers, settings: Train) 
     return TrainingPairs(
         captions.first, len(captions), np.concatenate(wrong) if len(wrong) == len(stores) else None, clean
     )
+
+
+def check_weighable(parameters: TrainParameters) -> None:
+    """Raise a `ParameterError` where pairs are to be weighed by a loss that does not weigh them."""
+    if parameters.train.clean_weight and parameters.loss.original == "pcmr":
+        advice = "PCMR's means are over cells. Leave doubtful pairs out instead, with train.clean_at_least."
+        expected = "false with loss.original: pcmr"
+        raise ParameterError(where="train.clean_weight", found=True, expected=expected, advice=advice)
 
 
 def too_doubtful(store: Store, settings: Train) -> NDArray[np.int64]:

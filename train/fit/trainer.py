@@ -31,6 +31,7 @@ from stores.clean import FILE_NAME, write_clean
 from stores.console import console
 from stores.layout import teacher_slug
 from train.data.batches import Batch, TrainingData
+from train.data.judged import check_weighable
 from train.data.mixture import opened
 from train.data.seeds import derived_seed
 from train.evaluation.embed import embed_split, measuring
@@ -73,6 +74,7 @@ class Training:
         self._title, self._accelerator, self._stop = title, accelerator, stop
         self._processes: Processes = stop.processes
         self._settings = parameters.train
+        check_weighable(parameters)
         set_seed(derived_seed(self._settings.seed))
         teachers = parameters.teachers
         slugs = {"image": teacher_slug(teachers.image, "image"), "text": teacher_slug(teachers.text, "text")}
