@@ -9,52 +9,44 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
+import forked
 import pytest
 import torch
+from forked import CHECKOUT
 from safetensors.torch import load_file
 from torch import Tensor
 
 from models.checkpoint import read_record
 from stores import Store
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 FAST = ["-S", "train.device=cpu", "-S", "train.precision=fp32", "-S", "train.compare=false"]
 
 
-def start(processes: int, store: Store, folder: Path, *flags: str, script: list[str] | None = None) -> Any:
+def arguments(store: Store, folder: Path, *flags: str) -> list[str]:
+    return ["--params", os.devnull, "--store", str(store.root), "--run", str(folder), *FAST, *flags]
+
+
+def start(processes: int, store: Store, folder: Path, *flags: str, program: str | Path = "train.cli") -> forked.Running:
     """Start cusa-train, or a script, in that many processes, as torchrun does."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    launcher += ["--no-python", "--"]
-    program = [sys.executable, *(script or ["-m", "train.cli"])]
+    return forked.start(program, *arguments(store, folder, *flags), processes=processes)
+
+
+def launch(store: Store, folder: Path, *flags: str) -> subprocess.Popen[str]:
+    """Start cusa-train in two processes by torchrun itself."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", "--"]
     return subprocess.Popen(
-        [
-            *(launcher if processes > 1 else []),
-            *program,
-            "--params",
-            os.devnull,
-            "--store",
-            str(store.root),
-            "--run",
-            str(folder),
-            *FAST,
-            *flags,
-        ],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(CHECKOUT / "tests")]),
-            "OMP_NUM_THREADS": "1",
-        },
+        [sys.executable, *launcher, sys.executable, "-m", "train.cli", *arguments(store, folder, *flags)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(CHECKOUT / "tests")])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def finish(running: Any, code: int = 0) -> tuple[str, str]:
-    output, errors = running.communicate(timeout=300)
-    assert running.returncode == code, errors
+def finish(running: forked.Running) -> tuple[str, str]:
+    output, errors = running.communicate()
+    assert running.returncode == 0, errors
     return output, errors
 
 
@@ -130,7 +122,7 @@ def test_every_pair_comes_exactly_once_over_processes_and_workers(
     (tmp_path / "seen.py").write_text(SEEN)
     flags = ["-S", "train.batch_size=33", "-S", "train.epochs=2", "-S", "train.workers=2"]
     flags += ["-S", "student.model=tiny_students:Tiny"]
-    _, said = finish(start(3, scenes_store, tmp_path / "run", *flags, script=[str(tmp_path / "seen.py")]))
+    _, said = finish(start(3, scenes_store, tmp_path / "run", *flags, program=tmp_path / "seen.py"))
     seen = [[json.loads(line) for line in (tmp_path / f"{rank}.jsonl").read_text().splitlines()] for rank in range(3)]
     assert [[(epoch, step) for epoch, step, _ in rank] for rank in seen] == [
         [(epoch, step) for epoch in range(2) for step in range(7)]
@@ -153,7 +145,7 @@ def test_every_pair_comes_exactly_once_over_processes_and_workers(
 def test_a_signal_stops_all_processes_at_one_step_and_they_resume(scenes_store: Store, tmp_path: Path) -> None:
     flags = ["-S", "train.batch_size=16", "-S", "train.epochs=3", "-S", "student.model=tiny_students:Dropping"]
     finish(start(2, scenes_store, tmp_path / "whole", *flags))
-    running = start(2, scenes_store, tmp_path / "cut", *flags, "-S", "train.save_every=1")
+    running = launch(scenes_store, tmp_path / "cut", *flags, "-S", "train.save_every=1")
     last = tmp_path / "cut" / "last.safetensors"
     deadline = time.monotonic() + 300
     while not last.exists() and running.poll() is None and time.monotonic() < deadline:
@@ -179,17 +171,17 @@ def test_batch_statistics_are_measured_as_they_are_saved(scenes_store: Store, tm
 
 def test_what_cannot_be_shared_is_refused_before_anything_starts(scenes_store: Store, tmp_path: Path) -> None:
     running = start(2, scenes_store, tmp_path / "run", "-S", "train.batch_size=15")
-    _, errors = running.communicate(timeout=300)
+    _, errors = running.communicate()
     assert running.returncode != 0
     assert "train.batch_size" in errors
     assert "15" in errors
-    assert "Traceback" not in errors.split("ChildFailedError")[0].split("torch/distributed")[0]
+    assert "Traceback" not in errors
 
 
 def test_the_main_process_s_error_ends_all_and_is_said_once(scenes_store: Store, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").touch()
     running = start(2, scenes_store, tmp_path / "run")
-    _, errors = running.communicate(timeout=300)
+    _, errors = running.communicate()
     assert running.returncode != 0
     assert errors.count("is not empty and holds no run of") == 1
