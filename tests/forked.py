@@ -62,7 +62,8 @@ class Running:
             if left <= 0:
                 raise TimeoutError
             connection.wait([process.sentinel for process in self._processes if process.is_alive()], left)
-        return self._output.read(), self._errors.read()
+        with self._output, self._errors:
+            return self._output.read(), self._errors.read()
 
 
 def start(
