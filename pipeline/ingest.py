@@ -5,7 +5,6 @@ One pass over the source, shard by shard: what is held in memory is one shard's 
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from pipeline.tabulate import count_classes, write_classes, write_tables, write_
 from pipeline.tally import Tally, write_quarantine
 from pipeline.unplanned import check_replaced_shard, check_truth, unplanned_shards
 from stores import Manifest, Shard, SourceError
+from stores.cores import usable_cores
 from stores.digests import file_digest
 from stores.layout import SAFE_NAME, Layout, shard_name
 from stores.manifest import withdraw_manifest
@@ -91,7 +91,7 @@ def ingest(
         check_truth(before, layout)
     with (
         first_seen(layout.root) as seen,
-        ThreadPoolExecutor(max_workers=min(32, 2 * (os.cpu_count() or 1)), thread_name_prefix="read") as readers,
+        ThreadPoolExecutor(max_workers=min(32, 2 * usable_cores()), thread_name_prefix="read") as readers,
         merged(source, data.merge, layout.root, readers, progress) as once,
     ):
         joined = sum(once.merged.values()) if isinstance(once, MergedSource) else 0

@@ -25,6 +25,7 @@ from pipeline.encode.windows import Job, Window
 from stores import CusaError, TeacherError, tables
 from stores.commands import leave_interrupts_to_the_parent
 from stores.console import console
+from stores.cores import usable_cores
 from stores.images import DecodingError, Images
 
 _PREFETCH: Final = 4
@@ -82,7 +83,7 @@ class Encoder:
             DataLoader(
                 self._images,
                 batch_sampler=batches,
-                num_workers=min(self._workers, len(batches)),
+                num_workers=min(self._workers, len(batches), usable_cores()),
                 collate_fn=self._images.collate,
                 worker_init_fn=leave_interrupts_to_the_parent,
                 pin_memory=self._teacher.device.type == "cuda",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from pipeline.encode.encoder import Encoder, WindowFeatures
 from pipeline.encode.windows import Job, Window
 from stores import TeacherError
 from stores.commands import end_with_the_parent, leave_interrupts_to_the_parent
+from stores.cores import usable_cores
 from stores.errors import CusaError
 from stores.parameters import Extract
 
@@ -143,7 +143,7 @@ def _serve(
     leave_interrupts_to_the_parent(0)
     end_with_the_parent()
     if device == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+        torch.set_num_threads(max(1, usable_cores() // processes))
 
     def advance(rows: int) -> None:
         with done.get_lock():
