@@ -6,6 +6,7 @@ trained without a mask, and would give another vector in a padded batch.
 
 from __future__ import annotations
 
+from functools import partial
 from math import gcd
 from pathlib import Path
 from typing import Final
@@ -23,8 +24,10 @@ KINDS: Final = ("data2vec-audio", "hubert", "sew", "unispeech", "unispeech-sat",
 """Those that take samples as they are."""
 RATES: Final = (4_000, 192_000)
 """Of the recordings that are encoded, in Hz."""
-SECONDS: Final = (0.025, 60.0)
-"""How long they are: attention grows with the square."""
+SECONDS: Final = (0.1, 60.0)
+"""How long they are: the least gives every kind a frame, and attention grows with the square of the most."""
+EXPECTED: Final = "a folder with config.json, preprocessor_config.json and model.safetensors"
+_LOCAL: Final = {"local_files_only": True, "trust_remote_code": False}
 _UNUSED: Final = {"masked_spec_embed"}
 """What only training needs, and some published weights lack."""
 
@@ -41,23 +44,25 @@ class SpeechEncoder:
         from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, logging  # here: they take seconds to load
 
         where = Path(folder)
-        if not where.is_dir():
-            raise WeightsError(f"The folder {folder} of a speech encoder does not exist.")
+        fault = partial(WeightsError, path=where, expected=EXPECTED, advice="Set data.speech to such a folder.")
+        if not folder or not where.is_dir():
+            raise fault("no such folder")
         logging.disable_progress_bar()
         try:
-            kind = AutoConfig.from_pretrained(where, local_files_only=True).model_type
-            if kind not in KINDS:
-                raise WeightsError(f"{folder} holds a model of the kind {kind}, expected one of {', '.join(KINDS)}.")
-            self._prepare = AutoFeatureExtractor.from_pretrained(where, local_files_only=True)
+            config = AutoConfig.from_pretrained(where, **_LOCAL)
+            if config.model_type not in KINDS or getattr(config, "add_adapter", False):
+                kinds = f"{', '.join(KINDS)}, without an adapter"
+                raise fault("a model of another kind", found=config.model_type, expected=kinds)
+            self._prepare = AutoFeatureExtractor.from_pretrained(where, **_LOCAL)
             model, found = AutoModel.from_pretrained(
-                where, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
+                where, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **_LOCAL
             )
         except WeightsError:
             raise
         except Exception as error:  # its libraries have no common base for what an absent or broken model raises
-            raise WeightsError(f"The speech encoder of {folder} could not be loaded: {shortened(error)}") from None
+            raise fault(f"could not be loaded ({shortened(error)})") from None
         if missing := sorted(set(found["missing_keys"]) - _UNUSED):
-            raise WeightsError(f"The weights of {folder} lack {len(missing)} that its model has, such as {missing[0]}.")
+            raise fault(f"the weights lack {len(missing)} that the model has, such as {missing[0]}")
         self._device = resolve_device("auto")
         self._model = model.eval().to(self._device)
         self.dim = int(model.config.hidden_size)

@@ -10,7 +10,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from models.aligned import AlignedModel
-from models.checkpoint import load_checkpoint, read_module, read_record, tensor_names
+from models.checkpoint import frozen_parameters, load_checkpoint, read_module, read_record, tensor_names
 from models.students import load_student
 from stores.errors import CheckpointError, TrainingError
 from stores.parameter_loading import recorded_parameters
@@ -57,7 +57,7 @@ def begin_with(model: AlignedModel, path: Path) -> None:
             where="student.weights",
             found=_shape(found.get(name)),
             expected=_shape(new.get(name)),
-            advice="Train the student that the run trained (its parameters are in run.json).",
+            advice=f"Train the student that the run trained (run.json); what it froze is in its {BEST} alone.",
         )
     model.load_state_dict({name: tensor for name, tensor in found.items() if name in new}, strict=False)
 
@@ -83,7 +83,7 @@ def load_trained(path: Path) -> Trained:
     student = load_student(replace(parameters.student, freeze=freeze, gradient_checkpointing=False))
     has_uni_heads = any(name.startswith(f"model.{UNI_HEADS}") for name in tensor_names(file))
     model = AlignedModel(student, uni_modal=has_uni_heads)
-    if parameters.student.weights and "frozen" in record:
+    if parameters.student.weights and frozen_parameters({"model": model}) and "frozen" in record:
         begin_with(model, Path(parameters.student.weights))
     load_checkpoint(file, {"model": model})
     return Trained(model=model, parameters=parameters, record=record)

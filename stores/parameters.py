@@ -398,7 +398,8 @@ class Train:
     clean: str | None = None
     # pairs whose clean probability is less are left out
     clean_at_least: Fraction = 0.0
-    # each pair weighs as much as it is likely to be right by `clean`, in the terms that learn from pairs
+    # each pair weighs as much as it is likely to be right by `clean`, in InfoNCE, the hinge, CSA and PCMC; no other
+    # term weighs pairs
     clean_weight: bool = False
     # shards that are read and shuffled together
     shuffle_shards: PositiveInt = 16

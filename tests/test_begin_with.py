@@ -77,6 +77,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_removed(
     other = beginning(CUSA, scenes_run, model="open-clip:small-clip")
     with refused(CheckpointError, where="student.weights", path=scenes_run / "best.safetensors"):
         run(other, scenes_store, tmp_path / "run", overwrite=True)
+    with refused(RunFolderError, path=tmp_path / "run"):
+        run(beginning(CUSA, tmp_path / "run"), scenes_store, tmp_path / "run", overwrite=True)
     with refused(CheckpointError, path=tmp_path / "none"):
         run(beginning(CUSA, tmp_path / "none"), scenes_store, tmp_path / "new")
     assert (tmp_path / "run" / "best.safetensors").exists()

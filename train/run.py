@@ -21,6 +21,7 @@ from stores import Store, TrainingError, TrainParameters
 from stores.atomic import write_json
 from stores.console import console
 from stores.digests import file_digest
+from stores.errors import RunFolderError
 from stores.layout import teacher_slug
 from stores.lock import lock_held
 from stores.ownership import remove_leftovers
@@ -76,6 +77,7 @@ def run(
         trainings = _trainings(parameters, folder)
         identity = processes.once(lambda: _identity(parameters, store))
         if processes.once(lambda: replaces_another(folder, identity, overwrite)):
+            processes.alone(lambda: _check_kept(parameters, folder))
             # Built before anything is removed: a typo costs nobody the run that it would have replaced.
             title, place, loss = trainings[-1]
             Training(place, store, replace(parameters, loss=loss), title, accelerator, stop).data.close()
@@ -155,18 +157,29 @@ def _identity(parameters: TrainParameters, store: Store) -> dict[str, Any]:
     mixed = [(path, _fingerprints(Store.open(Path(path)), names)) for path in parameters.train.mix_in]
     return {
         "parameters": as_dict(parameters),
-        "data": _fingerprints(store, names) | _files_read(parameters),
+        "data": _fingerprints(store, names) | _digests_read(parameters),
         # In their order, which gives each its part of every batch.
         "mixed_in": [list(pair) for pair in mixed],
         "versions": VERSIONS,
     }
 
 
-def _files_read(parameters: TrainParameters) -> dict[str, str]:
-    """Return digests of the files that the training reads beside the store; an absent one is reported when read."""
+def _files_read(parameters: TrainParameters) -> dict[str, Path]:
+    """Return the files that the training reads beside the store, by what they are."""
     paths = {"clean": parameters.train.clean, "weights": parameters.student.weights}
-    files = {name: checkpoint_file(Path(path)) for name, path in paths.items() if path is not None}
-    return {name: file_digest(file) for name, file in files.items() if file.is_file()}
+    return {name: checkpoint_file(Path(path)) for name, path in paths.items() if path is not None}
+
+
+def _digests_read(parameters: TrainParameters) -> dict[str, str]:
+    """Return what tells those files from others; an absent one is reported when it is read."""
+    return {name: file_digest(file) for name, file in _files_read(parameters).items() if file.is_file()}
+
+
+def _check_kept(parameters: TrainParameters, folder: Path) -> None:
+    """Refuse to replace a run by one that reads a file of it."""
+    for name, file in _files_read(parameters).items():
+        if file.resolve().is_relative_to(folder.resolve()):
+            raise RunFolderError(f"replacing it would remove the {name} that the new run reads, {file}", path=folder)
 
 
 def _read_by_the_student(parameters: TrainParameters) -> list[str]:

@@ -33,11 +33,13 @@ NAME: Final = "Flickr8K with spoken captions"
 RECORDINGS: Final = ("wav2capt.txt", "flickr_audio/wav2capt.txt")
 _SPLITS: Final = {"train": "trainImages", "val": "devImages", "test": "testImages"}
 _IMAGES: Final = ("Flicker8k_Dataset", "Flickr8k_Dataset", "images")
+WIDEST: Final = 4
+"""Bytes of a sample."""
 LARGEST: Final = 64 << 20
 """Bytes of a recording; FACC's are of some seconds."""
 Encoder = Callable[[NDArray[np.float32], int], NDArray[np.float32]]
-"""(samples,) of −1 to 1 and their rate in Hz to (D,); `dim` is D, `fingerprint` names what it computes. What is not
-finite is an absent row."""
+"""(samples,) of −1 to 1 and their rate in Hz to (D,); `dim` is D, `fingerprint` names what it computes. What is not a
+number is an absent row."""
 
 
 def open_facc(folder: Folder, encoder: str | None) -> ListedSource:
@@ -47,6 +49,7 @@ def open_facc(folder: Folder, encoder: str | None) -> ListedSource:
 
     Raises:
         SourceError: a list is absent, or the encoder cannot be had.
+        WeightsError: the encoder's folder has no model that can be loaded.
     """
 
     def text(name: str) -> SourceFile:
@@ -86,6 +89,7 @@ class SpokenCaptions:
 
         Raises:
             SourceError: there is no such encoder.
+            WeightsError: the folder of one has no model that can be loaded.
         """
         family, _, folder = spec.partition(":")
         encoder: Any = SpeechEncoder(folder) if family == "speech" else import_factory(spec, SourceError)()
@@ -117,6 +121,8 @@ class SpokenCaptions:
                 return None
             with wave.open(io.BytesIO(asked(folder.system.cat_file, path))) as recording:
                 form = recording.getparams()
+                if form.sampwidth > WIDEST:
+                    return None
                 data = recording.readframes(form.nframes)
             if not data or len(data) != form.nframes * form.nchannels * form.sampwidth:
                 return None

@@ -41,9 +41,9 @@ def training_pairs(stores: Sequence[Store], captions: Numbers, settings: Train) 
 
 def check_weighable(parameters: TrainParameters) -> None:
     """Raise a `ParameterError` where pairs are to be weighed by a loss that does not weigh them."""
-    if parameters.train.clean_weight and parameters.loss.original == "pcmr":
-        advice = "PCMR's means are over cells. Leave doubtful pairs out instead, with train.clean_at_least."
-        expected = "false with loss.original: pcmr"
+    if parameters.train.clean_weight and (parameters.loss.original == "pcmr" or parameters.loss.recipe == "l2rm"):
+        advice = "L2RM splits by train.clean as it is; with PCMR leave doubtful pairs out, by train.clean_at_least."
+        expected = "false with loss.original: pcmr or loss.recipe: l2rm, which do not weigh pairs"
         raise ParameterError(where="train.clean_weight", found=True, expected=expected, advice=advice)
 
 

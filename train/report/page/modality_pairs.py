@@ -72,7 +72,7 @@ def _table(caption: str, bar: str, models: Mapping[str, Figures]) -> BarTable:
             gain = (difference(base[1], value), base[0]) if base else (None, "")
             texts = FigureRow("", [found.get(column) for column in columns]).texts
             since = base[1] if base else value
-            rows.append(BarRow(_shown(way), model if len(models) > 1 else "", colour, value, since, texts, *gain))
+            rows.append(BarRow(_shown(way), model if len(models) > 1 else "", colour % 6, value, since, texts, *gain))
     return BarTable(caption, bar, [*columns], rows)
 
 
