@@ -130,7 +130,7 @@ def facc(tmp_path: Path) -> Path:
                 recording.setnchannels(1)
                 recording.setsampwidth(2)
                 recording.setframerate(16_000)
-                tone = 1000 * (n + 1) * np.sin(np.arange(800 * (number + 1)) / 5)
+                tone = 1000 * (n + 1) * np.sin(np.arange(1600 * (number + 1)) / 5)
                 recording.writeframes(tone.astype("<i2").tobytes())
     (root / "flickr_audio" / "wavs" / "100_a_2.wav").write_bytes(b"RIFF")
     written(root / "flickr_audio" / "wav2capt.txt", "\n".join(spoken[:-1]) + "\n")
@@ -148,7 +148,7 @@ def test_spoken_captions_are_encoded(facc: Path, tmp_path: Path) -> None:
     assert (speech.level, speech.shape, len(speech)) == ("caption", (3,), 30)
     assert np.flatnonzero(~speech.valid).tolist() == [2, 29]
     rows = speech.gather(np.arange(30)).astype(np.float32)
-    assert rows[12, 0] == pytest.approx(800 * 3 / 16_000, rel=1e-3)
+    assert rows[12, 0] == pytest.approx(1600 * 3 / 16_000, rel=1e-3)
     assert rows[14, 2] == pytest.approx(5000 / 32768, rel=1e-2)
 
 
@@ -168,7 +168,7 @@ def test_spoken_captions_are_encoded_by_a_folder_s_model(facc: Path, hubert: Pat
     speech = store.features("speech")
     assert speech.shape == (16,)
     assert np.flatnonzero(~speech.valid).tolist() == [2, 29]
-    tone = (1000 * 3 * np.sin(np.arange(800 * 3) / 5)).astype("<i2") / np.float32(32768)
+    tone = (1000 * 3 * np.sin(np.arange(1600 * 3) / 5)).astype("<i2") / np.float32(32768)
     model = HubertModel.from_pretrained(hubert).eval()
     with torch.inference_mode():
         given = torch.from_numpy((tone - tone.mean()) / np.sqrt(tone.var() + 1e-7)).float()[None]
@@ -216,7 +216,7 @@ def test_a_folder_without_a_speech_model_is_said(facc: Path, hubert: Path, tmp_p
     save_file({"unlike": torch.zeros(1)}, other / "model.safetensors", {"format": "pt"})
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
-    for place, message in ((other, "lack"), (tmp_path / "bert", "kind bert"), (tmp_path / "none", "does not exist")):
+    for place, message in ((other, "lack"), (tmp_path / "bert", "another kind"), (tmp_path / "none", "no such folder")):
         with pytest.raises(WeightsError, match=message):
             open_facc(folder_at(str(facc), "data.source"), f"speech:{place}")
 
