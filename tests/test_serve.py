@@ -67,7 +67,7 @@ def test_images_find_captions_and_neighbours(client: Client, searched_store: Sto
     own = client.search(image=data, count=1).json["results"][0]
     assert (own["row"], round(own["similarity"], 2)) == (3, 1.0)
     captions = client.search(image=data, modality="text", count=3).json["results"]
-    assert {one["sample"] for one in captions} == {3}
+    assert captions[0]["sample"] == 3
     near = client.search(row=3, count=79).json["results"]
     assert sorted(one["row"] for one in near) == [row for row in range(80) if row != 3]
     vectors = searched_store.features(tower(searched_store, "image"))

@@ -20,7 +20,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from models.speech import SpeechEncoder
 from pipeline.sources.files import Folder, SourceFile, asked, readable
 from pipeline.sources.image_files import ImageFile
 from pipeline.sources.listed import ListedSource, columns, required
@@ -92,7 +91,12 @@ class SpokenCaptions:
             WeightsError: the folder of one has no model that can be loaded.
         """
         family, _, folder = spec.partition(":")
-        encoder: Any = SpeechEncoder(folder) if family == "speech" else import_factory(spec, SourceError)()
+        if family == "speech":
+            from models.speech import SpeechEncoder  # here: it loads torch, which no other source needs
+
+            encoder: Any = SpeechEncoder(folder)
+        else:
+            encoder = import_factory(spec, SourceError)()
         if missing := [name for name in ("dim", "fingerprint") if not hasattr(encoder, name)]:
             raise SourceError(f"data.speech: the encoder of {spec} lacks {' and '.join(missing)} (docs/modalities.md).")
         self.shape: tuple[int, ...] = (int(encoder.dim),)
