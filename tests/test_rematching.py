@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -186,6 +188,21 @@ def noisy_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return Store.open(path)
 
 
+@contextmanager
+def stopping(monkeypatch: pytest.MonkeyPatch, place: tuple[int, int]) -> Iterator[None]:
+    """A training within is stopped by a signal before this step of this epoch."""
+    take = trainer.Training.step
+
+    def stop_and_step(self: Any, batch: Any, epoch: int, at: int) -> Any:
+        if (epoch, at) == place:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take(self, batch, epoch, at)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(trainer.Training, "step", stop_and_step)
+        yield
+
+
 def test_a_run_stopped_in_any_epoch_resumes_bitwise_with_its_split(
     noisy_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,18 +217,9 @@ def test_a_run_stopped_in_any_epoch_resumes_bitwise_with_its_split(
     assert {name for epoch in history[1:] for name in epoch["terms"]} == {
         f"rematched {figure}" for figure in ("kept", "AUC", "precision", "recall")
     }
-    take = trainer.Training.step
-    for step in (4, 20, 37):
-
-        def step_and_stop(self: Any, batch: Any, epoch: int, at: int, step: int = step) -> Any:
-            if epoch * 15 + at == step:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return take(self, batch, epoch, at)
-
-        monkeypatch.setattr(trainer.Training, "step", step_and_stop)
-        with pytest.raises(SystemExit):
+    for place in ((0, 4), (1, 5), (2, 7)):
+        with stopping(monkeypatch, place):
             run(parameters, noisy_store, tmp_path / "stopped")
-        monkeypatch.undo()
     run(parameters, noisy_store, tmp_path / "stopped")
     for name in ("last", "best"):
         ours, theirs = (load_file(tmp_path / place / f"{name}.safetensors") for place in ("stopped", "whole"))
@@ -234,17 +242,8 @@ def test_a_weighed_run_resumes_bitwise_and_wants_a_column(
     with refused(ParameterError, where="train.clean_weight"):
         run(replace(weighed, loss=Loss(original="pcmr", alpha=0.0, beta=0.0)), noisy_store, tmp_path / "none")
     run(weighed, noisy_store, tmp_path / "whole")
-    take = trainer.Training.step
-
-    def step_and_stop(self: Any, batch: Any, epoch: int, at: int) -> Any:
-        if (epoch, at) == (1, 1):
-            os.kill(os.getpid(), signal.SIGTERM)
-        return take(self, batch, epoch, at)
-
-    monkeypatch.setattr(trainer.Training, "step", step_and_stop)
-    with pytest.raises(SystemExit):
+    with stopping(monkeypatch, (1, 1)):
         run(weighed, noisy_store, tmp_path / "stopped")
-    monkeypatch.undo()
     run(weighed, noisy_store, tmp_path / "stopped")
     run(replace(weighed, train=replace(weighed.train, clean_weight=False)), noisy_store, tmp_path / "plain")
     whole, stopped, plain = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "stopped", "plain"))
