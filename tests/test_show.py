@@ -237,6 +237,26 @@ def test_curves_agree_with_the_history_of_a_run_that_goes_on(tmp_path: Path) -> 
     assert not (tmp_path / "tensorboard").exists()
 
 
+def test_curves_end_though_another_training_took_their_common_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where two trainings of one DVC repository end at the same moment."""
+    (tmp_path / ".dvc").mkdir()
+    monkeypatch.chdir(tmp_path)
+    remove, taken = os.remove, []
+
+    def remove_after_another(path: str) -> None:
+        taken.append(Path(path).name)
+        remove(path)
+        remove(path)
+
+    with monkeypatch.context() as patched, Curves(tmp_path / "run", [], 20, tensorboard=False) as curves:
+        curves.epoch(epoch(0, 300.0))
+        patched.setattr("dvclive.vscode.os.remove", remove_after_another)
+    assert taken[-1] == "DVCLIVE_STEP_COMPLETED"
+    assert points(tmp_path / "run", "validation/RSUM") == [(0, 300.0)]
+
+
 def test_tensorboard_shows_each_step_once_after_a_run_goes_on(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 

@@ -6,8 +6,8 @@ made to agree with it. A run that was killed between saving and logging loses no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +32,8 @@ _DVCLIVE: Final = {
         for group in ("", "loss/", "temperature/", "validation/", "terms/")
     },
 }
+_MARK: Final = "DVCLIVE_STEP_COMPLETED"
+"""In .dvc/tmp, where dvclive tells editors of a step."""
 CURVES: Final[Kinds] = _DVCLIVE | {
     rf"tensorboard/{writer}/events\.out\.tfevents\..+": is_plain for writer in ("steps", "epochs")
 }
@@ -59,7 +61,7 @@ class Curves(ExitStack):
         if tensorboard:
             kept = len(history) * steps_per_epoch + first_step
             self._tensorboard = self._writer(folder, "steps", kept + 1), self._writer(folder, "epochs", 0)
-        self._dvclive = self.enter_context(_live(folder))
+        self._dvclive = self.enter_context(_until_the_end(_live(folder)))
         for figures in history:
             self.epoch(figures)
 
@@ -108,6 +110,17 @@ def _live(folder: Path) -> Live:
     except SCMError as error:
         advice = "Make a first commit, or train outside of it."
         raise TrainingError(f"dvclive cannot work in this git repository ({error})", advice=advice) from None
+
+
+@contextmanager
+def _until_the_end(live: Live) -> Iterator[Live]:
+    """Enter `live`; several trainings in one repository share the mark that it removes at its end."""
+    try:
+        with live:
+            yield live
+    except FileNotFoundError as error:
+        if Path(error.filename or "").name != _MARK:
+            raise
 
 
 def _add(writer: Any, named: dict[str, float], step: int) -> None:
