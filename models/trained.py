@@ -1,4 +1,4 @@
-"""A trained run, loaded: the student of a checkpoint with the heads that it was trained with."""
+"""A student with what it is scored by: a trained run with the heads of its training, or one as it is published."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from torch import Tensor
 from models.aligned import AlignedModel
 from models.checkpoint import frozen_parameters, load_checkpoint, read_module, read_record, tensor_names
 from models.students import load_student
-from stores.errors import CheckpointError, TrainingError
+from stores.errors import CheckpointError, StudentError, TrainingError
 from stores.parameter_loading import recorded_parameters
-from stores.parameters import TrainParameters
+from stores.parameters import Student, TrainParameters
 
 BEST: Final = "best.safetensors"
+RUN: Final = "run:"
+PUBLISHED: Final = ("open-clip:", "sgraf:", "x2vlm:", "blip:")
+"""Families of students that are measured as they are published."""
 UNI_HEADS: Final = "uni_heads."
 
 
@@ -87,3 +90,30 @@ def load_trained(path: Path) -> Trained:
         begin_with(model, Path(parameters.student.weights))
     load_checkpoint(file, {"model": model})
     return Trained(model=model, parameters=parameters, record=record)
+
+
+def run_path(spec: str) -> Path | None:
+    """Return the run's folder or the checkpoint that a model's name stands for; None where it is another one's."""
+    path = Path(spec.removeprefix(RUN))
+    # The weights of a published one may be a file in safetensors too.
+    is_run = not spec.startswith(PUBLISHED) and (path.is_dir() or path.suffix == ".safetensors")
+    return path if is_run else None
+
+
+def load_aligned(spec: str) -> AlignedModel:
+    """Load a student by name: a run's folder, a checkpoint, or any student as it is published.
+
+    Raises:
+        CusaError: there is none of that name, or it cannot be loaded.
+    """
+    path = run_path(spec)
+    return load_trained(path).model if path else load_published(spec)
+
+
+def load_published(spec: str) -> AlignedModel:
+    """Load a student as it is published, its own embeddings standing where ours pass through heads."""
+    if spec.startswith(("open-clip:", "sgraf:")) and "/" not in spec:
+        raise StudentError(f"{spec} names no weights, and random ones are not measured. Add /<pretrained tag or file>.")
+    aligned = AlignedModel(load_student(Student(model=spec)), uni_modal=False)
+    aligned.heads.clear()
+    return aligned

@@ -25,6 +25,8 @@ class Hit(BaseModel):
 
     row: int
     similarity: float
+    match: float | None
+    """The second stage's logit; null of what it has not ranked."""
     sample: int
     key: str
     source_id: str
@@ -60,6 +62,8 @@ class Described(BaseModel):
     models: dict[str, list[str]]
     """By name, the modalities that it encodes and searches."""
     first: str
+    reranker: str | None
+    """The second stage, if there is one."""
     splits: list[Split]
     labels: list[str]
 
@@ -81,7 +85,8 @@ def routes(answering: Answering) -> list[Route]:
             for name in manifest.splits
         ]
         models = {name: sorted(towers) for name, towers in now.models.items()}
-        return _json(Described(models=models, first=now.first, splits=splits, labels=now.labels))
+        second = answering.reranker and answering.reranker.spec
+        return _json(Described(models=models, first=now.first, reranker=second, splits=splits, labels=now.labels))
 
     async def search(request: Request) -> Response:
         asked = await to_thread.run_sync(checked, SearchRequest, await request.body())
@@ -147,6 +152,7 @@ def found(answer: Answer) -> Found:
         Hit(
             row=one.row,
             similarity=one.similarity,
+            match=one.match,
             sample=one.sample,
             key=one.key,
             source_id=one.source_id,
