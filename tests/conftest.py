@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from dataclasses import replace
@@ -13,13 +14,16 @@ from click.testing import CliRunner
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from accelerate.state import AcceleratorState
+from stores.commands import loading
 
-from pipeline.cli import main as cusa_extract
-from pipeline.extract import extract
-from stores import ExtractParameters, Store
-from stores.images import decode_rgb
-from stores.parameters import Data, Extract, FeatureFile, Scenes
+with loading():
+    from accelerate.state import AcceleratorState
+
+    from pipeline.cli import main as cusa_extract
+    from pipeline.extract import extract
+    from stores import ExtractParameters, Store
+    from stores.images import decode_rgb
+    from stores.parameters import Data, Extract, FeatureFile, Scenes
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -33,6 +37,17 @@ def small_scenes(**changes: int) -> ExtractParameters:
 def content(folder: Path) -> dict[str, bytes]:
     """Every file below `folder`, by its name."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def pytest_collection() -> None:
+    """Collect as commands load their libraries (stores.commands.loading)."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Let no search for garbage look through libraries and tests: each training makes three."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
