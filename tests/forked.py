@@ -121,4 +121,4 @@ def _become(
     if isinstance(program, Path):
         runpy.run_path(str(program), run_name="__main__")
     else:
-        importlib.import_module(program).main()
+        sys.exit(importlib.import_module(program).main())
