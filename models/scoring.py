@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -108,20 +108,25 @@ class SetScorer(ABC):
 
     def __init__(self, activation: Activation = "expm1") -> None:
         """Scale each cosine c that counts as exp(c) − 1, or not ("none")."""
+        if activation not in (known := get_args(Activation)):
+            raise StudentError("activation", found=activation, expected=f"one of {', '.join(known)}")
         self.activation: Activation = activation
 
-    def matrix(self, first: Encoded, second: Encoded) -> Tensor:
-        with torch.autocast(first.vector.device.type, enabled=False):
-            one, other = _members(first), _members(second)
+    def matrix(self, first: Encoded | Tensor, second: Encoded | Tensor) -> Tensor:
+        """Return the scores of n items with m: (n, m). Both as encoded, or as their (n, K, D) members alone."""
+        one, other = _members(first), _members(second)
+        with torch.autocast(one.device.type, enabled=False):
             if one.shape[1:] != other.shape[1:]:
                 raise StudentError("members of two sets", found=tuple(one.shape[1:]), expected=tuple(other.shape[1:]))
             count, columns = one.shape[1], other.flatten(0, 1).T
             height = max(1, CELLS_AT_ONCE // max(1, columns.shape[1] * count))
             return torch.cat([self._block(some, columns) for some in torch.split(one, height)])
 
-    def pairs(self, first: Encoded, second: Encoded) -> Tensor:
-        with torch.autocast(first.vector.device.type, enabled=False):
-            return self._score(_members(first) @ _members(second).mT)
+    def pairs(self, first: Encoded | Tensor, second: Encoded | Tensor) -> Tensor:
+        """Return the scores of n items each with its own: (n,)."""
+        one, other = _members(first), _members(second)
+        with torch.autocast(one.device.type, enabled=False):
+            return self._score(one @ other.mT)
 
     def _block(self, some: Tensor, columns: Tensor) -> Tensor:
         """Score (p, K, W) sets against the (W, m · K) members of others: (p, m)."""
@@ -157,10 +162,13 @@ class TopPairs(SetScorer):
         return cosines.flatten(1).topk(cosines.shape[1], dim=1).values
 
 
-def _members(items: Encoded) -> Tensor:
-    if items.parts is None:
-        raise StudentError("Sets are compared by their members, and the student's items have no parts.")
-    return unit(items.parts)
+def _members(items: Encoded | Tensor) -> Tensor:
+    members = items if isinstance(items, Tensor) else items.parts
+    if members is None or members.ndim != 3:
+        found = "no parts" if members is None else f"{tuple(members.shape)}"
+        raise StudentError("sets are compared by their members", found=found, expected="(n, K, D)")
+    with torch.autocast(members.device.type, enabled=False):
+        return unit(members)
 
 
 def unit(embeddings: Tensor) -> Tensor:

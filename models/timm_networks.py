@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import timm
 import torch
 from timm.models import load_state_dict
+from torch import Tensor
 
 from models.loading import nearest, shortened, weights_file
 from models.packaged_weights import packaged_file
@@ -35,6 +37,36 @@ def timm_network(name: str, weights: str | None = None) -> Any:
     if weights is not None:
         _load_strictly(network, weights, f"timm:{name}")
     return network
+
+
+def feature_map(network: Any, images: Tensor) -> Tensor:
+    """Return a network's last feature map of (n, 3, S, S) images: (n, C, H, W); of a transformer, of its patches.
+
+    Raises:
+        WeightsError: the network has none.
+    """
+    found: Any = network.forward_features(images)
+    width = network.num_features
+    if isinstance(found, Tensor) and found.ndim == 3:  # tokens, those that stand for no patch first
+        patches = found[:, getattr(network, "num_prefix_tokens", 0) :]
+        if (sides := _sides(network, patches.shape[1])) is not None:
+            found = patches.reshape(len(patches), *sides, -1)
+    if isinstance(found, Tensor) and found.ndim == 4 and found.shape[1] != width:
+        found = found.movedim(3, 1)
+    if not isinstance(found, Tensor) or found.ndim != 4 or found.shape[1] != width:
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        expected = f"(n, {width}, H, W), (n, H, W, {width}) or tokens of a grid"
+        raise WeightsError(f"{type(network).__name__} has no feature map", found=shape, expected=expected)
+    return found
+
+
+def _sides(network: Any, patches: int) -> tuple[int, int] | None:
+    """Return the sides of the grid that so many patches are of; None of a single one, or of another number."""
+    told: Any = getattr(getattr(network, "patch_embed", None), "grid_size", None) or ()
+    if len(told) == 2 and told[0] * told[1] == patches:
+        return int(told[0]), int(told[1])
+    side = math.isqrt(patches)
+    return (side, side) if side * side == patches > 1 else None
 
 
 def _packaged(name: str) -> Any:

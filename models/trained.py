@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.aligned import AlignedModel
 from models.checkpoint import frozen_parameters, load_checkpoint, read_module, read_record, tensor_names
-from models.students import load_student
+from models.students import SGRAF, load_student
 from stores.errors import CheckpointError, StudentError, TrainingError
 from stores.parameter_loading import recorded_parameters
 from stores.parameters import Student, TrainParameters
@@ -83,13 +83,23 @@ def load_trained(path: Path) -> Trained:
     parameters = recorded_parameters(TrainParameters, record.get("parameters", {}), f"{file} (its record)")
     # What was frozen is loaded as it was where the checkpoint does without it.
     freeze = parameters.student.freeze if "frozen" in record else []
-    student = load_student(replace(parameters.student, freeze=freeze, gradient_checkpointing=False))
+    settings = _with_kept_files(parameters.student, file.parent)
+    student = load_student(replace(settings, freeze=freeze, gradient_checkpointing=False))
     has_uni_heads = any(name.startswith(f"model.{UNI_HEADS}") for name in tensor_names(file))
     model = AlignedModel(student, uni_modal=has_uni_heads)
     if parameters.student.weights and frozen_parameters({"model": model}) and "frozen" in record:
         begin_with(model, Path(parameters.student.weights))
     load_checkpoint(file, {"model": model})
     return Trained(model=model, parameters=parameters, record=record)
+
+
+def _with_kept_files(settings: Student, folder: Path) -> Student:
+    """Return the settings of a run's student with the files that the run keeps in its folder, as far as it does."""
+    if settings.model.startswith(SGRAF):
+        from models.sgraf.student import with_kept_vocabulary
+
+        return replace(settings, sgraf=with_kept_vocabulary(settings.sgraf, folder))
+    return settings
 
 
 def run_path(spec: str) -> Path | None:

@@ -9,7 +9,7 @@ Shapes: B batch, C channels of the network's last feature map, R regions.
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from timm.data import create_transform, resolve_model_data_config
@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from models.loading import weights_digest
 from models.teachers.image_teacher import ImageTeacher
-from models.timm_networks import timm_network
+from models.timm_networks import feature_map, timm_network
 from stores.errors import TeacherError
 
 
@@ -56,24 +56,3 @@ class GridTeacher(ImageTeacher):
             feature_map(self._network, batch.to(self.device, non_blocking=True)), self._grid
         )
         return cells.flatten(2).mT.flatten(1)
-
-
-def feature_map(network: Any, images: Tensor) -> Tensor:
-    """Return a timm network's last feature map of (B, 3, S, S) images: (B, C, H, W).
-
-    Raises:
-        TeacherError: the network has none.
-    """
-    features: Tensor = network.forward_features(images)
-    width = network.num_features
-    if features.ndim == 3:  # tokens of a transformer, those that stand for no patch first
-        patches = features[:, getattr(network, "num_prefix_tokens", 0) :]
-        sides: Any = getattr(getattr(network, "patch_embed", None), "grid_size", ())
-        if len(sides) == 2 and sides[0] * sides[1] == patches.shape[1]:
-            features = patches.reshape(len(patches), *sides, -1)
-    if features.ndim == 4 and features.shape[1] != width:
-        features = features.movedim(3, 1)
-    if features.ndim != 4 or features.shape[1] != width:
-        found, expected = f"{tuple(features.shape)}", f"(B, {width}, H, W), (B, H, W, {width}) or tokens of a grid"
-        raise TeacherError(f"{type(network).__name__} has no feature map", found=found, expected=expected)
-    return features

@@ -86,6 +86,7 @@ class RunImages(RunTower):
     def __init__(self, trained: Trained, spec: str, device: torch.device, precision: Literal["fp32", "bf16"]) -> None:
         super().__init__(trained, spec, device, precision)
         self._pixels = self._input(Pixels)
+        self.in_threads = self._pixels.prepare.in_threads
 
     def preprocess(self, item: Image.Image) -> Tensor:
         """Apply the student's transform for measuring."""

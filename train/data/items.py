@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from models.inputs import Input, Tensors
+from stores.cores import usable_cores
 from train.data.mixture import Mixture
 from train.data.workers import leave_signals_to_the_parent
 
@@ -37,7 +38,7 @@ def item_batches(
         DataLoader(
             ItemBatches(items, given, rows, batch_size),
             batch_size=None,
-            num_workers=workers if given.level == "sample" else 0,
+            num_workers=min(workers, usable_cores()) if given.level == "sample" else 0,
             worker_init_fn=leave_signals_to_the_parent,
             pin_memory=pinned,
         )

@@ -23,7 +23,7 @@ from models.scoring import cosine_similarity, unit
 from train.losses.both_ways import both_ways
 from train.losses.cross_entropy import cross_entropy, masked, mean_entropy, precise, row_mean
 from train.losses.presence import Cells, anchor_shares, candidates, count_cells, present_cells, weighted_mean
-from train.losses.sets import global_discriminative, intra_set_divergence, mmd
+from train.losses.sets import global_discriminative, intra_set_divergence, mmd, set_diversity
 from train.losses.symmetric import symmetric_cross_entropy, symmetric_divergence
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "pcmc",
     "pcmr",
     "regression",
+    "set_diversity",
     "soft_alignment",
     "soft_targets",
     "symmetric_cross_entropy",
@@ -210,7 +211,8 @@ def hinge_loss(
     similarity = precise(similarity)
     excess = (margin + similarity - similarity.gather(1, own[:, None])).clamp(min=0)
     excess = excess.masked_fill(same if allowed is None else same | ~allowed, 0)
-    values = excess.amax(dim=1) if negatives == "hardest" else excess.sum(dim=1)
+    # Of equal ones the gradient is that of one alone, as the authors have it; amax would share it among them.
+    values = excess.max(dim=1).values if negatives == "hardest" else excess.sum(dim=1)
     return row_mean(values, weights)
 
 
