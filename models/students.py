@@ -15,6 +15,7 @@ from models.inputs import Input, Padded, Pixels, Tensors, Tokens
 from models.preprocessing import Transform
 from models.scoring import Cosine, OwnSimilarity, Scorer
 from stores import Store, parameters
+from stores.commands import loading
 from stores.errors import StudentError
 from stores.plugins import made_by_factory
 
@@ -215,7 +216,8 @@ class Family(NamedTuple):
 
 
 def _open_clip(name: str, settings: parameters.Student) -> Any:
-    from models.open_clip_student import OpenClipStudent
+    with loading():
+        from models.open_clip_student import OpenClipStudent
 
     model, _, pretrained = name.partition("/")
     return OpenClipStudent(model, pretrained or None)

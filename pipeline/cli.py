@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from stores import ExtractParameters, ParameterError, load_parameters
-from stores.commands import resumable
+from stores.commands import loading, resumable
 from stores.console import output
 from stores.layout import Layout
 from stores.manifest import read_former_manifest
@@ -76,8 +76,9 @@ def main(
     parameters = load_parameters(ExtractParameters, params, flags, overrides, recorded=made)
     with resumable():
         # Imported late: the libraries behind it take seconds, a wrong flag should not.
-        from pipeline.extract import extract
-        from pipeline.summary import summary
+        with loading():
+            from pipeline.extract import extract
+            from pipeline.summary import summary
 
         output().print(summary(extract(parameters, store, retry=retry), store))
 

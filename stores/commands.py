@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -34,6 +35,22 @@ def _wait_for_the_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Import libraries without searching them for garbage: half a million objects that all stay.
+
+    It takes a quarter less time, later searches leave them out, and forked workers go on sharing their memory.
+    """
+    known = len(sys.modules)
+    gc.disable()
+    try:
+        yield
+    finally:
+        if len(sys.modules) > known:
+            gc.freeze()
+        gc.enable()
 
 
 @contextmanager

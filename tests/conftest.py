@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from filelock import FileLock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from accelerate.state import AcceleratorState
+from stores.commands import loading
 
-from pipeline.cli import main as cusa_extract
-from pipeline.extract import extract
-from stores import ExtractParameters, Store
-from stores.images import decode_rgb
-from stores.parameters import Data, Extract, FeatureFile, Scenes
+with loading():
+    from accelerate.state import AcceleratorState
+
+    from pipeline.cli import main as cusa_extract
+    from pipeline.extract import extract
+    from stores import ExtractParameters, Store
+    from stores.images import decode_rgb
+    from stores.parameters import Data, Extract, FeatureFile, Scenes
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -33,6 +39,17 @@ def small_scenes(**changes: int) -> ExtractParameters:
 def content(folder: Path) -> dict[str, bytes]:
     """Every file below `folder`, by its name."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def pytest_collection() -> None:
+    """Collect as commands load their libraries (stores.commands.loading)."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Let no search for garbage look through libraries and tests: each training makes three."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -53,18 +70,34 @@ def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Let the first of the suite's processes to come fill a folder that all of them read; return it."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        made = folder.with_name(f"{name}.made")
+        if not made.exists():
+            AcceleratorState._reset_state(reset_partial_state=True)
+            folder.mkdir()
+            make(folder)
+            made.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def scenes_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A finished store of 80 scenes; tests must not change it."""
-    path = tmp_path_factory.mktemp("scenes") / "store"
-    extract(small_scenes(), path)
-    return Store.open(path)
+    folder = made_once(tmp_path_factory, "scenes", lambda folder: extract(small_scenes(), folder / "store"))
+    return Store.open(folder / "store")
 
 
 @pytest.fixture(scope="session")
 def regions_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Scenes with 36 regions an image, the mean colours of a grid's fields and where they lie; not to be changed."""
-    folder = tmp_path_factory.mktemp("regions")
+    return Store.open(made_once(tmp_path_factory, "regions", _make_regions) / "store")
+
+
+def _make_regions(folder: Path) -> None:
     extract(small_scenes(), folder / "store")
     bare = Store.open(folder / "store")
     grid = np.stack(np.meshgrid(np.linspace(-1, 1, 6), np.linspace(-1, 1, 6)), axis=-1)
@@ -76,7 +109,6 @@ def regions_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     file = FeatureFile(file=str(folder / "regions.npz"), array="boxes", key="id")
     small = small_scenes()
     extract(replace(small, data=replace(small.data, features={"regions": file})), folder / "store")
-    return Store.open(folder / "store")
 
 
 @pytest.fixture(scope="session")
@@ -86,11 +118,9 @@ def scenes_run(scenes_store: Store, tmp_path_factory: pytest.TempPathFactory) ->
     from stores.parameters import Student, Train
     from train.run import run
 
-    AcceleratorState._reset_state(reset_partial_state=True)
-    folder = tmp_path_factory.mktemp("trained") / "run"
     train = Train(epochs=1, batch_size=16, device="cpu", precision="fp32")
-    run(TrainParameters(train=train, student=Student(model="tiny_students:Weighing")), scenes_store, folder)
-    return folder
+    parameters = TrainParameters(train=train, student=Student(model="tiny_students:Weighing"))
+    return made_once(tmp_path_factory, "trained", lambda folder: run(parameters, scenes_store, folder / "run")) / "run"
 
 
 @pytest.fixture(scope="session")
@@ -100,23 +130,24 @@ def small_run(scenes_store: Store, tmp_path_factory: pytest.TempPathFactory) -> 
     from stores.parameters import Train
     from train.run import run
 
-    AcceleratorState._reset_state(reset_partial_state=True)
-    folder = tmp_path_factory.mktemp("small") / "run"
     train = Train(epochs=20, batch_size=48, device="cpu", precision="fp32", compare=False)
-    run(TrainParameters(train=train), scenes_store, folder)
-    return folder
+    parameters = TrainParameters(train=train)
+    return made_once(tmp_path_factory, "small", lambda folder: run(parameters, scenes_store, folder / "run")) / "run"
 
 
 @pytest.fixture(scope="session")
 def searched_store(scenes_store: Store, small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """The store of scenes with the features of that run beside the others; tests must not change it."""
-    path = tmp_path_factory.mktemp("searched") / "store"
-    shutil.copytree(scenes_store.root, path)
-    before = {name: data for name, data in content(path).items() if name != "manifest.json"}
-    result = CliRunner().invoke(cusa_extract, ["--store", str(path), "--teacher", f"run:{small_run}"])
-    assert result.exit_code == 0, result.output
-    assert content(path).items() >= before.items(), "what was there stays as it was"
-    return Store.open(path)
+
+    def add_the_run(folder: Path) -> None:
+        path = folder / "store"
+        shutil.copytree(scenes_store.root, path)
+        before = {name: data for name, data in content(path).items() if name != "manifest.json"}
+        result = CliRunner().invoke(cusa_extract, ["--store", str(path), "--teacher", f"run:{small_run}"])
+        assert result.exit_code == 0, result.output
+        assert content(path).items() >= before.items(), "what was there stays as it was"
+
+    return Store.open(made_once(tmp_path_factory, "searched", add_the_run) / "store")
 
 
 @pytest.fixture

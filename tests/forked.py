@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import IO
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-LIBRARIES = ["pipeline.cli", "pipeline.extract", "train.cli", "train.run", "train.report.page"]
 
 
 class Running:
@@ -94,7 +93,7 @@ def start(
 def _server() -> ForkServerContext:
     """Start the process that all others are forked from; it has no threads, and holds no file of a test's."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(LIBRARIES)
+    context.set_forkserver_preload(["forked_libraries"])
     inherited = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), str(CHECKOUT / "tests")])
     forkserver.ensure_running()
@@ -122,4 +121,4 @@ def _become(
     if isinstance(program, Path):
         runpy.run_path(str(program), run_name="__main__")
     else:
-        importlib.import_module(program).main()
+        sys.exit(importlib.import_module(program).main())

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 from click.testing import CliRunner
 from conftest import content
@@ -25,10 +26,6 @@ SMALL = ["-S", "data.scenes={train: 24, val: 4, test: 8}", "-S", "extract.shard_
 CPU = ["-S", "train.device=cpu", "-S", "train.precision=fp32"]
 
 
-def extract(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return command("pipeline.cli", *arguments, cwd=cwd)
-
-
 def command(module: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own, as the console script does."""
     code = f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); from {module} import main; main()"
@@ -39,21 +36,23 @@ def command(module: str, *arguments: str, cwd: Path | None = None) -> subprocess
 
 def test_a_store_and_a_run_from_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("train: {epochs: 1, batch_size: 8, device: cpu, compare: false}\n")
-    made = extract("--store", "store", *SMALL, cwd=tmp_path)
+    made = command("pipeline.cli", "--store", "store", *SMALL, cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     assert "24 samples, 120 captions, 3 shards" in made.stdout
     assert "hog-color: 864-d" in made.stdout
-    again = extract("--store", "store", *SMALL, cwd=tmp_path)
-    assert "nothing to do" in " ".join(again.stdout.split())
+    again, _ = forked.start("pipeline.cli", "--store", "store", *SMALL, cwd=tmp_path).communicate()
+    assert "nothing to do" in " ".join(again.split())
     trained = command("train.cli", "--store", "store", "--run", "run", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "RSUM" in trained.stdout
     assert "Plots: run/plots/curves.png" in trained.stdout
-    shown = command("train.cli", "--show", "--run", "run", cwd=tmp_path)
-    assert shown.stdout == trained.stdout
-    other = command("train.cli", "--store", "store", "--run", "run", "-S", "loss.alpha=0.3", cwd=tmp_path)
+    shown, _ = forked.start("train.cli", "--show", "--run", "run", cwd=tmp_path).communicate()
+    assert shown == trained.stdout
+    flags = ["--store", "store", "--run", "run", "-S", "loss.alpha=0.3"]
+    other = forked.start("train.cli", *flags, cwd=tmp_path)
+    _, errors = other.communicate()
     assert other.returncode == 2
-    assert "run, loss.alpha (1.0 → 0.3): holds another run" in other.stderr
+    assert "run, loss.alpha (1.0 → 0.3): holds another run" in errors
 
 
 @pytest.mark.parametrize(
@@ -162,8 +161,9 @@ def test_an_interrupt_ends_with_a_word_and_the_next_run_goes_on(tmp_path: Path) 
     assert "Traceback" not in errors
     assert not list((tmp_path / "store").rglob("*.tmp-*"))
     assert not (tmp_path / "store" / "manifest.json").exists()
-    finished = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
-    assert finished.returncode == 0, finished.stderr
+    finished = forked.start("pipeline.cli", "--store", "store", *small, cwd=tmp_path)
+    _, errors = finished.communicate()
+    assert finished.returncode == 0, errors
     assert len(Store.open(tmp_path / "store").samples) == 108
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -115,12 +113,13 @@ scored(Product(killed_at=5), Path(sys.argv[1]))
 
 
 def test_a_scoring_that_was_killed_goes_on(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=environment, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert {path.name for path in tmp_path.iterdir()} == {reranking.PARTIAL, reranking.STATE}
+    (tmp_path / "killed.py").write_text(KILLED)
+    killed = forked.start(tmp_path / "killed.py", str(tmp_path / "scores"))
+    _, errors = killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, errors
+    assert {path.name for path in (tmp_path / "scores").iterdir()} == {reranking.PARTIAL, reranking.STATE}
     going_on, whole = Product(), Product()
-    found, expected = scored(going_on, tmp_path), scored(whole, tmp_path / "other")
+    found, expected = scored(going_on, tmp_path / "scores"), scored(whole, tmp_path / "other")
     assert len(going_on.prepared) == IMAGES - 4
     assert going_on.pairs < whole.pairs
     assert np.array_equal(found.texts_of_images.scores, expected.texts_of_images.scores)

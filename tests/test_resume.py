@@ -6,12 +6,12 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,7 +22,6 @@ from stores.parameters import Student, Train
 from train.fit import trainer
 from train.run import run
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 STEPS = 15
 """Steps of an epoch of the small store: 240 pairs in batches of 16."""
 PARAMETERS = TrainParameters(
@@ -153,15 +152,10 @@ def kill_at(step: int, store: Path, folder: Path, workers: int) -> None:
         json.dumps({"student": {"model": PARAMETERS.student.model}, "train": settings})
     )
     flags = ["--params", folder.parent / "p.json", "--store", store, "--run", folder]
-    killed = subprocess.run(
-        [sys.executable, "-c", KILL.format(steps=STEPS), *flags, str(step)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(CHECKOUT / "tests")])},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (folder.parent / "kill.py").write_text(KILL.format(steps=STEPS))
+    killed = forked.start(folder.parent / "kill.py", *map(str, flags), str(step))
+    _, errors = killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, errors
 
 
 def test_a_killed_run_goes_on_from_its_last_periodic_checkpoint(

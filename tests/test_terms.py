@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from torch import Tensor
@@ -254,16 +252,9 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, kind: str) -> None:
     total, _ = compare(objective, rows, rows, Cosine())
     expected = [total.detach(), *torch.autograd.grad(total, [*leaves(rows), *objective.parameters()])]
     (tmp_path / "together.py").write_text(TOGETHER)
-    root = Path(__file__).resolve().parents[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")]),
-        "OMP_NUM_THREADS": "1",
-    }
-    subprocess.run(
-        [*launcher, str(tmp_path / "together.py"), kind, str(tmp_path / "found.pt")], check=True, env=environment
-    )
+    running = forked.start(tmp_path / "together.py", kind, str(tmp_path / "found.pt"), processes=2)
+    _, errors = running.communicate()
+    assert running.returncode == 0, errors
     found = torch.load(tmp_path / "found.pt")
     assert all(gradient.abs().max() > 1e-6 for gradient in expected[1:])
     for ours, wanted in zip(found, expected, strict=True):

@@ -8,7 +8,7 @@ from typing import Any, Final
 import click
 
 from stores import Store, TrainParameters, load_parameters
-from stores.commands import resumable
+from stores.commands import loading, resumable
 from stores.console import output
 from stores.streams import Command
 from train.report.results import read_metrics, run_table
@@ -51,9 +51,10 @@ def main(
             _show(read_metrics(run), run)
             return
         # Imported late: the libraries behind it take seconds, a wrong flag should not.
-        from accelerate import PartialState
+        with loading():
+            from accelerate import PartialState
 
-        from train import run as runs
+            from train import run as runs
 
         metrics = runs.run(parameters, opened, run, overwrite=overwrite, report=True)
         if PartialState().is_main_process:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import click
 
-from stores.commands import resumable
+from stores.commands import loading, resumable
 from stores.console import console, output
 from stores.errors import CusaError, ParameterError
 from stores.parameters import Precision, Rerank
@@ -78,9 +78,10 @@ def main(
     results: list[Result] = []
     with resumable(lambda: _kept(out, results)):
         # Imported late: the libraries behind it take seconds, a wrong flag should not.
-        from stores.parameters import Train, TrainParameters
-        from train.evaluation.data import DataSets, parse_images
-        from train.fit.processes import make_accelerator, precision_of
+        with loading():
+            from stores.parameters import Train, TrainParameters
+            from train.evaluation.data import DataSets, parse_images
+            from train.fit.processes import make_accelerator, precision_of
 
         places = parse_images(images)
         data = DataSets(store=store, split=split, images=places, sts=sts, coco_annotations=coco_annotations)

@@ -19,6 +19,7 @@ from models.students import as_student, load_student, with_features
 from models.trained import checkpoint_file
 from stores import ParameterError, Store, TrainingError, TrainParameters
 from stores.atomic import write_json
+from stores.commands import loading
 from stores.console import console
 from stores.digests import file_digest
 from stores.errors import RunFolderError
@@ -130,7 +131,8 @@ def _write(folder: Path, store: Store, finished: dict[str, _Finished], report: b
         console.print("No report.html: it shows samples beside captions, and the student does not compare these.")
     if report and shows:
         # Imported late: the libraries behind it take seconds, which a run without a report need not wait for.
-        from train.report.page import write_report
+        with loading():
+            from train.report.page import write_report
 
         console.print("writing report.html …")
         write_report(folder, store, {title: one.tested for title, one in finished.items() if one.tested is not None})

@@ -9,6 +9,7 @@ from typing import Final
 from models.packaged_weights import PACKAGED
 from models.teachers.card import TeacherCard, TeacherSpec
 from models.teachers.teacher import Teacher
+from stores.commands import loading
 from stores.errors import TeacherError
 from stores.hardware import resolve_device, resolve_precision
 from stores.parameters import Precision
@@ -73,7 +74,8 @@ def _load(spec: str, weights: str | None, device: str, precision: Precision, mod
 
             return HogColorTeacher()
         case ("minilm" | "mpnet", "") | ("sentence-transformers", _):
-            from models.teachers.sentences import SentenceTeacher
+            with loading():
+                from models.teachers.sentences import SentenceTeacher
 
             return SentenceTeacher(spec, name or family, where, how)
         case "unicom", _:

@@ -104,11 +104,14 @@ def draw_curves(histories: dict[str, list[Epoch]], folder: Path) -> None:
     """Draw what was learned (RSUM, losses, temperatures) and how it went (rate, speed, wait) to `folder`/curves.png."""
     rows = [(title, epoch_rows(history)) for title, history in histories.items()]
     trainings = [TrainingCurves(*row, "dashed" if row in rows[:-1] else "line") for row in rows]
-    figure, axes = pyplot.subplots(2, 3, figsize=(15, 6.6), layout="constrained", height_ratios=(3, 2))
+    figure, axes = pyplot.subplots(2, 3, figsize=(15, 6.6), height_ratios=(3, 2))
+    # Margins, and places of titles, that are searched for instead cost two thirds of the time.
+    figure.subplots_adjust(left=0.055, right=0.99, top=0.95, bottom=0.07, wspace=0.2, hspace=0.35)
     for axis, plot in zip(axes.flat, curve_plots(trainings, PLOTS), strict=True):
         for one in plot.series:
             axis.plot(one.x, one.y, STYLES[one.kind], marker=".", color=f"C{one.colour}", label=one.name)
-        axis.set(title=plot.title, xlabel="epoch", yscale="log" if plot.log else "linear")
+        axis.set(xlabel="epoch", yscale="log" if plot.log else "linear")
+        axis.set_title(plot.title, y=1.0)
         if plot.title not in LEARNED:
             axis.set_ylim(bottom=0)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
