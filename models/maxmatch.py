@@ -30,7 +30,7 @@ from models.encoded import Encoded
 from models.inputs import Input, Pixels, Stored, Tensors, Tokens
 from models.scoring import Assignment, unit
 from models.students import HalvedStudent, Parts
-from models.timm_networks import timm_network
+from models.timm_networks import feature_map, timm_network
 from models.two_encoders import TextEncoder, augmented, named_encoders
 from stores import parameters
 from stores.errors import StudentError
@@ -94,14 +94,7 @@ class FeatureMap(nn.Module):
         self.width = int(self.network.num_features)
 
     def forward(self, images: Tensor) -> Tensor:
-        found: Tensor = self.network.forward_features(images)
-        if found.ndim == 3:  # tokens of a transformer, after those that are no patches
-            patches = found[:, getattr(self.network, "num_prefix_tokens", 0) :].mT
-            side = math.isqrt(patches.shape[2])
-            found = patches.reshape(*patches.shape[:2], side, side)
-        elif getattr(self.network, "output_fmt", "NCHW") == "NHWC":
-            found = found.permute(0, 3, 1, 2)
-        return functional.adaptive_avg_pool2d(found, GRID).flatten(2).mT
+        return functional.adaptive_avg_pool2d(feature_map(self.network, images), GRID).flatten(2).mT
 
 
 class StoredRegions(nn.Identity):

@@ -1,4 +1,7 @@
-"""timm's image models without their classifiers, by name, for teachers and for students' towers."""
+"""timm's image models without their classifiers, by name, for teachers and for students' towers.
+
+Shapes: B batch, C channels of a network's last feature map.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ from typing import Any, Final
 import timm
 import torch
 from timm.models import load_state_dict
+from torch import Tensor
 
 from models.loading import nearest, shortened, weights_file
 from models.packaged_weights import packaged_file
-from stores.errors import WeightsError
+from stores.errors import CusaError, WeightsError
 
 PACKAGED_MODELS: Final = {f"efficientnet-lite{size}": f"tf_efficientnet_lite{size}" for size in range(3)}
 """timm's models of the image encoders among the packaged weights."""
@@ -35,6 +39,27 @@ def timm_network(name: str, weights: str | None = None) -> Any:
     if weights is not None:
         _load_strictly(network, weights, f"timm:{name}")
     return network
+
+
+def feature_map(network: Any, images: Tensor) -> Tensor:
+    """Return a timm network's last feature map of (B, 3, S, S) images: (B, C, H, W).
+
+    Raises:
+        CusaError: the network has none.
+    """
+    features: Tensor = network.forward_features(images)
+    width = network.num_features
+    if features.ndim == 3:  # tokens of a transformer, those that stand for no patch first
+        patches = features[:, getattr(network, "num_prefix_tokens", 0) :]
+        sides: Any = getattr(getattr(network, "patch_embed", None), "grid_size", ())
+        if len(sides) == 2 and sides[0] * sides[1] == patches.shape[1]:
+            features = patches.reshape(len(patches), *sides, -1)
+    if features.ndim == 4 and features.shape[1] != width:
+        features = features.movedim(3, 1)
+    if features.ndim != 4 or features.shape[1] != width:
+        found, expected = f"{tuple(features.shape)}", f"(B, {width}, H, W), (B, H, W, {width}) or tokens of a grid"
+        raise CusaError(f"{type(network).__name__} has no feature map", found=found, expected=expected)
+    return features
 
 
 def _packaged(name: str) -> Any:
