@@ -112,7 +112,7 @@ class SetScorer(ABC):
 
     def matrix(self, first: Encoded, second: Encoded) -> Tensor:
         with torch.autocast(first.vector.device.type, enabled=False):
-            one, other = _members(first), _members(second)
+            one, other = members(first), members(second)
             if one.shape[1:] != other.shape[1:]:
                 raise StudentError("members of two sets", found=tuple(one.shape[1:]), expected=tuple(other.shape[1:]))
             count, columns = one.shape[1], other.flatten(0, 1).T
@@ -121,7 +121,7 @@ class SetScorer(ABC):
 
     def pairs(self, first: Encoded, second: Encoded) -> Tensor:
         with torch.autocast(first.vector.device.type, enabled=False):
-            return self._score(_members(first) @ _members(second).mT)
+            return self._score(members(first) @ members(second).mT)
 
     def _block(self, some: Tensor, columns: Tensor) -> Tensor:
         """Score (p, K, W) sets against the (W, m · K) members of others: (p, m)."""
@@ -157,7 +157,12 @@ class TopPairs(SetScorer):
         return cosines.flatten(1).topk(cosines.shape[1], dim=1).values
 
 
-def _members(items: Encoded) -> Tensor:
+def members(items: Encoded) -> Tensor:
+    """Return the (n, K, W) members of sets, at length one.
+
+    Raises:
+        StudentError: the items have no parts.
+    """
     if items.parts is None:
         raise StudentError("Sets are compared by their members, and the student's items have no parts.")
     return unit(items.parts)
