@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cache
+from itertools import permutations
 from typing import Final, Literal, Protocol
 
+import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.assignment import best_assignment
 from models.encoded import Encoded, tensors_of
 from stores.errors import StudentError
 
@@ -21,6 +24,8 @@ PAIRS_AT_ONCE: Final = 2**28
 """Bytes that the pairs of one call of a network may take."""
 CELLS_AT_ONCE: Final = 2**20
 """Cosines of members that are assigned at once: few enough to stay in a processor's cache."""
+PERMUTED: Final = 5
+"""The largest sets whose permutations are all tried."""
 Activation = Literal["expm1", "none"]
 
 
@@ -155,6 +160,30 @@ class TopPairs(SetScorer):
 
     def _counted(self, cosines: Tensor) -> Tensor:
         return cosines.flatten(1).topk(cosines.shape[1], dim=1).values
+
+
+def best_assignment(similarity: Tensor) -> Tensor:
+    """Return which column each row takes in the one-to-one assignment of the largest sum: (p, K, K) to (p, K) int64.
+
+    It is a constant: no gradient flows through the choice. Where sums are equal, the first permutation is taken.
+    Up to K = 5 the sums of all K! permutations are one matrix product, on the device; beyond, scipy solves each.
+    """
+    similarity, count = similarity.detach(), similarity.shape[-1]
+    if count > PERMUTED:
+        solved = [linear_sum_assignment(one, maximize=True)[1] for one in similarity.cpu().numpy()]
+        columns = np.array(solved, dtype=np.int64).reshape(-1, count)
+        return torch.from_numpy(columns).to(similarity.device)
+    ways, cells = _permutations(count)
+    sums = similarity.flatten(1) @ cells.to(similarity)
+    return ways.to(similarity.device)[sums.argmax(dim=1)]
+
+
+@cache
+def _permutations(count: int) -> tuple[Tensor, Tensor]:
+    """Return the K! permutations, (K!, K) int64, and which cells of K × K each takes, (K · K, K!) of 0 and 1."""
+    ways = torch.tensor(list(permutations(range(count))))
+    cells = torch.zeros(len(ways), count, count).scatter_(2, ways[..., None], 1.0)
+    return ways, cells.flatten(1).T.contiguous()
 
 
 def members(items: Encoded) -> Tensor:

@@ -36,7 +36,7 @@ from train.fit import optimisation, trainer
 from train.fit.claim import replaces_another
 from train.fit.processes import Processes
 from train.fit.stops import Stop
-from train.losses.temperature import Temperature
+from train.losses.terms import Temperature
 from train.run import run
 
 QUICK = TrainParameters(train=Train(epochs=2, batch_size=16, device="cpu", precision="fp32", compare=False))

@@ -1,17 +1,18 @@
-"""The two files of cusa-store missing: the list as Parquet, and a page of pictures that needs nothing else."""
+"""The files of cusa-store missing, a list as Parquet and a page of pictures; and what the source knows of the pairs."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from pipeline.inspection.known_truth import ListedRelevance
 from stores import Store, StoreError
 from stores.atomic import atomic_path
 from stores.columns import Column
@@ -69,6 +70,48 @@ KINDS: Final[Kinds] = {
     re.escape(PAGE_NAME): is_signed,
 }
 """The files of a list of missing matches."""
+
+
+@dataclass(frozen=True)
+class ListedRelevance:
+    """What the source knows of the listed pairs."""
+
+    relevant: NDArray[np.bool_]
+    """(n,) whether each listed caption is true of the image listed with it."""
+    base_rate: float
+    """The share of relevant ones among all captions and images of the split that the data set does not pair."""
+
+    def precision(self, listed: pa.Table) -> dict[str, str]:
+        """Return the measured precision of the list, by name."""
+        other = self.relevant[~listed["identical_caption"].to_numpy()]
+        measured = {f"precision of the first {n:,}": self.relevant[:n] for n in (100, 1000) if n < len(self.relevant)}
+        measured |= {f"precision of all {len(self.relevant):,}": self.relevant}
+        measured |= {f"precision of the {len(other):,} without a caption in common": other}
+        shown = {name: f"{hits.mean():.1%}" for name, hits in measured.items() if len(hits)}
+        return shown | {"precision of random pairs": f"{self.base_rate:.1%}"}
+
+
+def read_truth(store: Store, split: str, listed: pa.Table) -> ListedRelevance | None:
+    """Return what the store's relevance says of the `listed` pairs; None where it does not cover the split."""
+    relevance = store.relevance
+    if relevance is None:
+        return None
+    captions, samples = store.rows(split, "caption"), store.rows(split, "sample")
+    total = len(store.samples)
+    wanted = listed["caption_row"].to_numpy() * total + listed["image_row"].to_numpy()
+    owners = Column(store.captions["sample"])
+    relevant = np.zeros(len(wanted), bool)
+    known = unpaired = 0
+    for batch in relevance.to_batches():
+        caption, sample = batch["caption"].to_numpy(), batch["sample"].to_numpy()
+        inside = (caption >= captions[0]) & (caption <= captions[-1])
+        caption, sample = caption[inside], sample[inside]
+        relevant |= np.isin(wanted, caption * total + sample)
+        known += len(caption)
+        unpaired += int((owners.numbers(caption) != sample).sum())
+    if not known:
+        return None
+    return ListedRelevance(relevant, unpaired / max(len(captions) * (len(samples) - 1), 1))
 
 
 def write_list(folder: Path, listed: pa.Table, truth: ListedRelevance | None) -> None:

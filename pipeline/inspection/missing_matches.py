@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow as pa
 from rich.table import Table
 
-from pipeline.inspection.known_truth import ListedRelevance, read_truth
-from pipeline.inspection.missing_files import KINDS, claim_folder, write_list, write_page
+from pipeline.inspection.missing_files import KINDS, ListedRelevance, claim_folder, read_truth, write_list, write_page
 from pipeline.inspection.output import cell
 from pipeline.inspection.teachers import default_slug
 from stores import Store, StoreError

@@ -14,8 +14,7 @@ from torch import Tensor
 from train.losses.comparison import Comparison
 from train.losses.functional import Far, Pair, regression
 from train.losses.presence import weighted_mean
-from train.losses.temperature import Temperature
-from train.losses.terms import Term, contrasted
+from train.losses.terms import Temperature, Term, contrasted
 
 
 class EveryPair(Term):

@@ -28,8 +28,7 @@ from train.losses.coordination import PCMC, PCMR
 from train.losses.image_text_matching import ITM
 from train.losses.rematching import Rematched, WarmUp
 from train.losses.set_terms import set_terms
-from train.losses.temperature import Temperature
-from train.losses.terms import CSA, USA, X2VLM_BOUNDS, Hinge, InfoNCE, Term, TrainingPairs
+from train.losses.terms import CSA, USA, X2VLM_BOUNDS, Hinge, InfoNCE, Temperature, Term, TrainingPairs
 
 RECIPES: Final[Mapping[str, Callable[[Loss, Term], list[Term]]]] = {
     "cusa": lambda loss, original: [],

@@ -5,6 +5,7 @@ A user's own derives from `Term` and is named `package.module:factory` (docs/tra
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +18,26 @@ from torch import Tensor, nn
 
 from train.losses.comparison import Comparison, SoftLabels
 from train.losses.functional import Negatives, Reduction, csa_loss, hinge_loss, info_nce, usa_loss
-from train.losses.temperature import Temperature
 
 CUSA_BOUNDS: Final = (0.05, 0.01, 0.10)
 X2VLM_BOUNDS: Final = (0.07, 0.001, 0.5)
+
+
+class Temperature(nn.Module):
+    """A learned temperature, kept in log space and within its bounds by `clamp_` after every optimiser step."""
+
+    def __init__(self, start: float, low: float, high: float) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+        self.log = nn.Parameter(torch.tensor(math.log(start)))
+
+    def forward(self) -> Tensor:
+        return self.log.exp()
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Bring the temperature back within its bounds."""
+        self.log.clamp_(math.log(self.low), math.log(self.high))
 
 
 @dataclass(frozen=True)
