@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from train.losses.comparison import Comparison, SoftLabels
 from train.losses.functional import Negatives, Reduction, csa_loss, hinge_loss, info_nce, usa_loss
+from train.losses.presence import weighted_mean
 
 CUSA_BOUNDS: Final = (0.05, 0.01, 0.10)
 X2VLM_BOUNDS: Final = (0.07, 0.001, 0.5)
@@ -130,7 +131,7 @@ class InfoNCE(Term):
         for first, second in compared.pairs:
             losses.append(contrasted(compared, first, second, tau, self._reduction))
             anchored.append(_anchored(compared, first, second))
-        return _mean_over(losses, anchored)
+        return weighted_mean(losses, anchored)
 
 
 class CSA(Term):
@@ -153,7 +154,7 @@ class CSA(Term):
             masks = compared.weights(*both), compared.allowed(*both)
             losses.append(csa_loss(scores, targets[0], targets[1], tau, reverse, *masks))
             anchored.append(_anchored(compared, *both))
-        return _mean_over(losses, anchored)
+        return weighted_mean(losses, anchored)
 
 
 class USA(Term):
@@ -212,7 +213,7 @@ class Hinge(Term):
             ways = [self._one_way(compared, *way) for way in ((first, second), (second, first))]
             losses.append(ways[0] + ways[1])
             anchored.append(_anchored(compared, first, second))
-        return _mean_over(losses, anchored) * (1 if self._mean else len(compared.columns.groups))
+        return weighted_mean(losses, anchored) * (1 if self._mean else len(compared.columns.groups))
 
     def _one_way(self, compared: Comparison, first: str, second: str) -> Tensor:
         masks = compared.weights(first, second), compared.allowed(second)
@@ -239,17 +240,7 @@ def contrasted(compared: Comparison, first: str, second: str, tau: Tensor, reduc
     return info_nce(scores, tau, compared.groups(first, second), reduction, reverse, anchors, allowed)
 
 
-def _anchored(compared: Comparison, first: str, second: str) -> Tensor | None:
-    """Return whether any row of the batch has both, (); None: all do."""
+def _anchored(compared: Comparison, first: str, second: str) -> Tensor:
+    """Return whether any row of the batch has both: () bool."""
     having = compared.columns.having((first, second))
-    return None if having is None else having.any()
-
-
-def _mean_over(losses: list[Tensor], anchored: list[Tensor | None]) -> Tensor:
-    """Return the mean of the losses of those pairs of modalities that have an anchor; zero where none has."""
-    if not losses:
-        raise ValueError("The loss compares modalities, and the student and its teachers have no two in common.")
-    if all(flag is None for flag in anchored):
-        return torch.stack(losses).mean() if len(losses) > 1 else losses[0]
-    counted = torch.stack([losses[0].new_ones(()) if flag is None else flag.to(losses[0].dtype) for flag in anchored])
-    return (torch.stack(losses) * counted).sum() / counted.sum().clamp(min=1)
+    return compared.columns.groups.new_ones((), dtype=torch.bool) if having is None else having.any()
