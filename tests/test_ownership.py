@@ -225,12 +225,12 @@ def test_pages_that_a_person_changed_are_refused_by_their_commands(tmp_path: Pat
     write_signed(listed / "missing.html", "<p>ours</p>\n")
     write_json(measured / "figures.json", {"format": 1, "results": []})
     write_signed(measured / "report.html", "<p>ours</p>\n")
-    claim_missing(scenes_store.root, listed, KINDS, "a list")
+    claim_missing(scenes_store, "missing", "train", listed, KINDS, "a list")
     claim_eval(measured, scenes_store.root)
     for page in (listed / "missing.html", measured / "report.html"):
         page.write_text(page.read_text() + "<p>mine</p>\n")
     with refused(StoreError, path=listed, found=["missing.html"]):
-        claim_missing(scenes_store.root, listed, KINDS, "a list")
+        claim_missing(scenes_store, "missing", "train", listed, KINDS, "a list")
     with refused(ParameterError, where="--out", path=measured, found="report.html"):
         claim_eval(measured, scenes_store.root)
 

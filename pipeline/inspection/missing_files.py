@@ -31,16 +31,22 @@ _RELEVANT: Final = pa.field("relevant", pa.bool_())
 """What the store's truth says of a pair; null where it says nothing."""
 
 
-def claim_folder(store: Path, folder: Path, kinds: Kinds, expected: str) -> Path:
-    """Return `folder` if results of these kinds, `expected` in words, may be written there.
+def claim_folder(store: Store, command: str, split: str, out: Path | None, kinds: Kinds, expected: str) -> Path:
+    """Return the folder for what `command` lists of a split: `out`, or <store>-<command>-<split> beside the store.
 
     Raises:
-        StoreError: it lies in the store, or holds what is not ours.
+        StoreError: there is no such split, or it has fewer than two samples; or the folder lies in the store, or holds
+            what is not of these `kinds`, `expected` in words.
     """
-    if folder.resolve().is_relative_to(store.resolve()):
-        raise StoreError(f"lies in the store {store}", where="--out", path=folder, advice="Choose another --out.")
+    samples, place = store.rows(split, "sample"), store.root.resolve()
+    folder = out or place.with_name(f"{place.name}-{command}-{split}")
+    if folder.resolve().is_relative_to(place):
+        raise StoreError(f"lies in the store {store.root}", where="--out", path=folder, advice="Choose another --out.")
     if others := _others(folder, kinds):
         raise StoreError(path=folder, found=others, expected=expected, advice="Choose another --out.")
+    if len(samples) < 2:
+        path, advice = store.root, "Name another --split."
+        raise StoreError("samples", path=path, where=split, found=len(samples), expected="two or more", advice=advice)
     return folder
 
 

@@ -12,46 +12,29 @@ import pyarrow as pa
 from rich.table import Table
 
 from pipeline.inspection.missing_files import KINDS, ListedRelevance, claim_folder, read_truth, write_list, write_page
-from pipeline.inspection.output import cell
 from pipeline.inspection.teachers import default_slug
-from stores import Store, StoreError
+from stores import Store
 from stores.candidates import Evidence
-from stores.console import Listing
+from stores.console import Listing, cell
 from stores.missing import missing_matches
 
 
 def missing(path: Path, *, split: str, count: int, width: int, shown: int, out: Path | None) -> Table:
-    """Write the list and the page of the best `count` pairs, and return a summary.
+    """Write the list of the best `count` pairs and a page of those `shown`, and return a summary.
 
-    Args:
-        path: the store, which is not changed.
-        split: where to search.
-        count: how many pairs are listed.
-        width: how many neighbours of each row are candidates.
-        shown: how many pairs the page shows.
-        out: the folder for both; without it, <store>-missing-<split> beside the store.
+    `width` neighbours of each row are candidates; `out` is the folder for both (`claim_folder`).
 
     Raises:
         StoreError: there is no such store or split, or the folder is another's.
     """
     store = Store.open(path)
-    samples = store.rows(split, "sample")
-    folder = claim_folder(store.root, out or _beside(store.root, split), KINDS, "an earlier list of missing matches")
-    if len(samples) < 2:
-        advice = "Name another --split."
-        raise StoreError("samples", path=path, where=split, found=len(samples), expected="two or more", advice=advice)
+    folder = claim_folder(store, "missing", split, out, KINDS, "an earlier list of missing matches")
     evidence = Evidence(store, default_slug(store, "image"), default_slug(store, "text"))
     listed = missing_matches(store, evidence, split, count=count, width=width)
     truth = read_truth(store, split, listed)
     write_list(folder, listed, truth)
     pairs_shown = write_page(folder, store, split, listed, shown)
     return _summary(folder, split, evidence, listed, truth, pairs_shown)
-
-
-def _beside(root: Path, split: str) -> Path:
-    """Return a folder beside the store that no other store there has; a store may be named as "." too."""
-    place = root.resolve()
-    return place.with_name(f"{place.name}-missing-{split}")
 
 
 def _summary(
