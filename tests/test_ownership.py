@@ -18,8 +18,8 @@ from refusals import refused
 
 from models.checkpoint import write_tensors
 from pipeline.extract import extract
-from pipeline.inspection.missing_files import KINDS, write_list
-from pipeline.inspection.missing_files import claim_folder as claim_missing
+from pipeline.inspection.missing_matches import KINDS, write_list
+from pipeline.inspection.missing_matches import claim_folder as claim_missing
 from stores import ExtractParameters, ParameterError, Store, StoreError, TrainParameters
 from stores.atomic import write_json
 from stores.errors import RunFolderError

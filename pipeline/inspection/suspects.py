@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
-from pipeline.inspection.missing_files import THUMBNAIL, claim_folder, holds_columns
+from pipeline.inspection.missing_matches import THUMBNAIL, claim_folder, holds_columns
 from pipeline.inspection.pair_fit import PairFit
 from pipeline.inspection.teachers import default_slug
 from stores import Store
