@@ -118,12 +118,16 @@ def test_a_person_s_file_in_the_place_of_the_run_s_own_is_refused(finished: Path
     assert content(finished) == before
 
 
-@pytest.mark.parametrize("record", [None, '{"parameters": {}, "versions": {}}', "[1]"], ids=["absent", "other", "list"])
+@pytest.mark.parametrize(
+    "record",
+    [None, '{"parameters": {}, "versions": {}}', "[1]", "not JSON"],
+    ids=["absent", "other", "list", "not-json"],
+)
 def test_a_folder_that_is_no_run_is_never_overwritten(tmp_path: Path, record: str | None) -> None:
     mine = persons_files(tmp_path, ".git/config", "thesis.tex", "best.safetensors")
     if record is not None:
         (tmp_path / "run.json").write_text(record)
-    with refused(RunFolderError, path=tmp_path):
+    with refused(RunFolderError, problem="is not empty and holds no run of cusa-train", path=tmp_path):
         replaces_another(tmp_path, {}, True)
     assert held(tmp_path, mine) == mine
 

@@ -139,14 +139,15 @@ def test_equal_parts_are_equal_files(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_every_flipped_feature_byte_is_a_fault(tmp_path: Path) -> None:
-    path = tmp_path / "part"
+def test_a_flipped_byte_anywhere_in_a_part_is_seen_before_hdf5_reads_it(tmp_path: Path) -> None:
+    """HDF5 may crash, or read for ever, on a damaged header; of the features themselves every byte is tried."""
+    path = tmp_path / "part.h5"
     write_part(path, unit_rows(5, 4), np.ones(5, bool), ORIGIN)
     assert part_fault(path, (5, 4), ORIGIN) is None
     with h5py.File(path) as file:
         start, size = file["features"].id.get_offset(), file["features"].id.get_storage_size()
     whole = path.read_bytes()
-    for place in range(start, start + size):
+    for place in {*range(start, start + size), *range(0, len(whole), 7)}:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         assert part_fault(path, (5, 4), ORIGIN) == "damaged: checksum"
 
@@ -214,14 +215,3 @@ def test_unknown_splits_and_teachers_name_the_known_ones(scenes_store: Store) ->
         scenes_store.features("unicom")
     with pytest.raises(StoreError, match="no index"):
         scenes_store.index("hog-color", "dev")
-
-
-def test_a_flipped_byte_anywhere_in_a_part_is_seen_before_hdf5_reads_it(tmp_path: Path) -> None:
-    """HDF5 may crash, or read for ever, on a damaged header."""
-    path = tmp_path / "part.h5"
-    write_part(path, unit_rows(5, 4), np.ones(5, bool), ORIGIN)
-    data = path.read_bytes()
-    assert part_fault(path, (5, 4), ORIGIN) is None
-    for place in range(0, len(data), 7):
-        path.write_bytes(data[:place] + bytes([data[place] ^ 0x40]) + data[place + 1 :])
-        assert part_fault(path, (5, 4), ORIGIN) == "damaged: checksum"
