@@ -84,7 +84,7 @@ class Pairwise(nn.Module):
 
     def matrix(self, first: Encoded, second: Encoded) -> Tensor:
         # Each pair has its items to itself while it is scored.
-        items = sum(_bytes(side) // max(1, side.size) for side in (first, second))
+        items = sum(tensor.nbytes // max(1, len(tensor)) for tensor in tensors_of((first, second)))
         at_once = max(1, PAIRS_AT_ONCE // (self.pair_bytes + items))
         width = min(second.size, at_once)
         columns = _blocks(second, width)
@@ -207,10 +207,6 @@ def cosine_similarity(a: Tensor, b: Tensor) -> Tensor:
     """Return the cosine similarity of every row of (n, D) `a` with every row of (m, D) `b`: (n, m)."""
     with torch.autocast(a.device.type, enabled=False):
         return unit(a) @ unit(b).T
-
-
-def _bytes(items: Encoded) -> int:
-    return sum(tensor.nbytes for tensor in tensors_of(items))
 
 
 def _blocks(items: Encoded, size: int) -> list[Encoded]:

@@ -108,7 +108,9 @@ class UnicomTeacher(ImageTeacher):
     ) -> None:
         spec = f"unicom:{name}"
         name = name.removesuffix(TOKENS)
-        model = _model(name)
+        if name not in MODELS:
+            raise TeacherError(found=f"unicom:{name}", expected=", ".join(f"unicom:{known}" for known in MODELS))
+        model = MODELS[name]
         network = UnicomViT(model)
         path = weights_file(weights, f"unicom:{name}") if weights else _download(name, model)
         _load_strictly(network, path, name)
@@ -134,12 +136,6 @@ class UnicomTeacher(ImageTeacher):
 
 def _norm(width: int, **_: Any) -> nn.LayerNorm:
     return nn.LayerNorm(width, eps=1e-5)
-
-
-def _model(name: str) -> UnicomModel:
-    if name not in MODELS:
-        raise TeacherError(found=f"unicom:{name}", expected=", ".join(f"unicom:{known}" for known in MODELS))
-    return MODELS[name]
 
 
 def _download(name: str, model: UnicomModel) -> Path:
