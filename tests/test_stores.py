@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 from refusals import refused
+from written_stores import vectors_entry
 
 import pipeline
 import stores
@@ -22,7 +23,7 @@ from stores.errors import DamagedStoreError
 from stores.features import PartOrigin, part_fault, write_part
 from stores.index import Index
 from stores.layout import Layout, teacher_slug
-from stores.manifest import FeatureSet, read_manifest, write_manifest
+from stores.manifest import read_manifest, write_manifest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 ORIGIN = PartOrigin(teacher_fingerprint="a" * 64, shard_sha256="b" * 64)
@@ -52,17 +53,7 @@ def make_features(folder: Path, counts: list[int], dim: int = 8) -> tuple[Featur
         )
         write_part(layout.features("t", name), table[first : first + count], np.ones(count, bool), ORIGIN)
         first += count
-    teacher = FeatureSet(
-        spec="t",
-        modality="image",
-        level="sample",
-        shape=(dim,),
-        unit=True,
-        precision="fp32",
-        fingerprint="a" * 64,
-        parts={},
-        invalid=0,
-    )
+    teacher = vectors_entry(dim, "a" * 64)
     return Features(layout, "t", tuple(shards), teacher), table
 
 
