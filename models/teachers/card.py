@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 from models.teachers.teacher import Teacher
 from stores.errors import TeacherError
+from stores.hardware import ComputePrecision
 from stores.layout import teacher_slug
 from stores.manifest import FeatureSet
 from stores.modality import LEVELS, Level
@@ -45,7 +46,7 @@ class TeacherCard:
     dim: int
     shape: tuple[int, ...]
     unit: bool
-    precision: Literal["fp32", "bf16"]
+    precision: ComputePrecision
     fingerprint: str
 
     @property

@@ -10,7 +10,6 @@ Shapes: B batch, C channels of the network's last feature map, R regions.
 from __future__ import annotations
 
 import re
-from typing import Literal
 
 import torch
 from timm.data import create_transform, resolve_model_data_config
@@ -22,13 +21,14 @@ from models.teachers.image_teacher import ImageTeacher
 from models.teachers.teacher import feature_dim
 from models.timm_networks import feature_map, timm_network
 from stores.errors import TeacherError
+from stores.hardware import ComputePrecision
 
 
 class TimmTeacher(ImageTeacher):
     """A timm model without its classifier: its pooled features are the teacher's."""
 
     def __init__(
-        self, spec: str, name: str, weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]
+        self, spec: str, name: str, weights: str | None, device: torch.device, precision: ComputePrecision
     ) -> None:
         network = timm_network(name, weights)
         settings = resolve_model_data_config(network)
@@ -49,9 +49,7 @@ class GridTeacher(ImageTeacher):
 
     unit = False
 
-    def __init__(
-        self, name: str, weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]
-    ) -> None:
+    def __init__(self, name: str, weights: str | None, device: torch.device, precision: ComputePrecision) -> None:
         parts = re.fullmatch(r"(.+)@([1-9]\d?)x([1-9]\d?)", name)
         if parts is None:
             expected = "grid:<timm model>@<rows>x<columns>, such as grid:efficientnet-lite0@6x6"

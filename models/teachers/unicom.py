@@ -9,7 +9,7 @@ from __future__ import annotations
 import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from timm.layers import PatchEmbed
@@ -20,6 +20,7 @@ from torchvision.transforms import v2
 from models.loading import shortened, weights_digest, weights_file
 from models.teachers.image_teacher import ImageTeacher
 from stores.errors import TeacherError
+from stores.hardware import ComputePrecision
 
 RELEASES: Final = "https://github.com/deepglint/unicom/releases/download"
 TOKENS: Final = "@tokens"
@@ -103,9 +104,7 @@ class UnicomTeacher(ImageTeacher):
     (37,632 numbers of ViT-B/32), which by its size is what the CUSA authors' released file holds.
     """
 
-    def __init__(
-        self, name: str, weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]
-    ) -> None:
+    def __init__(self, name: str, weights: str | None, device: torch.device, precision: ComputePrecision) -> None:
         spec = f"unicom:{name}"
         name = name.removesuffix(TOKENS)
         if name not in MODELS:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from models.teachers import Teacher, load_teacher
 from models.teachers.run_towers import RUN
 from models.trained import load_trained
 from stores.errors import CusaError, StudentError
-from stores.hardware import resolve_device, resolve_precision
+from stores.hardware import ComputePrecision, resolve_device, resolve_precision
 from stores.parameters import Precision, Student, TrainParameters
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class StudentModel:
         temperatures: dict[str, float] | None = None,
         *,
         device: torch.device,
-        precision: Literal["fp32", "bf16"],
+        precision: ComputePrecision,
     ) -> None:
         self.name, self.device, self.precision = name, device, precision
         self.parameters, self.temperatures = parameters, temperatures
