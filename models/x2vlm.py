@@ -48,7 +48,7 @@ _OPERATIONS: Final = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tower:
+class TowerSize:
     """The measures of a transformer."""
 
     width: int = 768
@@ -63,8 +63,8 @@ class Size:
 
     pixels: int = 384
     patch: int = 16
-    image: Tower = Tower()
-    text: Tower = Tower()
+    image: TowerSize = TowerSize()
+    text: TowerSize = TowerSize()
     fusion_layers: int = 6
     vocabulary: int = 30_522
     positions: int = 512

@@ -22,12 +22,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from models.loading import shortened, weights_file
-from models.x2vlm import FUSION, LAYER, X2VLM, Size, Tower
+from models.x2vlm import FUSION, LAYER, X2VLM, Size, TowerSize
 from stores.errors import StudentError, WeightsError
 
 State = dict[str, Tensor]
 FORM: Final = "x2vlm:<weights file>[@<pixels>], or x2vlm:base|large[@<pixels>] for random weights"
-_LARGE: Final = Tower(width=1024, heads=16, hidden=4096)
+_LARGE: Final = TowerSize(width=1024, heads=16, hidden=4096)
 RANDOM: Final = {"base": Size(), "large": Size(image=replace(_LARGE, layers=24), text=_LARGE)}
 _COMPUTED: Final = re.compile(r".*\.(relative_position_index|position_ids)|text_encoder\.cls\..*|bbox_head\..*")
 """Keys of files that hold nothing that is needed here."""
@@ -117,13 +117,13 @@ def _size(state: State, config: Mapping[str, Any]) -> Size:
     fusion = [layer for layer in layers if _crosses(state, layer)]
     if not fusion:
         raise ValueError("No layer of the text encoder attends to the image.")
-    image = Tower(
+    image = TowerSize(
         width=len(patches),
         layers=len(_layers(state, "vision_encoder.blocks.")),
         heads=heads,
         hidden=len(state["vision_encoder.blocks.0.mlp.fc1.bias"]),
     )
-    text = Tower(
+    text = TowerSize(
         width=state[f"{words}word_embeddings.weight"].shape[1],
         layers=len(layers) - len(fusion),
         heads=_said(config, _HEADS) or heads,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.inspection.neighbours import Neighbour, described
 from pipeline.inspection.teachers import load_stored
-from pipeline.serve.model_thread import ModelThread, Tower
+from pipeline.serve.model_thread import ModelThread, ServedTower
 from pipeline.serve.queries import Modality, SearchRequest, checked_image
 from pipeline.serve.served_store import Served, ServedStore
 from stores import CusaError
@@ -124,9 +124,9 @@ def _searched(now: ServedStore, slug: str, vector: Vector, asked: SearchRequest)
     return described(now.store, asked.modality, rows[kept][: asked.count], similarity[kept][: asked.count])
 
 
-def _tower(now: ServedStore, slug: str) -> Tower:
+def _tower(now: ServedStore, slug: str) -> ServedTower:
     fingerprint = now.store.manifest.features[slug].fingerprint
-    return Tower(slug=slug, fingerprint=fingerprint, load=partial(load_stored, now.store, slug))
+    return ServedTower(slug=slug, fingerprint=fingerprint, load=partial(load_stored, now.store, slug))
 
 
 def _max_pixels(now: ServedStore) -> int:

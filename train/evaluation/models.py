@@ -143,8 +143,7 @@ def load_model(
     where = resolve_device(device)
     how = resolve_precision(precision, where)
     path = Path(spec.removeprefix(RUN))
-    is_published = spec.startswith(PUBLISHED)  # whose weights may be a file in safetensors too
-    is_checkpoint = not is_published and (path.is_dir() or path.suffix == ".safetensors")
+    is_published, is_checkpoint = spec.startswith(PUBLISHED), _is_trained(spec)
     if weights is not None and (is_checkpoint or is_published):
         raise StudentError(f"The model {spec} takes no separate weights, but {weights} was given. Leave them out.")
     if is_checkpoint:
@@ -197,9 +196,13 @@ def second_model(spec: str) -> AlignedModel:
     Raises:
         CusaError: there is none of that name, or it cannot be loaded.
     """
+    return _trained(Path(spec.removeprefix(RUN)))[0] if _is_trained(spec) else _pretrained(spec)
+
+
+def _is_trained(spec: str) -> bool:
+    """Tell whether a model is a run or a checkpoint; a published one's weights may be a file in safetensors too."""
     path = Path(spec.removeprefix(RUN))
-    is_trained = not spec.startswith(PUBLISHED) and (path.is_dir() or path.suffix == ".safetensors")
-    return _trained(path)[0] if is_trained else _pretrained(spec)
+    return not spec.startswith(PUBLISHED) and (path.is_dir() or path.suffix == ".safetensors")
 
 
 def _ensemble(spec: str, device: str, precision: Precision) -> EnsembleModel:

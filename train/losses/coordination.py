@@ -17,7 +17,7 @@ from train.losses.presence import weighted_mean
 from train.losses.terms import Temperature, Term, contrasted
 
 
-class EveryPair(Term):
+class PairwiseTerm(Term):
     """The weighted mean over every two modalities that a batch can tell apart; the others are counted and told."""
 
     def __init__(
@@ -61,7 +61,7 @@ class EveryPair(Term):
         )
 
 
-class PCMC(EveryPair):
+class PCMC(PairwiseTerm):
     """Pairwise cross-modal contrastive: InfoNCE between every two modalities (C1 to C3)."""
 
     def __init__(
@@ -77,7 +77,7 @@ class PCMC(EveryPair):
         return contrasted(compared, first, second, tau())
 
 
-class PCMR(EveryPair):
+class PCMR(PairwiseTerm):
     """Pairwise cross-modal regression: what matches has a cosine of 1, what does not of 0 (C4, C5)."""
 
     def __init__(
