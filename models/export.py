@@ -1,4 +1,4 @@
-"""The trained student by itself, for those who have open_clip and not cusa."""
+"""The trained student by itself, for those who have open_clip and not cusa; and the files without which it is none."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from models.checkpoint import write_tensors
+from stores.atomic import atomic_path
 
 
 @singledispatch
 def exported(student: nn.Module, tau: float | None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return a student's tensors and what its file's header says of them; a family of students may have its own way."""
     return student.state_dict(), {}
+
+
+@singledispatch
+def files_of(student: nn.Module) -> dict[str, bytes]:
+    """Return what a student has read besides its weights, by the name of the file that holds it beside them."""
+    return {}
 
 
 def export_student(student: nn.Module, path: Path, tau: float | None) -> None:
@@ -31,6 +38,11 @@ def export_student(student: nn.Module, path: Path, tau: float | None) -> None:
     What is not in it: cusa's heads (LayerNorm and a linear layer that starts as the identity), which follow the
     towers and learn with them. The file's embeddings are those before the heads; the further the heads have learned
     away from their start, the less the run's figures hold for them.
+
+    Files that the student reads besides its weights are written beside them (`files_of`).
     """
     state, header = exported(student, tau)
     write_tensors(path, state, {"format": "pt", **header})
+    for name, data in files_of(student).items():
+        with atomic_path(path.with_name(name)) as temporary:
+            temporary.write_bytes(data)

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cache
 from itertools import permutations
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -113,20 +113,25 @@ class SetScorer(ABC):
 
     def __init__(self, activation: Activation = "expm1") -> None:
         """Scale each cosine c that counts as exp(c) − 1, or not ("none")."""
+        if activation not in (known := get_args(Activation)):
+            raise StudentError("activation", found=activation, expected=f"one of {', '.join(known)}")
         self.activation: Activation = activation
 
-    def matrix(self, first: Encoded, second: Encoded) -> Tensor:
-        with torch.autocast(first.vector.device.type, enabled=False):
-            one, other = members(first), members(second)
+    def matrix(self, first: Encoded | Tensor, second: Encoded | Tensor) -> Tensor:
+        """Return the scores of n items with m: (n, m). Both as encoded, or as their (n, K, D) members alone."""
+        one, other = members(first), members(second)
+        with torch.autocast(one.device.type, enabled=False):
             if one.shape[1:] != other.shape[1:]:
                 raise StudentError("members of two sets", found=tuple(one.shape[1:]), expected=tuple(other.shape[1:]))
             count, columns = one.shape[1], other.flatten(0, 1).T
             height = max(1, CELLS_AT_ONCE // max(1, columns.shape[1] * count))
             return torch.cat([self._block(some, columns) for some in torch.split(one, height)])
 
-    def pairs(self, first: Encoded, second: Encoded) -> Tensor:
-        with torch.autocast(first.vector.device.type, enabled=False):
-            return self._score(members(first) @ members(second).mT)
+    def pairs(self, first: Encoded | Tensor, second: Encoded | Tensor) -> Tensor:
+        """Return the scores of n items each with its own: (n,)."""
+        one, other = members(first), members(second)
+        with torch.autocast(one.device.type, enabled=False):
+            return self._score(one @ other.mT)
 
     def _block(self, some: Tensor, columns: Tensor) -> Tensor:
         """Score (p, K, W) sets against the (W, m · K) members of others: (p, m)."""
@@ -186,15 +191,18 @@ def _permutations(count: int) -> tuple[Tensor, Tensor]:
     return ways, cells.flatten(1).T.contiguous()
 
 
-def members(items: Encoded) -> Tensor:
-    """Return the (n, K, W) members of sets, at length one.
+def members(items: Encoded | Tensor) -> Tensor:
+    """Return the (n, K, D) members of sets, at length one.
 
     Raises:
-        StudentError: the items have no parts.
+        StudentError: the items have no parts, or of another shape.
     """
-    if items.parts is None:
-        raise StudentError("Sets are compared by their members, and the student's items have no parts.")
-    return unit(items.parts)
+    given = items if isinstance(items, Tensor) else items.parts
+    if given is None or given.ndim != 3:
+        found = "no parts" if given is None else f"{tuple(given.shape)}"
+        raise StudentError("sets are compared by their members", found=found, expected="(n, K, D)")
+    with torch.autocast(given.device.type, enabled=False):
+        return unit(given)
 
 
 def unit(embeddings: Tensor) -> Tensor:

@@ -1,10 +1,8 @@
-"""timm's image models without their classifiers, by name, for teachers and for students' towers.
-
-Shapes: B batch, C channels of a network's last feature map.
-"""
+"""timm's image models without their classifiers, by name, for teachers and for students' towers."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import timm
@@ -14,7 +12,7 @@ from torch import Tensor
 
 from models.loading import nearest, shortened, weights_file
 from models.packaged_weights import packaged_file
-from stores.errors import CusaError, WeightsError
+from stores.errors import WeightsError
 
 PACKAGED_MODELS: Final = {f"efficientnet-lite{size}": f"tf_efficientnet_lite{size}" for size in range(3)}
 """timm's models of the image encoders among the packaged weights."""
@@ -42,24 +40,33 @@ def timm_network(name: str, weights: str | None = None) -> Any:
 
 
 def feature_map(network: Any, images: Tensor) -> Tensor:
-    """Return a timm network's last feature map of (B, 3, S, S) images: (B, C, H, W).
+    """Return a network's last feature map of (n, 3, S, S) images: (n, C, H, W); of a transformer, of its patches.
 
     Raises:
-        CusaError: the network has none.
+        WeightsError: the network has none.
     """
-    features: Tensor = network.forward_features(images)
+    found: Any = network.forward_features(images)
     width = network.num_features
-    if features.ndim == 3:  # tokens of a transformer, those that stand for no patch first
-        patches = features[:, getattr(network, "num_prefix_tokens", 0) :]
-        sides: Any = getattr(getattr(network, "patch_embed", None), "grid_size", ())
-        if len(sides) == 2 and sides[0] * sides[1] == patches.shape[1]:
-            features = patches.reshape(len(patches), *sides, -1)
-    if features.ndim == 4 and features.shape[1] != width:
-        features = features.movedim(3, 1)
-    if features.ndim != 4 or features.shape[1] != width:
-        found, expected = f"{tuple(features.shape)}", f"(B, {width}, H, W), (B, H, W, {width}) or tokens of a grid"
-        raise CusaError(f"{type(network).__name__} has no feature map", found=found, expected=expected)
-    return features
+    if isinstance(found, Tensor) and found.ndim == 3:  # tokens, those that stand for no patch first
+        patches = found[:, getattr(network, "num_prefix_tokens", 0) :]
+        if (sides := _sides(network, patches.shape[1])) is not None:
+            found = patches.reshape(len(patches), *sides, -1)
+    if isinstance(found, Tensor) and found.ndim == 4 and found.shape[1] != width:
+        found = found.movedim(3, 1)
+    if not isinstance(found, Tensor) or found.ndim != 4 or found.shape[1] != width:
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        expected = f"(n, {width}, H, W), (n, H, W, {width}) or tokens of a grid"
+        raise WeightsError(f"{type(network).__name__} has no feature map", found=shape, expected=expected)
+    return found
+
+
+def _sides(network: Any, patches: int) -> tuple[int, int] | None:
+    """Return the sides of the grid that so many patches are of; None of a single one, or of another number."""
+    told: Any = getattr(getattr(network, "patch_embed", None), "grid_size", None) or ()
+    if len(told) == 2 and told[0] * told[1] == patches:
+        return int(told[0]), int(told[1])
+    side = math.isqrt(patches)
+    return (side, side) if side * side == patches > 1 else None
 
 
 def _packaged(name: str) -> Any:

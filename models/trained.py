@@ -1,4 +1,4 @@
-"""A trained run, loaded: the student of a checkpoint with the heads that it was trained with."""
+"""A student with what it is scored by: a trained run with the heads of its training, or one as it is published."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from torch import Tensor
 
 from models.aligned import AlignedModel
 from models.checkpoint import frozen_parameters, load_checkpoint, read_module, read_record, tensor_names
-from models.students import load_student
-from stores.errors import CheckpointError, TrainingError
+from models.students import SGRAF, load_student
+from stores.errors import CheckpointError, StudentError, TrainingError
 from stores.parameter_loading import recorded_parameters
-from stores.parameters import TrainParameters
+from stores.parameters import Student, TrainParameters
 
 BEST: Final = "best.safetensors"
+RUN: Final = "run:"
+PUBLISHED: Final = ("open-clip:", "sgraf:", "x2vlm:", "blip:")
+"""Families of students that are measured as they are published."""
 UNI_HEADS: Final = "uni_heads."
 
 
@@ -80,10 +83,47 @@ def load_trained(path: Path) -> Trained:
     parameters = recorded_parameters(TrainParameters, record.get("parameters", {}), f"{file} (its record)")
     # What was frozen is loaded as it was where the checkpoint does without it.
     freeze = parameters.student.freeze if "frozen" in record else []
-    student = load_student(replace(parameters.student, freeze=freeze, gradient_checkpointing=False))
+    settings = _with_kept_files(parameters.student, file.parent)
+    student = load_student(replace(settings, freeze=freeze, gradient_checkpointing=False))
     has_uni_heads = any(name.startswith(f"model.{UNI_HEADS}") for name in tensor_names(file))
     model = AlignedModel(student, uni_modal=has_uni_heads)
     if parameters.student.weights and frozen_parameters({"model": model}) and "frozen" in record:
         begin_with(model, Path(parameters.student.weights))
     load_checkpoint(file, {"model": model})
     return Trained(model=model, parameters=parameters, record=record)
+
+
+def _with_kept_files(settings: Student, folder: Path) -> Student:
+    """Return the settings of a run's student with the files that the run keeps in its folder, as far as it does."""
+    if settings.model.startswith(SGRAF):
+        from models.sgraf.student import with_kept_vocabulary
+
+        return replace(settings, sgraf=with_kept_vocabulary(settings.sgraf, folder))
+    return settings
+
+
+def run_path(spec: str) -> Path | None:
+    """Return the run's folder or the checkpoint that a model's name stands for; None where it is another one's."""
+    path = Path(spec.removeprefix(RUN))
+    # The weights of a published one may be a file in safetensors too.
+    is_run = not spec.startswith(PUBLISHED) and (path.is_dir() or path.suffix == ".safetensors")
+    return path if is_run else None
+
+
+def load_aligned(spec: str) -> AlignedModel:
+    """Load a student by name: a run's folder, a checkpoint, or any student as it is published.
+
+    Raises:
+        CusaError: there is none of that name, or it cannot be loaded.
+    """
+    path = run_path(spec)
+    return load_trained(path).model if path else load_published(spec)
+
+
+def load_published(spec: str) -> AlignedModel:
+    """Load a student as it is published, its own embeddings standing where ours pass through heads."""
+    if spec.startswith(("open-clip:", "sgraf:")) and "/" not in spec:
+        raise StudentError(f"{spec} names no weights, and random ones are not measured. Add /<pretrained tag or file>.")
+    aligned = AlignedModel(load_student(Student(model=spec)), uni_modal=False)
+    aligned.heads.clear()
+    return aligned

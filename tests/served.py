@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.inspection.reranker import Reranker
 from pipeline.serve.answering import Answering
 from pipeline.serve.server import listen, server
 
@@ -73,10 +74,10 @@ class Client:
 
 
 @contextmanager
-def serving(path: Path, teacher: str | None = None) -> Iterator[Client]:
+def serving(path: Path, teacher: str | None = None, reranker: Reranker | None = None) -> Iterator[Client]:
     """Serve a store on a free port of loopback."""
     listening = listen("127.0.0.1", 0)
-    running = server(Answering(path, teacher), "127.0.0.1")
+    running = server(Answering(path, teacher, reranker=reranker), "127.0.0.1")
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
     thread.start()
     while not running.started:

@@ -14,10 +14,12 @@ from conftest import small_scenes
 from refusals import refused
 
 from models.teachers import load_teacher
+from models.timm_networks import feature_map
 from pipeline.extract import extract
 from pipeline.inspection.teachers import default_slug
 from pipeline.inspection.verify import verify
 from stores import Store, TeacherError
+from stores.errors import WeightsError
 from stores.parameters import Teachers
 
 
@@ -86,3 +88,21 @@ def test_a_further_teacher_changes_nothing_of_the_two(tmp_path: Path) -> None:
         "hog-color",
         "minilm",
     }
+
+
+def test_feature_maps_of_all_kinds_and_of_none() -> None:
+    """Channels first or last, patches with a grid of their own or of a square; a class token alone is none."""
+    images = torch.rand(2, 3, 224, 224)
+    for name, shape in {
+        "test_resnet": (7, 7),
+        "test_vit": (14, 14),
+        "swin_tiny_patch4_window7_224": (7, 7),
+        "mixer_s32_224": (7, 7),
+    }.items():
+        network = timm.create_model(name, pretrained=False, num_classes=0).eval()
+        with torch.inference_mode():
+            found = feature_map(network, images)
+        assert found.shape == (2, network.num_features, *shape), name
+    pit = timm.create_model("pit_ti_224", pretrained=False, num_classes=0).eval()
+    with torch.inference_mode(), refused(WeightsError, problem="PoolingVisionTransformer has no feature map"):
+        feature_map(pit, images)

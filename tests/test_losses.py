@@ -340,3 +340,10 @@ def test_the_hinge_of_a_batch_is_the_equation(groups: list[int] | None, hardest:
     (scores,) = embeddings(5, 5)
     marked = None if groups is None else torch.tensor(groups)
     agree(lambda s: hinge(s, 0.3, hardest, reduction, marked), slow, [scores])
+
+
+def test_of_equal_negatives_the_first_alone_is_the_hardest() -> None:
+    scores = torch.tensor([[0.5, 0.6, 0.6], [0.0, 0.5, 0.0], [0.0, 0.0, 0.5]], dtype=torch.float64, requires_grad=True)
+    hinge(scores, 0.2).backward()
+    assert scores.grad is not None
+    assert scores.grad.tolist() == [[-1, 2, 1], [0, -1, 0], [0, 0, -1]]

@@ -185,9 +185,13 @@ def test_sgraf_is_trained_without_images_and_is_the_mean_of_its_two_runs(trained
     own = scores[np.arange(40) // 5, np.arange(40)]
     hits = (scores > own).sum(axis=0) < 1
     assert found["+".join(runs)]["text_to_image"]["R@1"] == pytest.approx(100 * hits.mean())
-    # The student that a run leaves is a file to begin from.
-    exported = f"sgraf:SGR/{trained / 'SGR' / 'student.safetensors'}"
-    again = load_student(Student(model=exported, sgraf=Sgraf(vocabulary=str(trained / "v.json"))))
+    # The student that a run leaves is a file to begin from, and a run keeps the words that it learned by.
+    (trained / "v.json").rename(trained / "gone.json")
+    again = load_student(Student(model=f"sgraf:SGR/{trained / 'SGR' / 'student.safetensors'}"))
+    assert (trained / "SGR" / "vocabulary.json").read_bytes() == (trained / "gone.json").read_bytes()
+    assert torch.equal(
+        again.inputs["text"].texts(["thing3"]).values, student.interface.inputs["text"].texts(["thing3"]).values
+    )
     former = load_model(runs[0], device="cpu").aligned.student
     for name, tensor in former.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name

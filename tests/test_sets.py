@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from refusals import refused
 from test_terms import agree
 from torch import Tensor
 
@@ -78,6 +79,10 @@ def test_top_pairs_are_no_less_than_the_assigned_and_sets_are_of_one_size() -> N
         Assignment().matrix(first, sets(3, 4, 3))
     with pytest.raises(StudentError, match="no parts"):
         Assignment().matrix(first, Encoded(second.vector))
+    with refused(StudentError, problem="activation", found="softmax", expected="one of expm1, none"):
+        Assignment("softmax")  # type: ignore[arg-type]
+    assert first.parts is not None
+    assert torch.equal(Assignment().matrix(first.parts, second), Assignment().matrix(first, second))
 
 
 def loop_global(members: Tensor, whole: Tensor) -> Tensor:
@@ -128,6 +133,11 @@ def loop_mmd(x: Tensor, y: Tensor) -> Tensor:
 def test_losses_are_the_equations(loss: Callable[..., Tensor], loop: Callable[..., Tensor]) -> None:
     x, y = (sets(seed, 5, 4).parts for seed in (3, 4))
     agree(loss(x, y), loop(x, y), [x, y])  # type: ignore[list-item]
+
+
+def test_clouds_far_from_zero_keep_their_digits() -> None:
+    x, y = (sets(seed, 5, 4).parts + 30 for seed in (3, 4))  # type: ignore[operator]
+    torch.testing.assert_close(mmd(x.float(), y.float()).double(), mmd(x, y), rtol=1e-5, atol=0)
 
 
 def test_a_single_member_does_not_diverge() -> None:

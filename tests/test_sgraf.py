@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.encoded import concatenated
 from models.inputs import Padded
 from models.sgraf import SgrafStudent, Vocabulary, similarity, write_published
-from models.sgraf.published import Sizes
+from models.sgraf.published import OPTIONS, Sizes
 from models.sgraf.vocabulary import SPECIAL
 from models.students import load_student
 from stores.errors import StudentError, WeightsError
@@ -201,12 +201,20 @@ def test_a_published_file_loads_scores_and_is_written_bit_for_bit(kind: str, tmp
     torch.testing.assert_close(
         scored(model, regions.float(), captions), scored(expected, regions, captions).float(), rtol=1e-4, atol=1e-5
     )
+    numbers = model.encode("text", (captions.values, captions.mask.int())).parts
+    assert torch.equal(numbers, model.encode("text", captions).parts)
     texts = model.inputs["text"].texts(["W3 w5.", "nothing"])
     assert texts.values[:, :5].tolist() == [[1, 7, 9, 3, 2], [1, 3, 2, 0, 0]]
     write_published(model, tmp_path / "again.pth.tar")
     with torch.serialization.safe_globals([argparse.Namespace]):
         one, other = (torch.load(file, weights_only=True) for file in (path, tmp_path / "again.pth.tar"))
     assert one.keys() == other.keys()
+    # What the file says beside the weights stays, and the authors' code finds every option that it reads.
+    assert {name: one[name] for name in ("epoch", "best_rsum", "Eiters")} == {
+        name: other[name] for name in ("epoch", "best_rsum", "Eiters")
+    }
+    assert vars(other["opt"]).items() >= vars(one["opt"]).items()
+    assert vars(other["opt"]).keys() >= {*OPTIONS, "vocab_size", "word_dim", "img_dim", "embed_size", "sim_dim"}
     for found, wanted in zip(other["model"], one["model"], strict=True):
         assert list(found) == list(wanted)
         assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
@@ -221,6 +229,12 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
     path = publish(tmp_path, "SGR")
     with refused(WeightsError, path=path, found="SGR", expected="SAF"):
         load_student(Student(model=f"sgraf:SAF/{path}"))
+    with refused(WeightsError, problem="steps of SGR", found=2, expected=3):
+        steps = publish(tmp_path, "SGR", opt=argparse.Namespace(sgr_step=2))
+        load_student(Student(model=f"sgraf:SGR/{steps}"))
+    path = publish(tmp_path, "SGR")
+    with refused(StudentError, problem="regions of an image", found=5, expected=4):
+        load_student(Student(model=f"sgraf:SGR/{path}")).encode("image", torch.rand(2, 5, 7))
     beside = tmp_path / "f30k_precomp_vocab.json"
     Vocabulary.of(["one two"] * 4, sentences=False).write(beside)
     with refused(StudentError, path=beside, found="6 words", expected=f"20, as {path} embeds"):

@@ -5,18 +5,21 @@ Shapes: N images, R regions of P numbers, M captions, L tokens, d embedding.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models.encoded import Encoded
+from models.export import files_of
 from models.inputs import Input, Stored, Tensors, Tokens
 from models.sgraf.encoders import RegionEncoder, WordEncoder
 from models.sgraf.published import Sizes, load_strictly, read_published
 from models.sgraf.similarity import HEADS, SimilarityVectors
-from models.sgraf.vocabulary import LONGEST, PAD, Vocabulary, vocabulary_beside
+from models.sgraf.vocabulary import FILE, LONGEST, PAD, Vocabulary, vocabulary_beside
 from models.students import Parts
 from stores import Store, parameters
 from stores.digests import file_digest
@@ -32,7 +35,10 @@ class SgrafStudent(nn.Module):
     def __init__(self, kind: str, sizes: Sizes, regions: str, vocabulary: Vocabulary | None) -> None:
         """Make one with random weights; `regions` names the stored features. Without a vocabulary it takes numbers."""
         super().__init__()
-        self.kind, self.embed_dim = kind, sizes.dim
+        self.told: Mapping[str, Any] = {}
+        """What the authors' file says of which it was loaded, beside the weights."""
+        self.kind, self.embed_dim, self.regions = kind, sizes.dim, sizes.regions
+        self.vocabulary = vocabulary
         self.img_enc = RegionEncoder(sizes.region, sizes.dim)
         self.txt_enc = WordEncoder(sizes.words, sizes.word, sizes.dim)
         self.sim_enc = SimilarityVectors(kind, sizes.regions, sizes.dim, sizes.similarity)
@@ -63,15 +69,28 @@ class SgrafStudent(nn.Module):
     def encode(self, modality: str, tensors: Tensors) -> Encoded:
         """Encode (N, R, P) regions, or the (M, L) numbers and mask of captions."""
         if isinstance(tensors, Tensor):
+            if tensors.shape[1] != self.regions:
+                raise StudentError("regions of an image", found=tensors.shape[1], expected=self.regions)
             regions = self.img_enc(tensors)
             return Encoded(self.sim_enc.v_global_w(regions), parts=regions)
-        tokens, mask = tensors
+        tokens, mask = tensors[0], tensors[1].bool()
         words = self.txt_enc(tokens, mask.sum(dim=1).cpu())
         return Encoded(self.sim_enc.t_global_w(words, mask), parts=words, mask=mask)
 
     def set_grad_checkpointing(self) -> None:
         """Score pairs again in the backward pass, block by block: they take by far the most memory."""
         self.sim_enc.recomputing = True
+
+
+@files_of.register
+def _files(student: SgrafStudent) -> dict[str, bytes]:
+    return {FILE: student.vocabulary.file} if student.vocabulary is not None and student.vocabulary.file else {}
+
+
+def with_kept_vocabulary(settings: parameters.Sgraf, folder: Path) -> parameters.Sgraf:
+    """Return the settings with the vocabulary that a run keeps in its folder, where it does."""
+    kept = folder / FILE
+    return replace(settings, vocabulary=str(kept)) if kept.is_file() else settings
 
 
 def load_sgraf(name: str, settings: parameters.Sgraf) -> SgrafStudent:
@@ -112,6 +131,7 @@ def _loaded(kind: str, path: Path, settings: parameters.Sgraf) -> SgrafStudent:
         )
     student = SgrafStudent(kind, sizes, settings.regions, vocabulary)
     load_strictly(student, published, path)
+    student.told = published.told
     return student
 
 
@@ -150,4 +170,4 @@ def _no_vocabulary(texts: list[str]) -> Tensor:
     if texts == [""]:
         return torch.zeros(1, LONGEST, dtype=torch.int64)  # how long texts may be is asked for at once
     advice = "Put it beside the file, as <name>_vocab.json, or name it: student.sgraf.vocabulary."
-    raise StudentError("The model's vocabulary is not known, which captions need.", advice=advice)
+    raise StudentError("the model's vocabulary is not known, which captions need", advice=advice)

@@ -20,6 +20,8 @@ from stores.atomic import write_text
 from stores.console import console
 from stores.errors import StudentError
 
+FILE: Final = "vocabulary.json"
+"""Its name beside a run's weights."""
 PAD: Final = 0
 SPECIAL: Final = ("<pad>", "<start>", "<end>", "<unk>")
 """The first words of every vocabulary, in the order of their numbers."""
@@ -38,8 +40,9 @@ _WITHOUT_SENTENCES: Final = (
 class Vocabulary:
     """The numbers of words; each caption is its words between a start and an end."""
 
-    def __init__(self, numbers: dict[str, int], sentences: bool) -> None:
-        self._numbers, self._sentences = numbers, sentences
+    def __init__(self, numbers: dict[str, int], sentences: bool, file: bytes = b"") -> None:
+        self._numbers, self._sentences, self.file = numbers, sentences, file
+        """The file as it was read, which goes with the weights that learned by it."""
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -62,7 +65,8 @@ class Vocabulary:
             StudentError: it is absent, or none.
         """
         try:
-            held: Any = json.loads(path.read_bytes())
+            data = path.read_bytes()
+            held: Any = json.loads(data)
             numbers: Any = held["word2idx"]
             whole = sorted(numbers.values()) == list(range(len(numbers))) and numbers[SPECIAL[0]] == PAD
             if not whole or not all(mark in numbers for mark in SPECIAL):
@@ -79,7 +83,7 @@ class Vocabulary:
                 raise StudentError("NLTK's punkt_tab is not installed", path=path, advice=advice)
             console.print(_WITHOUT_SENTENCES, style="yellow")
             sentences = False
-        return cls(numbers, sentences)
+        return cls(numbers, sentences, data)
 
     @classmethod
     def of(cls, texts: Iterable[str], sentences: bool) -> Vocabulary:
@@ -101,7 +105,7 @@ class Vocabulary:
 
 
 def vocabulary_beside(path: Path, data: str) -> Path | None:
-    """Return the vocabulary that lies beside a checkpoint: `<data>_vocab.json`, or the one that ends so."""
+    """Return the vocabulary that lies beside a checkpoint: `<data>_vocab.json`, or the only one of such a name."""
     named = path.with_name(f"{data}_vocab.json")
     if data and named.is_file():
         return named

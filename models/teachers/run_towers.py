@@ -19,11 +19,10 @@ from models.encoded import map_tensors
 from models.inputs import Input, Pixels, Tokens
 from models.loading import weights_digest
 from models.teachers.teacher import Teacher
-from models.trained import Trained, checkpoint_file, load_trained
+from models.trained import RUN, Trained, checkpoint_file, load_trained
 from stores.errors import TeacherError
 from stores.hardware import ComputePrecision
 
-RUN: Final = "run:"
 UNI: Final = "@uni"
 _IN_USE: Final[WeakValueDictionary[tuple[Any, ...], Trained]] = WeakValueDictionary()
 Kind = TypeVar("Kind", bound=Input)

@@ -82,6 +82,8 @@ def retry(store: Path) -> None:
 @click.option("--split", help="Where to search; the row's own, or the first split, if not said.")
 @click.option("-k", "count", type=click.IntRange(min=1), default=10, help="How many rows.")
 @click.option("--weights", help="Checkpoint of the teacher, where it is not at the recorded place.")
+@click.option("--rerank", help="A student that ranks the nearest anew: a run's folder, x2vlm:…, blip:…")
+@click.option("--rerank-k", type=click.IntRange(min=1), default=64, help="How many it looks at.")
 def neighbours(
     store: Path,
     row: int | None,
@@ -92,6 +94,8 @@ def neighbours(
     split: str | None,
     count: int,
     weights: str | None,
+    rerank: str | None,
+    rerank_k: int,
 ) -> None:
     """Show the rows of STORE that are nearest to a row, a text, an image, or to a text and an image together."""
     if (row is not None) == (text is not None or image is not None):
@@ -99,7 +103,17 @@ def neighbours(
     from pipeline.inspection.neighbours import Query, neighbours, render
 
     with resumable():
-        query = Query(row=row, text=text, image=image, modality=modality, teacher=teacher, split=split, weights=weights)
+        query = Query(
+            row=row,
+            text=text,
+            image=image,
+            modality=modality,
+            teacher=teacher,
+            split=split,
+            weights=weights,
+            rerank=rerank,
+            rerank_k=rerank_k,
+        )
         output().print(render(neighbours(store, query, count)))
 
 
@@ -140,8 +154,9 @@ def suspects(store: Path, split: str, count: int, width: int, shown: int, out: P
     "--host", default="127.0.0.1", help="Where to listen; others reach it only if you say more than loopback."
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, help="0: any that is free.")
+@click.option("--rerank", help="A student that may rank the nearest anew: a run's folder, x2vlm:…, blip:…")
 @click.option("--fetch-images", is_flag=True, help="Open addresses of images on the open network (image_url).")
-def serve(store: Path, teacher: str | None, host: str, port: int, fetch_images: bool) -> None:
+def serve(store: Path, teacher: str | None, host: str, port: int, rerank: str | None, fetch_images: bool) -> None:
     """Serve a page to search STORE by text and by image, and an API, until Ctrl-C; nothing in the store changes."""
     with resumable(lambda: ""):
         try:
@@ -149,7 +164,7 @@ def serve(store: Path, teacher: str | None, host: str, port: int, fetch_images: 
         except ModuleNotFoundError as error:
             raise CusaError(f"{error.name} is missing. Install cusa[serve].") from None
 
-        serve(store, teacher=teacher, host=host, port=port, fetch_images=fetch_images)
+        serve(store, teacher=teacher, host=host, port=port, fetch_images=fetch_images, rerank=rerank)
 
 
 @main.command(short_help="Number the words of the captions, for SGR and SAF.")

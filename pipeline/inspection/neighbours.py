@@ -30,6 +30,9 @@ class Query:
     teacher: str | None = None
     split: str | None = None
     weights: str | None = None
+    rerank: str | None = None
+    """The second stage's student by name."""
+    rerank_k: int = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,8 @@ class Neighbour:
     source_id: str
     texts: tuple[str, ...]
     """The caption of a caption row; the first captions of a sample row."""
+    match: float | None = None
+    """The logit by which a second stage ranks it; None: none has looked at it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +73,20 @@ def neighbours(path: Path, query: Query, count: int) -> Neighbours:
     vector = _vector(store, slug, query)
     split = query.split or _split(store, teacher.level, query.row)
     store.rows(split, teacher.level)
-    similarity, rows = (found[0] for found in store.index(slug, split).search(vector[None], count + 1))
+    asked = _asked_of_pairs(query, modality)
+    wanted = count + 1 if asked is None else max(count, query.rerank_k)
+    similarity, rows = (found[0] for found in store.index(slug, split).search(vector[None], wanted))
     # A row that the teacher failed on is all zero; it is near nothing.
     kept = (rows >= 0) & (rows != (-1 if query.row is None else query.row))
     kept[kept] = store.features(slug).gather(rows[kept]).any(axis=1)
     # Rounded features may have a length a little above 1.
-    found = described(store, modality, rows[kept][:count], similarity[kept][:count].clip(max=1))
+    rows, similarity, logits = rows[kept], similarity[kept].clip(max=1), None
+    if query.rerank is not None and asked is not None:
+        from pipeline.inspection.reranker import Reranker  # here: torch takes seconds to load
+
+        places, logits = Reranker(query.rerank).rank(store, modality, rows, asked, query.rerank_k)
+        rows, similarity = rows[places], similarity[places]
+    found = described(store, modality, rows[:count], similarity[:count], logits)
     return Neighbours(teacher=slug, modality=modality, split=split, found=found)
 
 
@@ -97,6 +110,27 @@ def _slug(store: Store, query: Query) -> str:
             f"{query.teacher} is a teacher of {held.modality}s, and the query is of {asked}s. Name another."
         )
     return query.teacher
+
+
+def _asked_of_pairs(query: Query, modality: str) -> str | bytes | None:
+    """Return what a second stage compares with rows of a modality: a text, or an image's file; None without one.
+
+    Raises:
+        CusaError: no second stage looks at such a query and such rows.
+    """
+    if query.rerank is None:
+        return None
+    if query.text is not None and query.image is None and modality == "image":
+        return _text(query.text)
+    if query.image is not None and query.text is None and modality == "text":
+        return query.image.read_bytes()
+    kinds = [name for name in ("row", "text", "image") if getattr(query, name) is not None]
+    raise CusaError(
+        where="--rerank",
+        found=f"{modality}s searched by {' and '.join(kinds)}",
+        expected="images searched by a text, or texts by an image",
+        advice="Name a tower of a cross-modal teacher with --teacher: of images for --text, of texts for --image.",
+    )
 
 
 def _vector(store: Store, slug: str, query: Query) -> NDArray[np.float32]:
@@ -160,9 +194,16 @@ def _split(store: Store, level: Level, row: int | None) -> str:
 
 
 def described(
-    store: Store, modality: str, rows: NDArray[np.int64], similarity: NDArray[np.float32]
+    store: Store,
+    modality: str,
+    rows: NDArray[np.int64],
+    similarity: NDArray[np.float32],
+    logits: NDArray[np.float32] | None = None,
 ) -> tuple[Neighbour, ...]:
-    """Return what a person sees of the rows (n,) of a modality that were found, with their similarities (n,)."""
+    """Return what a person sees of the rows (n,) of a modality that were found.
+
+    With their similarities (n,), and a second stage's logits (n or more,), NaN where it has not looked.
+    """
     texts, keys, ids = Column(store.captions["text"]), Column(store.samples["key"]), Column(store.samples["source_id"])
     samples = rows if modality == "image" else Column(store.captions["sample"]).numbers(rows)
     firsts, counts = (Column(store.samples[name]).numbers(samples) for name in ("caption_first", "caption_count"))
@@ -178,6 +219,7 @@ def described(
                 key=keys.values(samples[place : place + 1])[0],
                 source_id=ids.values(samples[place : place + 1])[0],
                 texts=tuple(texts.values(own)),
+                match=None if logits is None or np.isnan(logits[place]) else float(logits[place]),
             )
         )
     return tuple(described)
@@ -187,13 +229,15 @@ def render(near: Neighbours) -> Table:
     """Return the neighbours as a table."""
     what = "images" if near.modality == "image" else "captions"
     table = Listing(title=f"nearest {what} of {near.split}, by {near.teacher}", title_justify="left")
-    for column in ("rank", "similarity", "row", "sample"):
+    is_reranked = any(one.match is not None for one in near.found)
+    for column in ("rank", *["match"] * is_reranked, "similarity", "row", "sample"):
         table.add_column(column, justify="right")
     table.add_column("key")
     table.add_column("source id", overflow="fold")
     table.add_column("first captions" if near.modality == "image" else "caption", overflow="fold")
     for rank, one in enumerate(near.found, 1):
-        numbers = (str(rank), f"{one.similarity:.4f}", str(one.row), str(one.sample))
+        match = ["" if one.match is None else f"{one.match:.3f}"] * is_reranked
+        numbers = (str(rank), *match, f"{one.similarity:.4f}", str(one.row), str(one.sample))
         texts = cell(" · ".join(one.texts), 200)
         table.add_row(*numbers, cell(one.key), cell(one.source_id), texts)
     return table

@@ -18,6 +18,9 @@ def write_vocabulary(path: Path, splits: Sequence[str], out: Path) -> str:
         ParameterError: there is another file at `out`.
     """
     store = Store.open(path)
+    held = store.manifest.splits
+    if absent := [split for split in splits if split not in held]:
+        raise ParameterError(where="--split", found=", ".join(absent), expected=f"some of {', '.join(held)}")
     texts = Column(store.captions["text"])
     sentences = has_punkt()
     vocabulary = Vocabulary.of((text for split in splits for text in _texts(store, texts, split)), sentences)

@@ -17,11 +17,12 @@ from anyio import CapacityLimiter, to_thread
 from numpy.typing import NDArray
 
 from pipeline.inspection.neighbours import Neighbour, described
+from pipeline.inspection.reranker import Query, Reranker
 from pipeline.inspection.teachers import load_stored
 from pipeline.serve.model_thread import ModelThread, ServedTower
 from pipeline.serve.queries import Modality, SearchRequest, checked_image
 from pipeline.serve.served_store import Served, ServedStore
-from stores import CusaError
+from stores import CusaError, Store
 from stores.parameters import Data
 
 ANSWER_SECONDS: Final = 60.0
@@ -41,18 +42,21 @@ class Answer:
     found: tuple[Neighbour, ...]
     encode_seconds: float
     search_seconds: float
+    """Of the index, and of the second stage where it was asked for."""
 
 
 class Answering:
     """Answers what is asked of a store."""
 
-    def __init__(self, path: Path, first: str | None, fetches_images: bool = False) -> None:
+    def __init__(
+        self, path: Path, first: str | None, fetches_images: bool = False, reranker: Reranker | None = None
+    ) -> None:
         """Open the store; `first` is the model that is asked where none is named.
 
-        `fetches_images` says whether images are taken by their address.
+        `fetches_images` says whether images are taken by their address; `reranker` is the second stage, if any.
         """
         self.served, self._models, self.fetches_images = Served(path, first), ModelThread(), fetches_images
-        self._decoders = CapacityLimiter(_DECODERS)
+        self._decoders, self._rerankers, self.reranker = CapacityLimiter(_DECODERS), CapacityLimiter(1), reranker
 
     async def warm(self) -> None:
         """Load the first model and read its indices before anyone asks."""
@@ -75,7 +79,14 @@ class Answering:
             started = time.perf_counter()
             vector = await self.vector(now, asked)
             encoded = time.perf_counter()
-            found = await to_thread.run_sync(_searched, now, slug, vector, asked)
+            rows, similarity = await to_thread.run_sync(_searched, now, slug, vector, asked)
+            logits = None
+            if asked.rerank:
+                rank = partial(self._reranked, now.store, rows, asked)
+                places, logits = await to_thread.run_sync(rank, limiter=self._rerankers)
+                rows, similarity = rows[places], similarity[places]
+            some = rows[: asked.count], similarity[: asked.count]
+            found = await to_thread.run_sync(described, now.store, asked.modality, *some, logits)
         return Answer(
             store=now,
             model=asked.model or now.first,
@@ -111,17 +122,35 @@ class Answering:
             return parts[0][1]
         return _unit(np.sum([np.float32(weight) * vector for weight, vector in parts], axis=0))
 
+    def _reranked(
+        self, store: Store, rows: NDArray[np.int64], asked: SearchRequest
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return the places of rows (n,) as the second stage ranks them, and its logits."""
+        if self.reranker is None:
+            raise CusaError("This server has no second stage. Start it with --rerank <student>.")
+        query: Query | None = asked.row if asked.row_of != asked.modality else None
+        if query is None and (asked.text is None or asked.image is None):
+            query = asked.text if asked.modality == "image" else asked.image
+        if query is None:
+            raise CusaError(
+                "The second stage compares an image with a text: search images by a text or by a caption's row, or "
+                "captions by an image or by its row."
+            )
+        return self.reranker.rank(store, asked.modality, rows, query, asked.rerank)
+
     def close(self) -> None:
         """End the models' thread."""
         self._models.close()
 
 
-def _searched(now: ServedStore, slug: str, vector: Vector, asked: SearchRequest) -> tuple[Neighbour, ...]:
-    similarity, rows = now.search(slug, vector, asked.count + 1, asked.split, asked.label)
+def _searched(now: ServedStore, slug: str, vector: Vector, asked: SearchRequest) -> tuple[NDArray[np.int64], Vector]:
+    """Return the rows that are nearest, nearest first, and their similarities."""
+    wanted = max(asked.count, asked.rerank)
+    similarity, rows = now.search(slug, vector, wanted + 1, asked.split, asked.label)
     # A row is no neighbour of its own.
     own = asked.row if asked.row_of == asked.modality else None
     kept = rows != (-1 if own is None else own)
-    return described(now.store, asked.modality, rows[kept][: asked.count], similarity[kept][: asked.count])
+    return rows[kept][:wanted], similarity[kept][:wanted]
 
 
 def _tower(now: ServedStore, slug: str) -> ServedTower:

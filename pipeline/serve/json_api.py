@@ -26,6 +26,8 @@ class Hit(BaseModel):
 
     row: int
     similarity: float
+    match: float | None
+    """The second stage's logit; null of what it has not ranked."""
     sample: int
     key: str
     source_id: str
@@ -61,6 +63,8 @@ class Described(BaseModel):
     models: dict[str, list[str]]
     """By name, the modalities that it encodes and searches."""
     first: str
+    reranker: str | None
+    """The second stage, if there is one."""
     splits: list[Split]
     labels: list[str]
 
@@ -82,7 +86,8 @@ def routes(answering: Answering) -> list[Route]:
             for name in manifest.splits
         ]
         models = {name: sorted(towers) for name, towers in now.models.items()}
-        return _json(Described(models=models, first=now.first, splits=splits, labels=now.labels))
+        second = answering.reranker and answering.reranker.spec
+        return _json(Described(models=models, first=now.first, reranker=second, splits=splits, labels=now.labels))
 
     async def search(request: Request) -> Response:
         asked = await to_thread.run_sync(checked, SearchRequest, await request.body())

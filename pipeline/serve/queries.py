@@ -20,6 +20,7 @@ MAX_IMAGE: Final = 20 * 2**20
 MAX_BODY: Final = MAX_IMAGE * 4 // 3 + 2**20
 """Bytes of a request: such an image in base64, and the rest."""
 MAX_NUMBERS: Final = 65_536
+MAX_RERANKED: Final = 256
 Modality = Literal["image", "text"]
 Name = Annotated[str, Field(max_length=4096)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -86,6 +87,9 @@ class SearchRequest(Asked):
     split: Name | None = Field(None, description="All if not said.")
     label: Name | None = Field(None, description="Of the samples; any if not said.")
     count: Annotated[int, Field(ge=1, le=MAX_RESULTS)] = 24
+    rerank: Annotated[int, Field(ge=0, le=MAX_RERANKED)] = Field(
+        0, description="How many of the nearest the second stage ranks anew (cusa-store serve --rerank)."
+    )
 
     @field_validator("text")
     @classmethod

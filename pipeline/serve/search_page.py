@@ -15,18 +15,21 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from pipeline.inspection.neighbours import described
+from pipeline.inspection.reranker import Reranker
 from pipeline.serve.answering import Answering
 from pipeline.serve.json_api import checked_values, found
 from pipeline.serve.pictures_by_row import picture_path, row_of
-from pipeline.serve.queries import MAX_IMAGE, SearchRequest
+from pipeline.serve.queries import MAX_IMAGE, MAX_RERANKED, SearchRequest
 from pipeline.serve.served_store import ServedStore
 from stores import CusaError
 from stores.columns import Column
 from stores.pages import rendered
 
 _HERE: Final = Path(__file__).parent
-_FIELDS: Final = ("q", "row", "of", "find", "model", "beside", "split", "label", "weight")
+_FIELDS: Final = ("q", "row", "of", "find", "model", "beside", "split", "label", "weight", "rerank")
 _COUNT: Final = 24
+_DEPTHS: Final = (16, 64, MAX_RERANKED)
+"""Of the second stage."""
 _LABELS: Final = 1000
 """So many are suggested; others can be typed."""
 
@@ -42,7 +45,7 @@ def routes(answering: Answering) -> list[Route]:
             for model in dict.fromkeys((given["model"] or now.first, given["beside"] or given["model"] or now.first)):
                 columns.append(await _column(answering, given, model))
         failed = bool(columns) and all(column["error"] for column in columns)
-        page = await to_thread.run_sync(partial(_search_page, now, given, columns))
+        page = await to_thread.run_sync(partial(_search_page, now, given, columns, answering.reranker))
         return HTMLResponse(page, 400 if failed else 200)
 
     async def sample(request: Request) -> Response:
@@ -115,11 +118,14 @@ def _asked(given: dict[str, Any], model: str) -> SearchRequest:
         "split": given["split"] or None,
         "label": given["label"] or None,
         "count": _COUNT,
+        "rerank": given["rerank"] or 0,
     }
     return checked_values(values)
 
 
-def _search_page(now: ServedStore, given: dict[str, Any], columns: list[dict[str, Any]]) -> str:
+def _search_page(
+    now: ServedStore, given: dict[str, Any], columns: list[dict[str, Any]], reranker: Reranker | None
+) -> str:
     manifest = now.store.manifest
     return page(
         "search.html",
@@ -127,6 +133,8 @@ def _search_page(now: ServedStore, given: dict[str, Any], columns: list[dict[str
         columns=columns,
         models=list(now.models),
         first=now.first,
+        reranker=reranker and reranker.spec,
+        depths=_DEPTHS,
         splits=manifest.splits,
         labels=now.labels[:_LABELS],
         query=_query_row(now, given),

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from pipeline.inspection.reranker import Reranker
 from pipeline.serve import clip_retrieval, json_api, listed_pairs, pictures_by_row, search_page
 from pipeline.serve.answering import ANSWER_SECONDS, Answering
 from pipeline.serve.guards import Guard
@@ -33,13 +34,13 @@ CONNECTIONS: Final = 512
 _OF_PROGRAMS: Final = ("/api/", "/knn-service", "/indices-list", "/openapi.json", "/image/", "/thumbnail/")
 
 
-def serve(path: Path, *, teacher: str | None, host: str, port: int, fetch_images: bool) -> None:
+def serve(path: Path, *, teacher: str | None, host: str, port: int, fetch_images: bool, rerank: str | None) -> None:
     """Serve the store at `path` until Ctrl-C.
 
     Raises:
         CusaError: there is no such store or model, or the address cannot be listened on.
     """
-    answering = Answering(path, teacher, fetch_images)
+    answering = Answering(path, teacher, fetch_images, Reranker(rerank) if rerank else None)
     listening = listen(host, port)
     console.print(
         f"{path} · {answering.served.now().first}\nhttp://{_shown(listening)}/  (Ctrl-C ends)", soft_wrap=True

@@ -104,11 +104,18 @@ class RegionRows:
             read = npy.read_array_header_1_0 if major == 1 else npy.read_array_header_2_0
             shape, fortran, dtype = read(stream)
             start = stream.tell()
-        if len(shape) != 3 or fortran or dtype.kind != "f" or file.size != start + int(np.prod(shape)) * dtype.itemsize:
+        if fortran:
+            advice = "Save numpy.ascontiguousarray of it."
+            raise SourceError(
+                path=str(file), found="column by column (Fortran's order)", expected="row by row", advice=advice
+            )
+        if len(shape) != 3 or dtype.kind != "f" or file.size != start + int(np.prod(shape)) * dtype.itemsize:
             found = f"{dtype} {shape} in {file.size:,} bytes"
             raise SourceError(path=str(file), found=found, expected="a whole array (rows, regions, numbers) of floats")
         rows, images = shape[0], captions // CAPTIONS
-        if not captions or captions % CAPTIONS or rows not in (captions, images):
+        if not captions:
+            raise SourceError("captions", path=str(file), found="none", expected=f"{CAPTIONS} for each image")
+        if captions % CAPTIONS or rows not in (captions, images):
             expected = f"{images:,} or {captions:,}, for {captions:,} captions, {CAPTIONS} an image"
             raise SourceError("rows", path=str(file), found=f"{rows:,}", expected=expected)
         return cls(file, start, dtype, (shape[1], shape[2]), images, rows // images)
@@ -160,6 +167,8 @@ def _ids(file: SourceFile, images: int) -> list[str]:
     """Return the id of each image, which may stand there once or five times."""
     found = _lines(file)
     ids = found if len(found) == images else found[::CAPTIONS]
+    if "" in ids:
+        raise SourceError("an id", path=str(file), where=f"line {found.index('') + 1}", found="nothing")
     if len(ids) != images or len(set(ids)) < images:
         counted, expected = (
             f"{len(found):,}, {len(set(found)):,} different",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,17 +21,13 @@ from torch import Tensor
 from models.aligned import AlignedModel
 from models.encoded import map_tensors
 from models.inputs import Pixels, Tokens
-from models.students import load_student
 from models.teachers import Teacher, load_teacher
-from models.teachers.run_towers import RUN
-from models.trained import load_trained
+from models.trained import PUBLISHED, load_published, load_trained, run_path
 from stores.errors import CusaError, StudentError
 from stores.hardware import ComputePrecision, resolve_device, resolve_precision
-from stores.parameters import Precision, Student, TrainParameters
+from stores.parameters import Precision, TrainParameters
 
 T = TypeVar("T")
-PUBLISHED: Final = ("open-clip:", "sgraf:", "x2vlm:", "blip:")
-"""Families of students that are measured as they are published."""
 
 
 class StudentModel:
@@ -142,14 +138,13 @@ def load_model(
         return _ensemble(spec, device, precision)
     where = resolve_device(device)
     how = resolve_precision(precision, where)
-    path = Path(spec.removeprefix(RUN))
-    is_published, is_checkpoint = spec.startswith(PUBLISHED), _is_trained(spec)
-    if weights is not None and (is_checkpoint or is_published):
+    path, is_published = run_path(spec), spec.startswith(PUBLISHED)
+    if weights is not None and (path or is_published):
         raise StudentError(f"The model {spec} takes no separate weights, but {weights} was given. Leave them out.")
-    if is_checkpoint:
+    if path:
         return StudentModel(spec, *_trained(path), device=where, precision=how)
     if is_published:
-        return StudentModel(spec, _pretrained(spec), device=where, precision=how)
+        return StudentModel(spec, load_published(spec), device=where, precision=how)
     if os.sep in spec and ":" not in spec:
         raise StudentError(
             f"{spec} is no run and no checkpoint: there is no such folder, and it does not end in .safetensors. A "
@@ -190,36 +185,12 @@ def _trained(path: Path) -> tuple[AlignedModel, TrainParameters | None, dict[str
     return trained.model, trained.parameters if told else None, trained.record.get("temperatures")
 
 
-def second_model(spec: str) -> AlignedModel:
-    """Load a student by name for a second stage: a run's folder, a checkpoint, or any student as it is.
-
-    Raises:
-        CusaError: there is none of that name, or it cannot be loaded.
-    """
-    return _trained(Path(spec.removeprefix(RUN)))[0] if _is_trained(spec) else _pretrained(spec)
-
-
-def _is_trained(spec: str) -> bool:
-    """Tell whether a model is a run or a checkpoint; a published one's weights may be a file in safetensors too."""
-    path = Path(spec.removeprefix(RUN))
-    return not spec.startswith(PUBLISHED) and (path.is_dir() or path.suffix == ".safetensors")
-
-
 def _ensemble(spec: str, device: str, precision: Precision) -> EnsembleModel:
     members = tuple(load_model(one, None, device, precision) for one in spec.split("+"))
     students = tuple(one for one in members if isinstance(one, StudentModel))
     if len(students) < len(members):
         raise StudentError(found=spec, expected="students with + between them", advice="A teacher has no scores.")
     return EnsembleModel(spec, students)
-
-
-def _pretrained(spec: str) -> AlignedModel:
-    """Load a student as it is published, its own embeddings standing where ours pass through heads."""
-    if spec.startswith(("open-clip:", "sgraf:")) and "/" not in spec:
-        raise StudentError(f"{spec} names no weights, and random ones are not measured. Add /<pretrained tag or file>.")
-    aligned = AlignedModel(load_student(Student(model=spec)), uni_modal=False)
-    aligned.heads.clear()
-    return aligned
 
 
 def _array(embeddings: Tensor) -> NDArray[np.float32]:

@@ -14,12 +14,12 @@ from scipy import sparse
 from models.aligned import AlignedModel
 from models.matching import matcher_of, matches
 from models.scoring import Cosine, Scorer
+from models.trained import load_aligned
 from stores.parameters import Rerank
 from train.evaluation.embed import SplitEncoded, measuring
 from train.evaluation.evaluate import crossed
 from train.evaluation.every_pair import both_ways
 from train.evaluation.metrics import recalls
-from train.evaluation.models import second_model
 from train.evaluation.rankings import Ranks
 from train.evaluation.reranking import Candidates, RerankedSimilarities, reranked
 from train.evaluation.similarities import Similarities
@@ -40,7 +40,7 @@ class SecondStage:
         """
         self.is_own = settings.student == SELF
         self._settings, self._accelerator = settings, accelerator
-        self.model = own if self.is_own else second_model(settings.student).eval().to(accelerator.device)
+        self.model = own if self.is_own else load_aligned(settings.student).eval().to(accelerator.device)
         self._matcher = matcher_of(self.model.student, "The student" if self.is_own else settings.student)
 
     def first_scorer(self, own: AlignedModel) -> Scorer:

@@ -102,6 +102,7 @@ def run_kinds() -> Kinds:
             rf"{training}README\.md": is_signed,
             rf"{training}epochs\.csv": _is_epochs,
             rf"{training}clean\.arrow": is_clean_column,
+            rf"{training}vocabulary\.json": lambda path: "word2idx" in json_object(path),
             rf"{training}(best|last|student|epoch-\d{{3,}})\.safetensors": is_our_tensors,
             **{training + pattern: test for pattern, test in {**CURVES, **SCORES}.items()},
         }

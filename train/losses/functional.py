@@ -31,7 +31,7 @@ from train.losses.cross_entropy import (
     symmetric_divergence,
 )
 from train.losses.presence import Cells, anchor_shares, candidates, count_cells, present_cells, weighted_mean
-from train.losses.sets import global_discriminative, intra_set_divergence, mmd
+from train.losses.sets import global_discriminative, intra_set_divergence, mmd, set_diversity
 
 __all__ = [
     "cosine_similarity",
@@ -47,6 +47,7 @@ __all__ = [
     "pcmc",
     "pcmr",
     "regression",
+    "set_diversity",
     "soft_alignment",
     "soft_targets",
     "symmetric_cross_entropy",
@@ -217,7 +218,8 @@ def hinge_loss(
     similarity = precise(similarity)
     excess = (margin + similarity - similarity.gather(1, own[:, None])).clamp(min=0)
     excess = excess.masked_fill(same if allowed is None else same | ~allowed, 0)
-    values = excess.amax(dim=1) if negatives == "hardest" else excess.sum(dim=1)
+    # Of equal ones the gradient is that of one alone, as the authors have it; amax would share it among them.
+    values = excess.max(dim=1).values if negatives == "hardest" else excess.sum(dim=1)
     return row_mean(values, weights)
 
 

@@ -85,6 +85,9 @@ def mmd(
     """
     rows = [precise(side).flatten(0, -2) for side in (first, second)]
     whole = rows if columns is None else [precise(side).flatten(0, -2) for side in columns]
+    # Distances stay what they are, and what lies far from zero keeps its digits.
+    centre = whole[0].detach().mean(dim=0)
+    rows, whole = ([side - centre for side in sides] for sides in (rows, whole))
 
     def mean(row: int, column: int) -> Tensor:
         kernel, shares = (-gamma * _distances(rows[row], whole[column])).exp(), weights[2 + column]
