@@ -29,6 +29,11 @@ class Preprocessing:
 
             self._fast = FastPixels.like(transform)
 
+    @property
+    def in_threads(self) -> bool:
+        """Whether plain JPEGs are prepared by torch alone, which several threads can do side by side."""
+        return self._fast is not None
+
     def __call__(self, data: bytes) -> Tensor:
         """Return the input that a file's bytes make: (3, S, S).
 

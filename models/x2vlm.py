@@ -89,7 +89,7 @@ class X2VLM(nn.Module):
             embed_dim=image.width,
             depth=image.layers,
             num_heads=image.heads,
-            mlp_ratio=image.hidden / image.width,
+            mlp_ratio=(image.hidden + 0.5) / image.width,  # which is cut to a whole number of them
             drop_path_rate=0.1,
             init_values=0.1,
             use_abs_pos_emb=False,

@@ -1,14 +1,15 @@
 """X2-VLM's files, read strictly and written back under the same keys; and random weights of a size.
 
 Nearly all measures follow from the shapes of the weights. What does not, the heads of the text encoder, is in the
-file's `config` or in a file beside the weights; without either they are as many as the image encoder's, as published.
+file's `config` or in files beside the weights; where none says it they are as many as the image encoder's, as
+published, and that is said.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import isqrt
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from models.loading import shortened, weights_file
 from models.x2vlm import FUSION, LAYER, X2VLM, Size, TowerSize
+from stores.console import console
 from stores.errors import StudentError, WeightsError
 
 State = dict[str, Tensor]
@@ -34,6 +36,11 @@ _COMPUTED: Final = re.compile(r".*\.(relative_position_index|position_ids)|text_
 _TABLE: Final = "relative_position_bias_table"
 _HEADS: Final = ("num_attention_heads", "text_heads", "num_heads", "heads")
 _TOKENS: Final = ("max_tokens",)
+_OF_IMAGES: Final = ("vision", "visual", "image", "beit", "vit")
+"""How sections of the image encoder begin."""
+_STRETCHES: Final = (1.01, 1.5)
+"""Between which BEiT looks for the ratio of its row."""
+Configs = list[Mapping[str, Any]]
 
 
 def load_x2vlm(name: str) -> X2VLM:
@@ -51,9 +58,9 @@ def load_x2vlm(name: str) -> X2VLM:
         size = RANDOM[place]
         return X2VLM(_sized(size, pixels))
     path = weights_file(place, f"x2vlm:{name}")
-    state, config = _read(path)
+    state, configs = _read(path)
     try:
-        size = _sized(_size(state, config), pixels)
+        size = _sized(_size(state, configs, path), pixels)
         model = X2VLM(size)
         model.load_state_dict(_fitted(_renamed(state), size), strict=True)
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
@@ -62,8 +69,8 @@ def load_x2vlm(name: str) -> X2VLM:
     return model.eval()
 
 
-def _read(path: Path) -> tuple[State, Mapping[str, Any]]:
-    """Return a file's weights and its configuration, or that of the file beside it."""
+def _read(path: Path) -> tuple[State, Configs]:
+    """Return a file's weights, and its configuration before those beside it."""
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
@@ -78,38 +85,41 @@ def _read(path: Path) -> tuple[State, Mapping[str, Any]]:
         raise WeightsError(shortened(error), path=path, expected=expected) from None
     if not isinstance(content, Mapping) or not all(isinstance(one, Tensor) for one in content.values()):
         raise WeightsError("holds no state dict", path=path, expected="{model: state dict, config: …}")
-    config = config if isinstance(config, Mapping) and config else _beside(path)
+    configs = [config] * isinstance(config, Mapping) + _beside(path)
     names = ((re.sub(r"^text_encoder\.bert\.", "text_encoder.", key), tensor) for key, tensor in content.items())
-    return {key: tensor for key, tensor in names if not _COMPUTED.fullmatch(key)}, config
+    return {key: tensor for key, tensor in names if not _COMPUTED.fullmatch(key)}, configs
 
 
-def _beside(path: Path) -> Mapping[str, Any]:
-    """Return the configuration in JSON or YAML beside a weights file: of its own name, or config; nothing if absent."""
-    places = [path.with_name(f"{stem}{suffix}") for stem in (path.stem, "config") for suffix in (".json", ".yaml")]
-    file = next((place for place in places if place.is_file()), None)
-    if file is None:
-        return {}
-    try:
-        content = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, YAMLError) as error:
-        raise WeightsError(shortened(error), path=file, expected="the configuration of an X2-VLM") from None
-    return content if isinstance(content, Mapping) else {}
+def _beside(path: Path) -> Configs:
+    """Return the configurations in JSON or YAML beside a weights file: of its own name, and config."""
+    stems = path.stem, path.name, f"{path.stem}_config", "config"
+    places = [path.with_name(f"{stem}{suffix}") for stem in stems for suffix in (".json", ".yaml", ".yml")]
+    found: Configs = []
+    for file in places:
+        try:
+            content: Any = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        except (OSError, ValueError, YAMLError) as error:
+            raise WeightsError(shortened(error), path=file, expected="the configuration of an X2-VLM") from None
+        if isinstance(content, Mapping):
+            found.append(content)
+    return found
 
 
-def _said(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
-    """Return the first whole number under one of the names, of the image encoder's settings none."""
+def _said(configs: Configs, names: tuple[str, ...]) -> int | None:
+    """Return the first whole number under the first of the names that any configuration has."""
+    return next((value for name in names for config in configs for value in _under(config, name)), None)
+
+
+def _under(config: Mapping[str, Any], name: str) -> Iterator[int]:
+    """Yield the whole numbers under a name, in sections too, but for those of the image encoder."""
+    if re.fullmatch(r"0*[1-9]\d*", str(config.get(name))):
+        yield int(config[name])
     for key, value in config.items():
-        if key in names and isinstance(value, int) and value > 0:
-            return value
-    inner = [
-        value
-        for key, value in config.items()
-        if isinstance(value, Mapping) and not str(key).startswith(("vision", "image"))
-    ]
-    return next((found for value in inner if (found := _said(value, names)) is not None), None)
+        if isinstance(value, Mapping) and not str(key).startswith(_OF_IMAGES):
+            yield from _under(value, name)
 
 
-def _size(state: State, config: Mapping[str, Any]) -> Size:
+def _size(state: State, configs: Configs, path: Path) -> Size:
     patches, words = state["vision_encoder.patch_embed.proj.weight"], "text_encoder.embeddings."
     table = state[f"vision_encoder.blocks.0.attn.{_TABLE}"]
     heads, patch = table.shape[1], patches.shape[-1]
@@ -123,10 +133,17 @@ def _size(state: State, config: Mapping[str, Any]) -> Size:
         heads=heads,
         hidden=len(state["vision_encoder.blocks.0.mlp.fc1.bias"]),
     )
+    said = _said(configs, _HEADS)
+    if said is None:
+        console.print(
+            f"{path}: neither it nor a config.json beside it says how many heads its text encoder has; it is taken to "
+            f"have {heads}, as its image encoder.",
+            style="yellow",
+        )
     text = TowerSize(
         width=state[f"{words}word_embeddings.weight"].shape[1],
         layers=len(layers) - len(fusion),
-        heads=_said(config, _HEADS) or heads,
+        heads=said or heads,
         hidden=len(state[f"{LAYER}0.intermediate.dense.bias"]),
     )
     return Size(
@@ -139,7 +156,7 @@ def _size(state: State, config: Mapping[str, Any]) -> Size:
         positions=len(state[f"{words}position_embeddings.weight"]),
         types=len(state[f"{words}token_type_embeddings.weight"]),
         dim=len(state["vision_proj.bias"]),
-        tokens=_said(config, _TOKENS) or Size.tokens,
+        tokens=_said(configs, _TOKENS) or Size.tokens,
     )
 
 
@@ -180,14 +197,17 @@ def _fitted(state: State, size: Size) -> State:
 def _stretched(table: Tensor, grid: int) -> Tensor:
     """Return a table of relative positions for another grid: a cubic spline between places that lie in a geometric row.
 
-    That is BEiT's way: near neighbours stay as near as they were, far ones move apart. The last three rows, of the
-    class token, stay. timm's own function gives other numbers under this torch.
+    That is BEiT's way: near neighbours stay as near as they were, far ones move apart, by a ratio that is halved out
+    within bounds. The last three rows, of the class token, stay. timm's own function gives other numbers under this
+    torch.
     """
     from scipy.interpolate import RectBivariateSpline  # here, since few files need it
-    from scipy.optimize import brentq
 
     side = isqrt(len(table) - 3)
-    ratio = brentq(lambda q: sum(q**k for k in range(side // 2)) - (grid - 1), 0.0, float(grid))
+    low, high = _STRETCHES
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        low, high = (low, ratio) if sum(ratio**k for k in range(side // 2)) > grid - 1 else (ratio, high)
     far = np.cumsum(ratio ** np.arange(side // 2))
     places, wanted = np.concatenate([-far[::-1], [0], far]), np.arange(1 - grid, grid)
     planes = table[:-3].T.reshape(-1, side, side).double().numpy()

@@ -27,9 +27,13 @@ def clean_probabilities(losses: Values, mixture: Mixture = "beta") -> Values:
     """Return how likely each of (n,) losses is of the component of small ones: (n,), 1 where all are equal.
 
     Losses are scaled to [0, 1] by the least and the greatest. The greater a loss, the smaller its probability.
+
+    Raises:
+        ValueError: a loss is not finite.
     """
-    spread = np.ptp(losses)
-    if not spread > 0:
+    if not np.isfinite(losses).all():
+        raise ValueError(f"{(~np.isfinite(losses)).sum()} of {len(losses)} losses are not finite.")
+    if not len(losses) or not (spread := np.ptp(losses)) > 0:
         return np.ones(len(losses))
     scaled = np.clip((losses - losses.min()) / spread, _EDGE, 1 - _EDGE)
     if mixture == "beta":

@@ -7,6 +7,7 @@ import mmap
 import warnings
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
+from threading import Lock
 from typing import Final
 
 import numpy as np
@@ -117,7 +118,7 @@ class Images:
     """
 
     def __init__(self, layout: Layout, shards: Sequence[Shard]) -> None:
-        self._layout, self._shards = layout, shards
+        self._layout, self._shards, self._lock = layout, shards, Lock()
         self._bounds = np.cumsum([0, *(shard.samples for shard in shards)])
         self._mapped = lru_cache(MAPPED_SHARDS)(self._map)
 
@@ -150,8 +151,13 @@ class Images:
     @cached_property
     def complete(self) -> bool:
         """Whether every sample has an image."""
-        batches = (self._samples.get_batch(number)["image_bytes"] for number in range(len(self._shards)))
-        return all(bool((batch.to_numpy() > 0).all()) for batch in batches)
+        lengths = (self._rows(number)["image_bytes"] for number in range(len(self._shards)))
+        return all(bool((some.to_numpy() > 0).all()) for some in lengths)
+
+    def _rows(self, number: int) -> pa.RecordBatch:
+        """Return the rows of a shard. Arrow's reader is not for several threads at once."""
+        with self._lock:
+            return self._samples.get_batch(number)
 
     @cached_property
     def _samples(self) -> pa.ipc.RecordBatchFileReader:
@@ -163,7 +169,7 @@ class Images:
 
     def _map(self, number: int) -> tuple[mmap.mmap, NDArray[np.int64], NDArray[np.int64]]:
         """Return the tar of a shard, and where each image lies in it: offsets and lengths (n,)."""
-        rows, path = self._samples.get_batch(number), self._layout.shard(self._shards[number].name)
+        rows, path = self._rows(number), self._layout.shard(self._shards[number].name)
         try:
             with path.open("rb") as stream:
                 tar = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)

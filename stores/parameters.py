@@ -177,7 +177,7 @@ class Extract:
     text_batch: BatchSize = "auto"
     # rows that are batched together, across shards: texts of similar length share a batch
     window: PositiveInt = 16_384
-    # processes per model that decode images
+    # processes per model that decode images; on a processor plain JPEGs are decoded by threads between batches instead
     workers: NonNegativeInt = 2
     # local: this machine; ray: a Ray cluster
     engine: Literal["local", "ray"] = "local"

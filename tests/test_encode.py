@@ -13,11 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import tiny_teachers
+import torch
 from conftest import content, small_scenes
 from interrupted import start
 from PIL import Image
 
+from models.teachers import load_teacher
 from pipeline.extract import extract
 from stores import ExtractParameters, Store, TeacherError
 from stores.parameters import Data, Extract, Teachers
@@ -215,3 +218,29 @@ def _belongs(process: int, ancestor: int) -> bool:
         fields = _read(Path(f"/proc/{process}/stat")).rpartition(b")")[2].split()
         process = int(fields[1]) if fields else 0
     return process == ancestor
+
+
+def test_photographs_are_decoded_by_threads_as_without(tmp_path: Path) -> None:
+    """A student's transform is torch's own; one file in between is damaged, others are no plain JPEGs."""
+    random = np.random.default_rng(0)
+    for number in range(40):
+        pixels = Image.fromarray(random.integers(0, 256, (90, 120, 3), dtype=np.uint8))
+        pixels.save(tmp_path / f"{number}.jpg", "PNG" if number % 7 == 3 else "JPEG")
+    data = (tmp_path / "5.jpg").read_bytes()
+    (tmp_path / "5.jpg").write_bytes(data[:900] + bytes(40) + data[940:])
+    listed = [{"filename": f"{n}.jpg", "split": "train", "sentences": [{"raw": f"a {n}"}]} for n in range(40)]
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": listed}))
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_vit", pretrained=False).state_dict(), tmp_path / "w.pth")
+    teachers = Teachers(image="timm:test_vit", image_weights=str(tmp_path / "w.pth"), text="tiny_teachers:length")
+    given = ExtractParameters(data=Data(source=str(tmp_path / "dataset.json")), teachers=teachers)
+    found = []
+    for workers in (0, 2):
+        settings = Extract(shard_size=9, image_batch=8, precision="fp32", device="cpu", workers=workers)
+        extract(replace(given, extract=settings), tmp_path / f"store-{workers}")
+        found.append(Store.open(tmp_path / f"store-{workers}").features("timm-test_vit"))
+    assert load_teacher("timm:test_vit", str(tmp_path / "w.pth"), device="cpu").in_threads
+    rows = np.arange(40)
+    assert found[0].valid.tolist() == found[1].valid.tolist()
+    assert found[0].valid.sum() >= 39
+    assert np.array_equal(found[0].gather(rows), found[1].gather(rows))

@@ -31,6 +31,12 @@ def test_by_image_all_captions_of_an_image_move_together(ratio: float) -> None:
         assert paired.tolist() != noisy_images(IMAGES, EACH, ratio, "image", 1).tolist()
 
 
+def test_other_noise_is_refused() -> None:
+    for arguments in ((-0.5, "image", 0), (1.5, "image", 0), (0.5, "images", 0), (0.5, "caption", -1)):
+        with pytest.raises(ValueError, match="expected a ratio of 0 to 1"):
+            noisy_images(IMAGES, EACH, *arguments)  # type: ignore[arg-type]
+
+
 def test_by_caption_an_image_keeps_some_of_its_own() -> None:
     paired = noisy_images(IMAGES, EACH, 0.4, "caption", 0)
     assert sorted(paired.tolist()) == OWN.tolist(), "each image as often as before"

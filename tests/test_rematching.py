@@ -33,6 +33,7 @@ from train.data.batches import TrainingData
 from train.data.pairing import Pairing
 from train.fit import trainer
 from train.losses import tiles
+from train.losses.comparison import Comparison
 from train.losses.functional import symmetric_divergence
 from train.losses.objective import Objective, compare, make_objective
 from train.losses.rematching import Rematched
@@ -54,6 +55,8 @@ def test_the_lower_component_is_clean(mixture: Any, share: float) -> None:
     assert roc_auc_score(wrong, -clean) > 0.95
     assert ((clean <= 0.5) == wrong).mean() > 0.85
     assert clean_probabilities(np.full(9, 2.0), mixture).tolist() == [1.0] * 9
+    with pytest.raises(ValueError, match="1 of 20000 losses are not finite"):
+        clean_probabilities(np.where(np.arange(len(losses)) == 7, np.nan, losses), mixture)
 
 
 @pytest.mark.parametrize("mixture", ["beta", "gaussian"])
@@ -138,6 +141,31 @@ def test_while_warming_up_all_pairs_have_one_loss() -> None:
     torch.testing.assert_close(total, parts["warm-up"] + 1.5 * parts["USA"])
     parts = compare(split(Loss(recipe="l2rm", rematching=SETTINGS), 1), whole, whole, Cosine())[1]
     assert float(parts["warm-up"]) == 0
+
+
+@pytest.mark.parametrize("epoch", [0, 1], ids=["warm_up", "split"])
+def test_a_row_without_an_image_is_as_if_it_were_left_out(epoch: int) -> None:
+    whole, kept = rows(), torch.arange(COUNT) % 3 != 1
+    absent = whole._replace(present={"image": kept})
+    left = map_tensors(lambda tensor: tensor[kept], whole)
+    left = left._replace(places=torch.arange(int(kept.sum())), numbers={"caption": 100 + torch.nonzero(kept)[:, 0]})
+    loss = Loss(recipe="l2rm", alpha=0.0, beta=0.0, rematching=SETTINGS)
+    found = []
+    for some in (absent, left):
+        objective = split(loss, epoch)
+        rematched = objective.by_name["rematched"]
+        assert isinstance(rematched, Rematched)
+        total, _ = compare(Objective([objective.by_name["warm-up"], rematched]), some, some, Cosine())
+        found.append((total, rematched.pair_losses(Comparison(some.normalised(), some.normalised()))))
+    assert float(found[1][0].detach()) > 0
+    leaves = [items.vector for items in whole.encoded.values()]
+    agree(found[0][0], found[1][0], leaves, 1e-9)
+    surveyed = found[0][1]
+    assert surveyed.isnan().tolist() == (~kept).tolist()
+    torch.testing.assert_close(surveyed[kept], found[1][1])
+    before = rematched.clean.clone()
+    rematched.take_survey(1, 100 + torch.arange(COUNT), surveyed.detach())
+    assert torch.equal(rematched.clean[~kept], before[~kept]), "never surveyed"
 
 
 @pytest.mark.parametrize("trusted", [0, 1, COUNT - 1, COUNT], ids=["none", "one", "all_but_one", "all"])

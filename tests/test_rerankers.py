@@ -104,6 +104,21 @@ def test_the_configuration_beside_the_weights_is_read(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "weights.th")
     (tmp_path / "config.json").write_text('{"vision": {"heads": 2}, "text_config": {"num_attention_heads": 8}}')
     assert load_student(Student(model=f"x2vlm:{tmp_path / 'weights.th'}")).size.text.heads == 8
+    # Wherever it stands, and however; never the image encoder's.
+    for name, said in {
+        "weights.yaml": "beit: {num_heads: 2}\nbert: {num_attention_heads: 4}",
+        "config.yml": "visual: {num_heads: 2}\ntext: {num_heads: '4'}",
+        "weights_config.json": '{"num_heads": 2, "num_attention_heads": 4}',
+    }.items():
+        (tmp_path / "weights.json").write_text('{"max_tokens": 20}')
+        (tmp_path / name).write_text(said)
+        (tmp_path / "config.json").unlink(missing_ok=True)
+        assert load_student(Student(model=f"x2vlm:{tmp_path / 'weights.th'}")).size.text.heads == 4
+        (tmp_path / name).unlink()
+    (tmp_path / "bert.json").write_text('{"num_attention_heads": 4}')
+    torch.save({"model": state, "config": {"text_encoder": "bert.json"}}, tmp_path / "own.th")
+    (tmp_path / "bert.json").rename(tmp_path / "config.json")
+    assert load_student(Student(model=f"x2vlm:{tmp_path / 'own.th'}")).size.text.heads == 4
     # With nothing beside, as many as the image encoder has: here the text's width is no multiple of that.
     (tmp_path / "config.json").unlink()
     with pytest.raises(WeightsError, match="multiple"):

@@ -13,18 +13,21 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from refusals import refused
 from scipy import sparse
 from tiny_rerankers import IMAGES, TEXTS, K, Product, items, scored, tiny_x2vlm, x2vlm_file
 from torch import nn
 
 from models.aligned import AlignedModel
-from stores import Store
+from models.encoded import Encoded
+from stores import CusaError, Store
 from stores.parameters import Rerank
 from train.eval_cli import main as cusa_eval
 from train.evaluation import reranking
 from train.evaluation.embed import embed_split
-from train.evaluation.kept_parts import PartsPolicy
+from train.evaluation.kept_parts import PartsOfSplit, PartsPolicy
 from train.evaluation.rankings import first_ranks
+from train.evaluation.reranking import reranked
 from train.evaluation.second_stage import SecondStage, by_depth
 from train.evaluation.similarities import CosineSimilarities
 
@@ -55,6 +58,27 @@ def test_a_query_s_nearest_are_ranked_anew(combine: str, tmp_path: Path) -> None
     assert len(matcher.prepared) == len(set(matcher.prepared)) == IMAGES
     assert set(matcher.lengths) == {1, 2, 3}
     assert not list(tmp_path.iterdir())
+
+
+def test_what_pads_before_a_text_changes_no_score(tmp_path: Path) -> None:
+    """A mask need be no run of the first places."""
+
+    class Masked(nn.Module):
+        def prepare_match(self, images: Encoded) -> tuple[torch.Tensor]:
+            return (images.parts[:, 0],)
+
+        def match(self, images: tuple[torch.Tensor], texts: Encoded) -> torch.Tensor:
+            scores = torch.einsum("pw,plw->p", images[0].expand(texts.size, -1), texts.parts * texts.mask[..., None])
+            return torch.stack([torch.zeros_like(scores), scores], dim=1)
+
+    images, texts = items()
+    turned = texts._replace(parts=texts.parts.flip(1), mask=texts.mask.flip(1))
+    first = CosineSimilarities(images.vector, texts.vector)
+    found = [
+        reranked(first, Masked(), (images, some), K, "replace", 4, Accelerator(cpu=True), tmp_path)
+        for some in (texts, turned)
+    ]
+    np.testing.assert_allclose(found[0].texts_of_images.scores, found[1].texts_of_images.scores, atol=1e-6)
 
 
 def test_each_k_follows_from_one_scoring(tmp_path: Path) -> None:
@@ -115,6 +139,8 @@ def test_tokens_that_do_not_fit_lie_on_disk(scenes_store: Store, tmp_path: Path)
         assert torch.equal(disk[modality].vector, memory[modality].vector)
         assert none[modality].parts is None
     assert torch.equal(disk["text"].mask, memory["text"].mask)
+    with refused(CusaError, problem="a part's number", found="1e+05"):
+        PartsOfSplit(accelerator, 3, PartsPolicy(True, tmp_path, 0)).add(torch.full((3, 2, 4), 1e5), None)
     assert not list((tmp_path / "run").iterdir())
     stage = SecondStage(Rerank(k=5), model, accelerator)
     first = CosineSimilarities(memory["image"].vector, memory["text"].vector)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 
 import h5py
 import numpy as np
+import pyarrow as pa
 import pytest
 from refusals import refused
 from written_stores import vectors_entry
@@ -17,7 +20,7 @@ from written_stores import vectors_entry
 import pipeline
 import stores
 import train
-from stores import Features, Shard, Store, StoreError
+from stores import Features, Shard, Store, StoreError, tables
 from stores.atomic import atomic_path
 from stores.errors import DamagedStoreError
 from stores.features import PartOrigin, part_fault, write_part
@@ -206,3 +209,27 @@ def test_unknown_splits_and_teachers_name_the_known_ones(scenes_store: Store) ->
         scenes_store.features("unicom")
     with pytest.raises(StoreError, match="no index"):
         scenes_store.index("hog-color", "dev")
+
+
+class OneAtATime:
+    """Arrow's reader of a file of batches, which sees whether several threads use it at once."""
+
+    def __init__(self, reader: pa.ipc.RecordBatchFileReader) -> None:
+        self._reader, self._busy, self.num_record_batches = reader, Lock(), reader.num_record_batches
+
+    def get_batch(self, number: int) -> pa.RecordBatch:
+        assert self._busy.acquire(blocking=False), "two threads at once, of which one in hundreds would fail"
+        try:
+            time.sleep(0.01)
+            return self._reader.get_batch(number)
+        finally:
+            self._busy.release()
+
+
+def test_images_are_read_by_many_threads_at_once(scenes_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = [scenes_store.images[row] for row in range(80)]
+    opened = tables.open_batches
+    monkeypatch.setattr(tables, "open_batches", lambda *given: OneAtATime(opened(*given)))
+    images = Store.open(scenes_store.root).images
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(images.__getitem__, range(80))) == whole

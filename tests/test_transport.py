@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import ot
 import pytest
 import torch
 from torch import Tensor
 
-from train.losses.transport import partial_transport, rematched_targets
+from train.losses.transport import EXACT, partial_transport, potentials, rematched_targets
 
 
 def costs(rows: int, columns: int) -> Tensor:
@@ -63,6 +65,33 @@ def test_without_entropy_it_is_the_linear_programme() -> None:
         torch.testing.assert_close(float(found.sum()), mass)
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["open", "masked"])
+@pytest.mark.parametrize(
+    ("size", "mass", "reg"), [(2, 0.9, 1e-2), (5, 0.9, 2e-2), (8, 0.5, 1e-5), (4, 1.0, 1e-6), (12, 0.999, 1e-3)]
+)
+def test_much_mass_at_a_small_regularisation_is_exact(size: int, mass: float, reg: float, masked: bool) -> None:
+    """Where Sinkhorn's rounds are too slow: the plan is of the form a·exp(−cost/reg)·b, and its marginals are right."""
+    cost, allowed = costs(size, size), ~torch.eye(size, dtype=torch.bool) if masked else None
+    if masked and size == 2:
+        cost[0, 1] = cost[1, 0] = 0.4
+    rows, columns = potentials(cost, mass, reg, allowed, EXACT)
+    plan = partial_transport(cost, mass, reg, allowed)
+    logits = rows[:, None] + columns - cost / reg
+    torch.testing.assert_close(
+        plan, (logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)).exp(), rtol=1e-9, atol=1e-12
+    )
+    # What is left of a row goes to the dummy column, whose potential all rows share; the same of columns.
+    for side, potential in ((1, rows), (0, columns)):
+        left = 1 / size - plan.sum(dim=side)
+        if mass < 1:
+            torch.testing.assert_close(left, potential.softmax(dim=0) * (1 - mass), rtol=0, atol=1e-10)
+        else:
+            torch.testing.assert_close(left, torch.zeros(size, dtype=torch.float64), rtol=0, atol=1e-10)
+    exact = ot.emd(*extended(cost, mass, allowed))[:-1, :-1]
+    assert float((plan * cost).sum()) >= float((exact * cost).sum()) - 1e-9
+    assert float((plan * cost).sum()) - float((exact * cost).sum()) <= 2 * reg * math.log(size * size)
+
+
 def test_all_mass_is_plain_entropic_transport() -> None:
     cost, even = costs(5, 8), [torch.full((n,), 1 / n, dtype=torch.float64) for n in (5, 8)]
     theirs = ot.sinkhorn(*even, cost, 0.1, method="sinkhorn_log", numItermax=10_000, stopThr=1e-13)
@@ -106,8 +135,13 @@ def test_what_is_degenerate_stays_finite() -> None:
 def test_what_cannot_be_transported_is_refused() -> None:
     cost, allowed = costs(3, 3), torch.zeros(3, 3, dtype=torch.bool)
     allowed[0, 0] = True
-    with pytest.raises(ValueError, match=r"lets a mass of 0\.3.* through, expected 0\.9"):
+    with pytest.raises(ValueError, match=r"No plan of mass 0\.9 .* the mask lets 0\.3.* through"):
         partial_transport(cost, 0.9, 0.07, allowed)
+    for size in (2, 4):  # a row that may go nowhere, where all is to be transported
+        allowed = torch.ones(size, size, dtype=torch.bool)
+        allowed[0] = False
+        with pytest.raises(ValueError, match="No plan of mass 1"):
+            partial_transport(costs(size, size), 1.0, 0.1, allowed)
     for mass, reg in ((0.0, 0.1), (1.1, 0.1), (0.5, 0.0)):
         with pytest.raises(ValueError, match="expected 0 < mass"):
             partial_transport(cost, mass, reg)

@@ -89,6 +89,10 @@ class RunImages(RunTower[Pixels]):
     modality = "image"
     kind = Pixels
 
+    def __init__(self, trained: Trained, spec: str, device: torch.device, precision: ComputePrecision) -> None:
+        super().__init__(trained, spec, device, precision)
+        self.in_threads = self._input.prepare.in_threads
+
     def preprocess(self, item: Image.Image) -> Tensor:
         """Apply the student's transform for measuring."""
         return self._input.prepare.transform(item)

@@ -1,6 +1,7 @@
 """An encoder: one teacher on one device, over the windows that it is given.
 
-Images are decoded by worker processes beside the model; texts are tokenised once, on a thread, and batched by their
+Images are decoded by worker processes beside the model; where that has the processor to itself, by threads between its
+batches, since processes would hold up each of its steps. Texts are tokenised once, on a thread, and batched by their
 lengths, so that batches hold little padding. While a window is encoded, the next one is already being prepared.
 """
 
@@ -79,6 +80,8 @@ class Encoder:
         batches = [rows[run].tolist() for run in runs if wanted[run].any()]
         if not batches:
             return iter(())
+        if self._workers and self._teacher.in_threads and self._teacher.device.type == "cpu":
+            return self._decoded_between(batches)
         return iter(
             DataLoader(
                 self._images,
@@ -90,6 +93,11 @@ class Encoder:
                 prefetch_factor=_PREFETCH if self._workers else None,
             )
         )
+
+    def _decoded_between(self, batches: list[list[int]]) -> Iterator[Batch]:
+        with ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode") as threads:
+            for rows in batches:
+                yield self._images.collate(list(threads.map(self._images.__getitem__, rows)))
 
     def _prepared_texts(self, window: Window, own: NDArray[np.bool_]) -> list[Any]:
         reader = tables.open_batches(self._layout.captions, tables.CAPTIONS)

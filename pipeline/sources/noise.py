@@ -30,7 +30,13 @@ def noisy_images(
         ratio: the share of the images, or of the captions, that are permuted, rounded down.
         level: which of the two.
         seed: what is drawn is a function of it and of the other arguments.
+
+    Raises:
+        ValueError: the ratio is not in [0, 1], the seed is below zero, or there is no such level.
     """
+    if not 0 <= ratio <= 1 or seed < 0 or level not in ("image", "caption"):
+        expected = "expected a ratio of 0 to 1, a seed from 0, and image or caption"
+        raise ValueError(f"ratio {ratio:g}, seed {seed}, level {level!r}: {expected}.")
     return noisy_owners(np.repeat(np.arange(images), captions_per_image), images, ratio, level, seed)
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from models.aligned import AlignedModel
 from models.scoring import Cosine
+from stores.errors import CusaError
 from stores.parameters import Evaluation
 
 
@@ -51,7 +52,11 @@ class PartsOfSplit:
         """Take the parts of a batch, of every process's as many: (b, L, W), with a mask (b, L) or none."""
         if self._accelerator.num_processes > 1:
             parts, mask = self._gathered(parts, mask)
-        parts = self._place(parts.shape, parts.dtype).copy_(parts)
+        kept = self._place(parts.shape, parts.dtype)
+        if kept.dtype != parts.dtype and parts.abs().amax() > torch.finfo(kept.dtype).max:
+            found, expected = f"{float(parts.abs().amax()):.3g}", f"at most {torch.finfo(kept.dtype).max:g}, as on disk"
+            raise CusaError("a part's number", found=found, expected=expected, advice="Raise eval.parts_gib.")
+        parts = kept.copy_(parts)
         self._chunks.append((parts, None if mask is None else mask.cpu()))
 
     def whole(self) -> tuple[Tensor | None, Tensor | None]:

@@ -191,7 +191,9 @@ class _Scoring:
         mask = self._texts.mask
         parts = self._texts.parts
         length = 0 if parts is None else parts.shape[1]
-        self._lengths = np.full(self._texts.size, length) if mask is None else mask.sum(dim=1).numpy()
+        # Up to the last one that is there: what pads before it stays, and is masked.
+        ends = np.full((self._texts.size, 1), length) if mask is None else mask.numpy() * np.arange(1, length + 1)
+        self._lengths = ends.max(axis=1, initial=1)
         about = digest_of(matcher, *encoded, torch.from_numpy(keys))
         self._about = {"of": about, "pairs": len(keys), "precision": str(accelerator.mixed_precision)}
 

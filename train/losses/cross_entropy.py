@@ -97,6 +97,8 @@ def symmetric_cross_entropy(
     same: Tensor | None = None,
     reverse: Tensor | None = None,
     floor: float = 1e-7,
+    weights: Tensor | None = None,
+    allowed: Tensor | None = None,
 ) -> Tensor:
     """Return ½ Σ over both directions of mean_i [−Σ_j Y_ij log Q_ij − Σ_j Q_ij log Y_ij], Q the softmax at `tau`.
 
@@ -110,16 +112,19 @@ def symmetric_cross_entropy(
             row's own in the second. None: the diagonal.
         reverse: (M, N) similarity of the rows' texts with the columns' images. None: `similarity`, transposed.
         floor: what Y has beside the identity.
+        weights: (M,).
+        allowed: (N,) bool.
     """
     if same is None:
         same = torch.eye(*similarity.shape, dtype=torch.bool, device=similarity.device)
+    same = same if allowed is None else same & allowed
     matching = same.to(precise(similarity).dtype)
-    targets = matching / matching.sum(dim=1, keepdim=True)
+    targets = matching / matching.sum(dim=1, keepdim=True).clamp(min=1)
     logs = (targets.new_tensor([floor, 1 + floor]).log())[same.long()]
     total = torch.zeros_like(targets[0, 0])
     for scores in (similarity, similarity.T if reverse is None else reverse):
-        found = torch.softmax(precise(scores) / tau, dim=1)
-        total = total + cross_entropy(scores, targets, tau) - mean_dot(found, logs, None)
+        found = torch.softmax(masked(precise(scores) / tau, allowed), dim=1)
+        total = total + cross_entropy(scores, targets, tau, weights, allowed) - mean_dot(found, logs, weights)
     return total / 2
 
 

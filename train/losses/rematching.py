@@ -7,7 +7,8 @@
 4. The rest of each batch is matched anew: a partial transport between its images and texts, where no pair as given is
    allowed, gives soft targets, and a symmetric KL divergence draws the student towards them.
 
-A batch holds clean and other pairs as they come, so that an epoch's order is the same as without.
+A batch holds clean and other pairs as they come, so that an epoch's order is the same as without. A row that lacks an
+image or a text has no pair: all of this leaves it out.
 Shapes: M rows, N columns.
 """
 
@@ -18,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from stores.parameters import Rematching
-from train.losses.comparison import TRUSTED, Comparison
+from train.losses.comparison import TRUSTED, Comparison, Instances
 from train.losses.functional import symmetric_cross_entropy, symmetric_divergence
 from train.losses.terms import Term, TrainingPairs
 from train.losses.transport import potentials, targets
 
 MARGIN = 0.2
 """Of the surveyed losses."""
+_PAIR = ("image", "text")
 _POTENTIALS = {"image": "potentials of images", "text": "potentials of texts"}
 
 
@@ -44,7 +46,9 @@ class WarmUp(Term):
         scores, reverse = compared.scores("image", "text"), compared.scores("text", "image")
         if not self._now:
             return torch.zeros_like(scores[0, 0])
-        return symmetric_cross_entropy(scores, self._tau, compared.same("image", "text"), reverse)
+        weights, allowed = compared.weights(*_PAIR), compared.allowed(*_PAIR)
+        same = compared.same("image", "text")
+        return symmetric_cross_entropy(scores, self._tau, same, reverse, weights=weights, allowed=allowed)
 
 
 class Rematched(Term):
@@ -84,17 +88,20 @@ class Rematched(Term):
         return epoch >= self._settings.warm_up and int(self.split_at) != epoch
 
     def pair_losses(self, compared: Comparison) -> Tensor:
-        """Return the hinge over all negatives of the block, both ways: (M,)."""
+        """Return the hinge over all negatives of the block, both ways: (M,), NaN of a row that has no pair."""
         losses = torch.zeros_like(compared.scores("image", "text")[:, 0])
-        for first, second in (("image", "text"), ("text", "image")):
+        having, candidates = (_paired(side) for side in (compared.rows, compared.columns))
+        for first, second in (_PAIR, _PAIR[::-1]):
             scores = compared.scores(first, second)
             excess = (MARGIN + scores - scores.gather(1, compared.rows.places[:, None])).clamp(min=0)
-            losses = losses + excess.masked_fill(compared.same(first, second), 0).mean(dim=1)
-        return losses
+            excess = excess.masked_fill(compared.same(first, second) | ~candidates, 0)
+            losses = losses + excess.sum(dim=1) / candidates.sum().clamp(min=1)
+        return losses.masked_fill(~having, torch.nan)
 
     def take_survey(self, epoch: int, captions: Tensor, losses: Tensor) -> None:
         from stores.clean_mixture import clean_probabilities  # here, since scikit-learn takes seconds to load
 
+        captions, losses = captions[paired := ~losses.isnan()], losses[paired]
         found = clean_probabilities(losses.double().cpu().numpy(), self._settings.mixture)
         self.clean[captions - self._pairs.first] = torch.from_numpy(found).to(self.clean.device)
         self.split_at.fill_(epoch)
@@ -112,7 +119,7 @@ class Rematched(Term):
         captions = whole.columns.numbers["caption"] - self._pairs.first
         if self._epoch < self._settings.warm_up:
             return {TRUSTED: torch.zeros_like(captions, dtype=torch.bool)}
-        trusted = self.clean[captions] > 0.5
+        trusted = (self.clean[captions] > 0.5) | ~_paired(whole.columns)
         notes = {name: torch.zeros(len(captions), dtype=torch.float64, device=captions.device) for name in _POTENTIALS}
         chosen = torch.nonzero(~trusted)[:, 0]
         if len(chosen):
@@ -129,7 +136,8 @@ class Rematched(Term):
         settings = self._settings
         others, candidates = (~side.notes[TRUSTED] for side in (compared.rows, compared.columns))
         allowed = candidates & ~compared.same("image", "text")
-        weights = (others & allowed.any(dim=1)).double()
+        paired = _paired(compared.columns)
+        weights = (others & allowed.any(dim=1)).double() * (len(paired) / paired.sum().clamp(min=1).double())
         total = torch.zeros_like(compared.scores("image", "text")[0, 0])
         for first, second in (("image", "text"), ("text", "image")):
             scores = compared.scores(first, second)
@@ -176,6 +184,12 @@ class LearnedCost(nn.Module):
         others = ((1 - costs).clamp(min=0) * wrong).sum(dim=1) / wrong.sum(dim=1).clamp(min=1)
         each: Tensor = (costs.gather(1, own[:, None])[:, 0] + others) * weights
         return each.mean()
+
+
+def _paired(side: Instances) -> Tensor:
+    """Return which rows have an image and a text: (n,) bool."""
+    having = side.having(_PAIR)
+    return torch.ones_like(side.groups, dtype=torch.bool) if having is None else having
 
 
 def _judged(clean: np.ndarray, wrong: np.ndarray | None) -> dict[str, float]:

@@ -4,7 +4,9 @@
    the entropy. A dummy row and column of cost 0 take the rest; their own crossing is impossible, so that the mass is ρ.
 2. Sinkhorn's rounds run on potentials in logs: every few rounds these are absorbed into a new kernel, whose rounds in
    between are products of a matrix and a vector (Schmitzer, 1610.06519). No cost, however large, under- or overflows.
-3. The targets of a row are its plan's shares. They follow from the potentials of the other side alone: a softmax of
+3. Much mass at a small λ takes them too long. Then λ falls by halves from where they are quick, and at each one damped
+   Newton steps on the columns' potentials follow, of which the rows' are a function (Brauer et al., 1710.06635).
+4. The targets of a row are its plan's shares. They follow from the potentials of the other side alone: a softmax of
    −cost/λ less what is due to hubs, items that are near to many.
 
 Shapes: M rows, N columns. All is computed in float64, without gradient.
@@ -19,10 +21,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_EXACT: Final = (20_000, 1e-10)
-"""At most so many rounds, and how far the plan's marginals may be off, summed, for a plan that is asked for itself."""
-_CLOSE: Final = (1000, 1e-6)
-"""The same for targets. A problem that the mask makes impossible would never end."""
+EXACT: Final = 1e-12
+"""How far the plan's marginals may be off, summed, for a plan that is asked for itself."""
+_CLOSE: Final = 1e-6
+"""The same for targets."""
+_FEASIBLE: Final = 1e-8
+"""How far they are off, at most, where there is a plan at all."""
+_ROUNDS: Final = 300
+"""Sinkhorn's, at most."""
+_STEPS: Final = 60
+"""Newton's at one λ, at most: what the mask makes impossible would never end."""
+_DAMPING: Final = (1e-13, 1e-6, 1e6)
+"""Of Newton's steps: the least, where it rises again, and where no step helps any more."""
 _BETWEEN: Final = 10
 """Rounds between two absorptions."""
 _LEAST: Final = 1e-300
@@ -45,13 +55,15 @@ def partial_transport(cost: Tensor, mass: float, reg: float, allowed: Tensor | N
     Raises:
         ValueError: mass or reg is out of bounds, or the mask does not let so much mass through.
     """
-    rows, columns = potentials(cost, mass, reg, allowed, *_EXACT)
-    plan = (rows[:, None] + columns[None, :] + _logits(cost, reg, allowed)).exp()
+    rows, columns = potentials(cost, mass, reg, allowed, EXACT)
+    plan = (rows[:, None] + columns[None, :] + _logits(cost, reg, allowed)).exp().nan_to_num(0.0)
     total = float(plan.sum())
-    if not abs(total - mass) < 1e-4 * mass:
-        raise ValueError(
-            f"The mask lets a mass of {total:.4g} through, expected {mass:g}. Lower the mass, or allow more cells."
-        )
+    excess = max(float((plan.sum(dim=side) * plan.shape[1 - side]).max()) for side in (0, 1)) - 1
+    if not abs(total - mass) < _FEASIBLE * max(mass, 1e-3) or excess > _FEASIBLE:
+        what = f"No plan of mass {mass:g} was found at reg {reg:g}"
+        if allowed is not None and not allowed.all():
+            what += f": the mask lets {total / max(1.0, 1 + excess):.4g} through"
+        raise ValueError(f"{what}. Lower the mass, raise reg, or allow more cells.")
     return (plan * (mass / total)).to(_dtype(cost))
 
 
@@ -81,8 +93,7 @@ def potentials(
     mass: float,
     reg: float,
     allowed: Tensor | None = None,
-    rounds: int = _CLOSE[0],
-    tolerance: float = _CLOSE[1],
+    tolerance: float = _CLOSE,
 ) -> tuple[Tensor, Tensor]:
     """Return log a (M,) and log b (N,), float64, of the plan a_i exp(−cost_ij/reg) b_j.
 
@@ -91,7 +102,6 @@ def potentials(
         mass: as in `partial_transport`.
         reg: likewise.
         allowed: likewise.
-        rounds: at most so many.
         tolerance: how far the plan's marginals may be off, summed.
 
     Raises:
@@ -99,13 +109,30 @@ def potentials(
     """
     if not 0 < mass <= 1 or not reg > 0:
         raise ValueError(f"mass is {mass:g} and reg {reg:g}, expected 0 < mass ≤ 1 and reg > 0.")
-    problem = _Problem(_logits(cost, reg, allowed), mass)
+    count, others = cost.shape
+    logits = _logits(cost, reg, allowed)
+    if not torch.isfinite(logits).any():
+        return logits.new_zeros(count), logits.new_zeros(others)
+    problem = _Problem(logits, mass)
     rows, columns = problem.start()
-    for _ in range(rounds // _BETWEEN):
+    for _ in range(_ROUNDS // _BETWEEN):
         rows, columns, error = problem.rounds(rows, columns)
         if error < tolerance:
-            break
-    return rows[: cost.shape[0]], columns[: cost.shape[1]]
+            return rows[:count], columns[:others]
+    rows, columns = _annealed(logits, mass, tolerance)
+    return rows[:count], columns[:others]
+
+
+def _annealed(logits: Tensor, mass: float, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Return potentials (M + 1,) and (N + 1,), or (M,) and (N,) where all mass is transported, as λ falls by halves."""
+    finite = logits[torch.isfinite(logits)]
+    halvings = max(0, math.ceil(math.log2(max(1.0, float(finite.max() - finite.min())))) - 2)
+    columns = _Problem(logits / 2**halvings, mass).start()[1]
+    for power in range(halvings, -1, -1):
+        problem = _Problem(logits / 2**power, mass)
+        rows, columns = problem.newton(columns, tolerance)
+        columns = columns if power == 0 else 2 * columns
+    return rows, columns
 
 
 class _Problem:
@@ -140,6 +167,38 @@ class _Problem:
             scaled_columns = self._of_columns / torch.mv(transposed, scaled_rows).clamp_(min=_LEAST)
         error = (scaled_rows * torch.mv(kernel, scaled_columns) - self._of_rows).abs().sum()
         return rows + scaled_rows.log(), columns + scaled_columns.log(), float(error)
+
+    def newton(self, columns: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+        """Return the potentials, those of the columns minimising Σ p log Σ exp(logits + columns) − q · columns.
+
+        The steps are damped as Levenberg and Marquardt do it.
+        """
+        least, raised, most = _DAMPING
+        damping = raised
+        value, error, normaliser, plan = self._at(columns)
+        for _ in range(_STEPS):
+            if float(error.abs().sum()) < tolerance or damping > most:
+                break
+            reached = plan.sum(dim=0)
+            curvature = torch.diag(reached + damping * (reached + self._of_columns))
+            curvature -= (plan / self._of_rows[:, None]).T @ plan
+            tried = columns + torch.linalg.solve(curvature, error)
+            found = self._at(tried)
+            if found[0] < value or found[1].abs().sum() < error.abs().sum():
+                columns, (value, error, normaliser, plan) = tried, found
+                damping = max(least, damping / 10)
+            else:
+                damping = max(raised, damping * 10)
+        return self._of_rows.log() - normaliser, columns
+
+    def _at(self, columns: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return Newton's objective, what the columns' marginals lack, the rows' log Σ exp, and the plan."""
+        logits = self._logits + columns
+        normaliser = torch.logsumexp(logits, dim=1)
+        plan = self._of_rows[:, None] * (logits - normaliser[:, None]).exp().nan_to_num(0.0)
+        reached = normaliser.clamp(min=-_LARGEST)  # of a row that may go nowhere
+        value = self._of_rows @ reached - self._of_columns @ columns
+        return value, self._of_columns - plan.sum(dim=0), normaliser, plan
 
 
 def _logits(cost: Tensor, reg: float, allowed: Tensor | None) -> Tensor:
