@@ -99,10 +99,17 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            record = json.loads((file.metadata() or {})[_RECORD])
+            header = file.metadata() or {}
+        if _RECORD not in header:
+            advice = (
+                "Of a run take its folder or best.safetensors; student.safetensors is the student alone, without its "
+                "heads: open-clip:<model>/<file>."
+            )
+            raise CheckpointError(path=path, expected="a checkpoint of cusa-train", advice=advice)
+        record = json.loads(header[_RECORD])
     except FileNotFoundError:
         raise CheckpointError("no such file", path=path, expected="a checkpoint of cusa-train") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{error}", path=path, expected="a checkpoint of cusa-train") from None
     if (found := record.get("format")) != CHECKPOINT_FORMAT:
         advice = "Train again with this version."

@@ -102,7 +102,8 @@ def matcher_of(student: Any, name: str) -> Matcher:
     scorer = as_student(student).scorer
     if isinstance(scorer, Cosine):
         raise StudentError(
-            f"{name} compares vectors by their cosine and cannot rerank. Name a student with `match(images, texts)` "
-            f"(docs/students.md), such as x2vlm:<checkpoint> or blip:<folder>, or one with a scorer of pairs."
+            f"{name} compares vectors by their cosine and has no match of pairs. Name a student with "
+            f"`match(images, texts)` (docs/students.md), such as x2vlm:<checkpoint> or blip:<folder>, or one with a "
+            f"scorer of pairs."
         )
     return ScorerAsMatcher(scorer)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import models.small_conv  # noqa: F401 — registers the embedded student's tower with timm
 from models.export import exported
+from models.loading import nearest
 from models.preprocessing import Transform
 from models.students import Halves, Parts
 from stores.console import console
@@ -151,7 +152,13 @@ def _checkpoints(parts: Parts) -> bool:
 def _create(name: str, pretrained: str | None) -> tuple[Any, Transform, Transform, Callable[[list[str]], Tensor]]:
     open_clip.add_model_config(SMALL_CLIP)
     if name not in open_clip.list_models():
-        raise StudentError(f"open_clip knows no model {name!r}. It knows {', '.join(open_clip.list_models()[:8])}, … .")
+        raise StudentError(f"open_clip knows no model {name!r}. Nearest: {nearest(name, open_clip.list_models())}.")
+    if (
+        pretrained
+        and Path(pretrained).suffix in (".safetensors", ".pt", ".pth", ".bin")
+        and not Path(pretrained).is_file()
+    ):
+        raise StudentError("no such file", path=pretrained, where=f"open-clip:{name}", expected="its weights")
     _warn_of_activation(name, pretrained)
     # open_clip logs what it raises as well, and warns of random weights, which are asked for by naming none.
     logging.disable(logging.ERROR)

@@ -16,7 +16,7 @@ from models.preprocessing import Transform
 from models.scoring import Cosine, OwnSimilarity, Scorer
 from stores import Store, parameters
 from stores.errors import StudentError
-from stores.plugins import import_factory
+from stores.plugins import made_by_factory
 
 Parts = Sequence[nn.Module | nn.Parameter]
 Halves = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Any]]
@@ -234,7 +234,7 @@ def _plugged_in(spec: str) -> Any:
     if not re.fullmatch(r"[\w.]+:\w+", spec):
         known = ", ".join(f"{name}:{rest}" if rest else name for name, rest in FAMILIES.items())
         raise StudentError(f"No student is called {spec!r}. Expected {known}, or package.module:factory.")
-    student: Any = import_factory(spec, StudentError)()
+    student: Any = made_by_factory(spec, StudentError)
     members = MEMBERS if hasattr(student, "encode") else TWO_TOWERS
     missing = [member for member in members if not hasattr(student, member)]
     if missing or not isinstance(student, nn.Module):
@@ -249,6 +249,8 @@ def _plugged_in(spec: str) -> Any:
 
 def _parts(student: Any, tower: str, spec: str) -> Parts:
     towers = getattr(student, "towers", None)
+    if isinstance(towers, Mapping) and towers and tower not in towers:
+        raise StudentError(where="student.freeze", found=tower, expected=f"towers of {spec}: {', '.join(towers)}")
     parts = towers.get(tower) if isinstance(towers, Mapping) else None
     if not isinstance(parts, Sequence) or not parts or not all(isinstance(p, nn.Module | nn.Parameter) for p in parts):
         raise StudentError(

@@ -29,14 +29,20 @@ def write_clean(path: Path, store: Store, captions: NDArray[np.int64], probabili
         table.write_batch(pa.record_batch(columns, schema=schema))
 
 
+ADVICE: Final = "Name the clean.arrow of cusa-store suspects or of another run."
+
+
 def read_clean(path: Path, store: Store) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the captions' rows (n,), ascending, and how likely their pairs are right (n,).
 
     Raises:
-        StoreError: the file is of other data or another pairing.
-        DamagedStoreError: it is absent, or no clean column.
+        StoreError: the file is absent, no clean column, or of other data or another pairing.
     """
-    table = tables.read_table(path, _COLUMNS)
+    try:
+        table = tables.read_table(path, _COLUMNS)
+    except DamagedStoreError as error:
+        expected = "a clean column (train.clean, data.clean)"
+        raise StoreError(error.problem, path=path, found=error.found, expected=expected, advice=ADVICE) from None
     if table.schema.metadata != _schema(store).metadata:
         advice = f"Make it again of {store.root}."
         raise StoreError("is of other data", path=path, expected="the store's data and pairing", advice=advice)
@@ -44,7 +50,7 @@ def read_clean(path: Path, store: Store) -> tuple[NDArray[np.int64], NDArray[np.
     total = sum(shard.captions for shard in store.manifest.shards)
     ordered = len(captions) == 0 or (captions[0] >= 0 and captions[-1] < total and (np.diff(captions) > 0).all())
     if not ordered or not ((probabilities >= 0) & (probabilities <= 1)).all():
-        raise DamagedStoreError("no clean column", path=path, expected="ascending rows, and probabilities")
+        raise StoreError("no clean column", path=path, expected="ascending rows, and probabilities", advice=ADVICE)
     return captions, probabilities
 
 

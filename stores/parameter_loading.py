@@ -46,7 +46,13 @@ def load_parameters(
             _set(values, name.split("."), value)
     for override in overrides:
         _set(values, *_parse(override))
-    return recorded_parameters(kind, values, path or "parameters")
+    given = [name for name, value in (flags or {}).items() if value is not None]
+    given += [override.partition("=")[0].strip() for override in overrides]
+    try:
+        return recorded_parameters(kind, values, path or "parameters")
+    except ParameterError as error:
+        is_given = any(f"{error.where}.".startswith(f"{name}.") for name in given)
+        raise _given_by_hand(error) if is_given else error from None
 
 
 def recorded_parameters(kind: type[P], values: Mapping[str, Any], path: Path | str) -> P:
@@ -68,6 +74,16 @@ def recorded_parameters(kind: type[P], values: Mapping[str, Any], path: Path | s
         for other in others:
             first.add_note(other.message)
         raise first from None
+
+
+def _given_by_hand(error: ParameterError) -> ParameterError:
+    """Return a fault of a flag or of -S without the parameters file, in which it is not."""
+    said = ParameterError(
+        error.problem, where=error.where, found=error.found, expected=error.expected, advice=error.advice
+    )
+    for note in getattr(error, "__notes__", []):
+        said.add_note(note)
+    return said
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -111,7 +127,8 @@ def _yaml() -> YAML:
 
 def _location(fault: Any) -> tuple[str, ...]:
     """Return the keys that lead to a fault, without the names of the union members that were tried there."""
-    return tuple(str(part) for part in fault["loc"] if not re.fullmatch(r"str|constrained-int|\w+\[.*\]", str(part)))
+    inner = r"str|constrained-int|\w*\[.*\]"
+    return tuple(str(part) for part in fault["loc"] if not re.fullmatch(inner, str(part)))
 
 
 def _fault(

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from stores.errors import CusaError
+
+
+def made_by_factory(spec: str, what: type[CusaError]) -> Any:
+    """Return what `package.module:factory` makes, which is called without arguments.
+
+    Raises:
+        what: there is no such factory, or it needs arguments.
+    """
+    factory = import_factory(spec, what)
+    with suppress(ValueError):  # of what has no signature
+        try:
+            inspect.signature(factory).bind()
+        except TypeError as error:
+            raise what(f"{spec!r} is called without arguments, and cannot be ({error}).") from None
+    return factory()
 
 
 def import_factory(spec: str, what: type[CusaError]) -> Callable[..., Any]:

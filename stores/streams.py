@@ -135,6 +135,13 @@ class Command(click.Command):
         with unfailing_streams():
             return super().main(*arguments, **named)
 
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:  # while libraries load; click would end with 1, which means another thing
+            click.echo("Stopped.", err=True)
+            sys.exit(130)
+
 
 class Group(Command, click.Group):
     """A group of commands on unfailing streams."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from conftest import content
 
 import pipeline.cli
+import pipeline.inspection.cli
 import train.cli
 from stores import Store
 
@@ -108,7 +111,7 @@ def test_mistakes_in_extraction(
             "has no features 'unicom-ViT-B-32'; it has hog-color, minilm",
         ),
         (["-S", "train.batch_size=5000"], "fewer than one batch of 5000"),
-        (["-S", "eval.test=dev"], "no split 'dev'"),
+        (["-S", "eval.test=dev"], "eval.test: found 'dev', expected a split of"),
         (["-S", "loss.tau=1"], "loss.tau: unknown parameter"),
         (["--run", "taken"], "taken: is a file. Choose another folder with --run"),
     ],
@@ -162,3 +165,48 @@ def test_an_interrupt_ends_with_a_word_and_the_next_run_goes_on(tmp_path: Path) 
     finished = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert finished.returncode == 0, finished.stderr
     assert len(Store.open(tmp_path / "store").samples) == 108
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-S", "loss.recipe=maxmatch"], "the student's items have no parts"),
+        (["-S", "eval.rerank={student: nowhere}"], "No student is called 'nowhere'"),
+        (["-S", "train.clean_at_least=0.5"], "train.clean: expected a clean column to leave pairs out by"),
+        (["-S", "train.clean=absent.arrow"], "absent.arrow: cannot be read"),
+        (["-S", "loss.original=tripplet"], "loss.original: found 'tripplet', expected infonce, hinge, pcmc, pcmr, or"),
+        (["-S", "loss.extra={json:dumps: 1}"], "'json:dumps' is called without arguments, and cannot be"),
+        (["-S", "student.freeze=[audio]"], "student.freeze: found 'audio', expected towers of open-clip:small-clip"),
+        (["--student", "open-clip:ViT-B-99"], "Nearest: ViT-B"),
+    ],
+    ids=["loss-of-sets", "reranker", "no-column", "absent-column", "loss", "term-with-arguments", "tower", "near-name"],
+)
+def test_a_mistake_costs_nobody_an_earlier_run(
+    scenes_store: Store, small_run: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    shutil.copytree(small_run, tmp_path / "run")
+    before = content(tmp_path / "run")
+    place = ["--store", str(scenes_store.root), "--run", str(tmp_path / "run"), "--overwrite"]
+    result = CliRunner().invoke(train.cli.main, [*place, *CPU, "-S", "train.batch_size=16", *arguments])
+    assert (result.exit_code, message in " ".join(result.output.split())) == (2, True), result.output
+    assert content(tmp_path / "run") == before
+
+
+def test_a_fault_of_the_command_line_is_not_said_of_the_parameters_file(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("train: {batch_size: 16}\n")
+    arguments = ["--params", str(tmp_path / "own.yaml"), "--store", str(tmp_path / "store")]
+    of_file = CliRunner().invoke(train.cli.main, [*arguments, "-S", "loss.alpha=1"])
+    assert "own.yaml" not in of_file.output
+    by_hand = CliRunner().invoke(train.cli.main, [*arguments, "-S", "train.batch_size=1"])
+    assert by_hand.output.startswith("Error: train.batch_size: found 1, expected")
+    (tmp_path / "own.yaml").write_text("train: {batch_size: 1}\n")
+    assert "own.yaml, train.batch_size: found 1" in CliRunner().invoke(train.cli.main, arguments).output
+
+
+def test_an_interrupt_while_libraries_load_ends_as_later(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline.inspection.cli, "resumable", interrupted)
+    result = CliRunner().invoke(pipeline.inspection.cli.main, ["verify", str(tmp_path)])
+    assert (result.exit_code, result.output) == (130, "Stopped.\n")

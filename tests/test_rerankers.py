@@ -164,5 +164,5 @@ def test_a_scorer_of_pairs_matches_too() -> None:
 
     one, others = Encoded(torch.tensor([[1.0, 2.0]])), Encoded(torch.tensor([[3.0, 4.0], [5.0, 6.0]]))
     assert ScorerAsMatcher(Dot()).match(one, others).tolist() == [[0, 11], [0, 17]]
-    with pytest.raises(StudentError, match="cannot rerank"):
+    with pytest.raises(StudentError, match="has no match of pairs"):
         matcher_of(load_student(Student()), "open-clip:small-clip")

@@ -26,7 +26,7 @@ from models.aligned import AlignedModel, Head
 from models.checkpoint import frozen_digests, load_checkpoint, read_record, save_checkpoint
 from models.encoded import Encoded
 from models.students import load_student
-from stores import Store, StoreError, StudentError, TrainingError, TrainParameters
+from stores import ParameterError, Store, StoreError, StudentError, TrainingError, TrainParameters
 from stores.errors import CheckpointError, RunFolderError
 from stores.parameters import Evaluation, Student, Train
 from train.evaluation.embed import SplitEncoded, embed_split
@@ -241,7 +241,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_place(
 
 
 def test_missing_splits_and_teachers_are_named_before_training(scenes_store: Store, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="no split 'dev'; it has train, val, test"):
+    with refused(ParameterError, where="eval.validation", found="dev"):
         run(replace(QUICK, eval=Evaluation(validation="dev")), scenes_store, tmp_path / "run")
     with pytest.raises(StoreError, match="no features 'unicom-ViT-B-32'"):
         teachers = replace(QUICK.teachers, image="unicom:ViT-B/32")

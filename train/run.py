@@ -17,7 +17,7 @@ from models.checkpoint import load_checkpoint
 from models.export import export_student
 from models.students import as_student, load_student, with_features
 from models.trained import checkpoint_file
-from stores import Store, TrainingError, TrainParameters
+from stores import ParameterError, Store, TrainingError, TrainParameters
 from stores.atomic import write_json
 from stores.console import console
 from stores.digests import file_digest
@@ -30,7 +30,7 @@ from train.evaluation.embed import SplitEncoded, embed_split
 from train.evaluation.evaluate import compare_split, evaluate, shows_pairs, those_present
 from train.evaluation.kept_parts import parts_policy
 from train.evaluation.measured_split import MeasuredSplit, measured_split
-from train.evaluation.second_stage import AtDepth, SecondStage, by_depth
+from train.evaluation.second_stage import AtDepth, SecondStage, by_depth, check_second_stage
 from train.fit.claim import make_room, replaces_another, run_kinds
 from train.fit.curves import event_writer
 from train.fit.environment import record_start
@@ -61,8 +61,7 @@ def run(
         SystemExit: the run was stopped by a signal, with the exit code that goes with it.
     """
     parameters = replace(parameters, student=with_features(parameters.student, store))
-    for split in ("train", parameters.eval.validation, parameters.eval.test):
-        store.shards(split)
+    _check_splits(parameters, store)
     for slug in _slugs(parameters):
         store.features(slug)
     if parameters.train.tensorboard:
@@ -73,14 +72,15 @@ def run(
         console.quiet = True
     with ExitStack() as stack:
         stop = stack.enter_context(stopping(processes))
+        processes.alone(lambda: check_second_stage(parameters.eval.rerank))
         processes.alone(lambda: stack.enter_context(_lock(folder)))
         trainings = _trainings(parameters, folder)
         identity = processes.once(lambda: _identity(parameters, store))
         if processes.once(lambda: replaces_another(folder, identity, overwrite)):
             processes.alone(lambda: _check_kept(parameters, folder))
-            # Built before anything is removed: a typo costs nobody the run that it would have replaced.
+            # Built and tried before anything is removed: a typo costs nobody the run that it would have replaced.
             title, place, loss = trainings[-1]
-            Training(place, store, replace(parameters, loss=loss), title, accelerator, stop).data.close()
+            Training(place, store, replace(parameters, loss=loss), title, accelerator, stop).rehearse()
             accelerator.free_memory()
             processes.alone(lambda: make_room(folder))
         processes.alone(lambda: _claim(folder, identity, accelerator))
@@ -94,6 +94,17 @@ def run(
             clear_device_cache(garbage_collection=True)
         processes.alone(lambda: _write(folder, store, finished, report))
     return {title: training.measured for title, training in finished.items()}
+
+
+def _check_splits(parameters: TrainParameters, store: Store) -> None:
+    """Raise a `ParameterError` unless the store has what is trained and measured on."""
+    held = store.manifest.splits
+    store.shards("train")
+    for name in ("validation", "test"):
+        if (split := getattr(parameters.eval, name)) not in held:
+            advice = f"Name one of them: -S eval.{name}={held[-1]}; best one that is not trained on."
+            expected = f"a split of {store.root}: {', '.join(held)}"
+            raise ParameterError(where=f"eval.{name}", found=split, expected=expected, advice=advice)
 
 
 class _Finished(NamedTuple):

@@ -26,7 +26,7 @@ from pipeline.sources.listed import ListedSource, by_label, columns, required
 from pipeline.sources.records import BadRecord, GivenFeatures, Record
 from stores.errors import SourceError
 from stores.modality import Level
-from stores.plugins import import_factory
+from stores.plugins import made_by_factory
 
 NAME: Final = "Flickr8K with spoken captions"
 RECORDINGS: Final = ("wav2capt.txt", "flickr_audio/wav2capt.txt")
@@ -96,7 +96,7 @@ class SpokenCaptions:
 
             encoder: Any = SpeechEncoder(folder)
         else:
-            encoder = import_factory(spec, SourceError)()
+            encoder = made_by_factory(spec, SourceError)
         if missing := [name for name in ("dim", "fingerprint") if not hasattr(encoder, name)]:
             raise SourceError(f"data.speech: the encoder of {spec} lacks {' and '.join(missing)} (docs/modalities.md).")
         self.shape: tuple[int, ...] = (int(encoder.dim),)

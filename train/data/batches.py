@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from models.encoded import map_tensors
 from models.inputs import Input, Tensors
 from stores import Store
+from stores.cores import usable_cores
 from stores.modality import Level
 from stores.parameters import Train
 from train.data.items import leave_signals_to_the_parent
@@ -279,15 +280,16 @@ def _table(features: MixedFeatures, device: torch.device) -> Tensor:
 
 
 def _loader(dataset: PairBatches, stream: PairStream, settings: Train, device: torch.device) -> DataLoader[Batch]:
+    workers = min(settings.workers, usable_cores())
     return DataLoader(
         dataset,
         sampler=stream,
         batch_size=None,  # a draw is a batch already
-        num_workers=settings.workers,
+        num_workers=workers,
         collate_fn=_as_it_is,
         worker_init_fn=leave_signals_to_the_parent,
         pin_memory=device.type == "cuda",
-        persistent_workers=settings.workers > 0,
+        persistent_workers=workers > 0,
         generator=torch.Generator(),  # else each pass would draw from the global one
     )
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from models.inputs import Input, Tensors
+from stores.cores import usable_cores
 from train.data.mixture import Mixture
 
 GRACE: Final = 30
@@ -41,7 +42,7 @@ def item_batches(
         DataLoader(
             ItemBatches(items, given, rows, batch_size),
             batch_size=None,
-            num_workers=workers if given.level == "sample" else 0,
+            num_workers=min(workers, usable_cores()) if given.level == "sample" else 0,
             worker_init_fn=leave_signals_to_the_parent,
             pin_memory=pinned,
         )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stores import Store
-from stores.clean import read_clean
+from stores.clean import ADVICE, read_clean
 from stores.errors import ParameterError
 from stores.parameters import Train, TrainParameters
 from train.data.numbers import Numbers
@@ -21,14 +21,14 @@ def training_pairs(stores: Sequence[Store], captions: Numbers, settings: Train) 
     """Return what is known of the pairs of all stores; a clean column is of the first one alone.
 
     Raises:
-        ParameterError: pairs are to be weighed, and no clean column is named.
+        ParameterError: pairs are to be weighed or left out, and no clean column is named.
         StoreError: a table is damaged, or the clean column is of other data.
     """
     wrong = [flags for store in stores if (flags := Pairing(store, "train").wrong()) is not None]
     clean = None
-    if settings.clean_weight and settings.clean is None:
-        advice = "Name the clean.arrow of cusa-store suspects or of another run."
-        raise ParameterError(where="train.clean", found=None, expected="a clean column to weigh by", advice=advice)
+    if settings.clean is None and (settings.clean_weight or settings.clean_at_least):
+        what = "weigh" if settings.clean_weight else "leave pairs out"
+        raise ParameterError(where="train.clean", found=None, expected=f"a clean column to {what} by", advice=ADVICE)
     if settings.clean is not None:
         rows, probabilities = read_clean(Path(settings.clean), stores[0])
         inside = np.isin(rows, stores[0].rows("train", "caption"))

@@ -62,6 +62,12 @@ class SecondStage:
             return reranked(first, self._matcher, (images, texts), *how, self._accelerator, folder, pause)
 
 
+def check_second_stage(settings: Rerank | None) -> None:
+    """Raise a `CusaError` where another student is to rerank that there is not, or that cannot: before any training."""
+    if settings is not None and settings.student != SELF:
+        matcher_of(load_aligned(settings.student).student, settings.student)
+
+
 def own_second_stage(settings: Rerank | None, model: AlignedModel, accelerator: Accelerator) -> SecondStage | None:
     """Return the second stage that epochs are chosen by: another student's says nothing of this one's epochs."""
     return SecondStage(settings, model, accelerator) if settings and settings.student == SELF else None

@@ -36,6 +36,8 @@ NO_EFFECT: Final = tuple(
 """Parameters that change how fast a run is and not what it gives: a stopped run may resume with other values."""
 BEST: Final = "best.safetensors"
 _RESULTS: Final = ("metrics.json", "epochs.csv", BEST, "last.safetensors")
+_SHOWN: Final = 60
+"""Characters of a value that differs, at most."""
 _IDENTITY: Final = {"parameters", "data", "mixed_in", "versions"}
 """What run.json says."""
 
@@ -125,4 +127,5 @@ def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
     if isinstance(found, dict) and isinstance(wanted, dict):
         keys = sorted(found.keys() | wanted.keys())
         return [d for key in keys for d in _differences(found.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))]
-    return [] if found == wanted else [f"{name.removeprefix('parameters.')} ({found} → {wanted})"]
+    change = " → ".join(str(value) if len(str(value)) < _SHOWN else "…" for value in (found, wanted))
+    return [] if found == wanted else [f"{name.removeprefix('parameters.')} ({change})"]

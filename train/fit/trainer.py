@@ -253,6 +253,20 @@ class Training:
         """Take one optimiser step; return what it gave (`Optimisation.step`)."""
         return self._optimisation.step(batch, epoch, step)
 
+    def rehearse(self) -> None:
+        """Take one step that nothing keeps, so that what cannot be trained fails before anything is given up for it.
+
+        Raises:
+            CusaError: the loss and the student do not go together, or a batch cannot be had.
+        """
+        self.objective.before_epoch(0)
+        batches = iter(self.data.loader)
+        try:
+            self.step(next(batches))
+        finally:
+            del batches  # as in `_train`
+            self.data.close()
+
     def _look(self, waiting: list[dict[str, Tensor]], epoch: int, last_step: int) -> dict[str, float]:
         """Fetch the losses of the latest steps from the device, add them up, and stop at one that is not finite."""
         fetched = self._processes.mean(torch.stack([torch.stack(list(losses.values())) for losses in waiting]))

@@ -21,7 +21,7 @@ from models.encoded import tensors_of, with_tensors
 from models.scoring import Cosine, Scorer
 from stores.errors import ParameterError
 from stores.parameters import Loss
-from stores.plugins import import_factory
+from stores.plugins import made_by_factory
 from train.losses import tiles
 from train.losses.comparison import Comparison, Instances, Match, Scores, SoftLabels
 from train.losses.coordination import PCMC, PCMR
@@ -190,11 +190,14 @@ def _original(loss: Loss, modalities: tuple[str, ...]) -> Term:
         return PCMC(weights=weights, each=modalities if settings.temperatures == "each" else ())
     if loss.original == "pcmr":
         return PCMR(weights=weights, gamma=settings.gamma, far=settings.far)
+    if ":" not in loss.original:
+        expected = "infonce, hinge, pcmc, pcmr, or package.module:factory of a term of your own"
+        raise ParameterError(where="loss.original", found=loss.original, expected=expected)
     return _own(loss.original)
 
 
 def _own(spec: str) -> Term:
-    term: Any = import_factory(spec, ParameterError)()
+    term: Any = made_by_factory(spec, ParameterError)
     if not isinstance(term, Term):
         raise ParameterError(f"{spec} returned a {type(term).__name__}, expected a train.losses.terms.Term.")
     return term

@@ -136,6 +136,7 @@ def scatter(title: str, points: Array, groups: Array, names: dict[int, str], alt
 
 
 def _mark(series: Series, x: Array, y: Array) -> Mark:
-    points = zip(x, y, strict=True)
-    path = f"M{x[0]:.1f} {y[0]:.1f}h.1" if len(x) == 1 else "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
+    if len(x) == 1:  # a line of one point would not be seen
+        return Mark(name=series.name, path=f"M{x[0]:.1f} {y[0]:.1f}h0", colour=series.colour, kind="dots")
+    path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True))
     return Mark(name=series.name, path=path, colour=series.colour, kind=series.kind)
