@@ -25,7 +25,7 @@ from stores.index import Index
 from stores.parameters import Extract, Loss
 from train.evaluation.rankings import ranks_both_ways
 from train.fit.grad_cache import cached_backward
-from train.fit.learner import Learner
+from train.fit.optimisation import Learner
 from train.losses.comparison import Instances
 from train.losses.objective import compare, make_objective
 

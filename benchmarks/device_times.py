@@ -20,7 +20,7 @@ from models.inputs import Padded
 from models.students import load_student
 from stores.hardware import resolve_precision
 from stores.parameters import Extract, Loss, Student
-from train.fit.learner import Learner
+from train.fit.optimisation import Learner
 from train.losses import tiles
 from train.losses.comparison import Instances
 from train.losses.objective import compare, make_objective

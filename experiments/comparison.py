@@ -14,9 +14,10 @@ import matplotlib
 from scipy import stats
 
 from stores import TrainingError
-from stores.atomic import atomic_path, write_text
-from stores.ownership import SOFTWARE, Kinds, in_the_way, is_our_drawing, is_signed, write_signed
+from stores.atomic import write_text
+from stores.ownership import Kinds, in_the_way, is_our_drawing, is_signed, write_signed
 from stores.parameters import Loss
+from train.report.training_curves import save_drawing
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -219,6 +220,4 @@ def _draw(outcomes: Sequence[Outcome], path: Path) -> None:
         pyplot.Line2D([], [], **PAPERS_MARK, label="the paper's figures, its data"),
     ]
     figure.legend(handles=marks, loc="outside lower center", ncols=3, fontsize=9)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, metadata=SOFTWARE)
-    pyplot.close(figure)
+    save_drawing(figure, path)

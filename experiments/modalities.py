@@ -22,8 +22,9 @@ from experiments.comparison import markdown_table
 from experiments.trainings import train_all
 from pipeline.extract import extract
 from stores import ExtractParameters, TrainParameters
-from stores.atomic import atomic_path, write_text
+from stores.atomic import write_text
 from stores.parameters import Data, Evaluation, Head, Loss, Scenes, Student, Train
+from train.report.training_curves import save_drawing
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -193,9 +194,7 @@ def _draw(found: dict[tuple[Setting, int], dict[str, Any]]) -> None:
         axis.set_title(" – ".join(pair), fontsize=10)
     axes[0].set_ylabel("gain in RSUM over the pair alone")
     axes[0].legend()
-    with atomic_path(PLOT) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    pyplot.close(figure)
+    save_drawing(figure, PLOT)
 
 
 if __name__ == "__main__":

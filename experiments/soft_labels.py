@@ -18,8 +18,9 @@ import matplotlib
 from experiments.trainings import train_all
 from pipeline.extract import extract
 from stores import ExtractParameters, TrainParameters
-from stores.atomic import atomic_path, write_text
+from stores.atomic import write_text
 from stores.parameters import Loss, Train
+from train.report.training_curves import save_drawing
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -75,9 +76,7 @@ def _write(rows: list[tuple[object, ...]]) -> None:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("text→image mAP@R, true relevance")
     axes[0].legend()
-    with atomic_path(PLOT) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    pyplot.close(figure)
+    save_drawing(figure, PLOT)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 from transformers import BlipForImageTextRetrieval
 
@@ -54,20 +55,17 @@ class Blip(nn.Module):
 
     def prepare_match(self, images: Encoded) -> KeysAndValues:
         """Return the keys and values of n images' tokens in every layer of the text model."""
-        if images.parts is None:
-            raise ValueError("Images are matched by their tokens, and these have none.")
-        return keys_and_values(self._layers, images.parts.to(self.model.itm_head.weight.dtype))
+        return keys_and_values(self._layers, images.given_parts.to(self.model.itm_head.weight.dtype))
 
     def match(self, images: Encoded | KeysAndValues, texts: Encoded) -> Tensor:
         """Return the logits of no match and of match: (P, 2). `images` are P or one, prepared or not."""
-        if texts.parts is None or texts.mask is None:
-            raise ValueError("Texts are matched by their tokens' numbers and mask, and these have none.")
         image = self.prepare_match(images) if isinstance(images, Encoded) else images
-        ids = texts.parts[..., 0].clone()
+        ids = texts.given_parts[..., 0].clone()
+        mask = ids.new_ones(ids.shape, dtype=torch.bool) if texts.mask is None else texts.mask
         ids[:, 0] = ENC
         hidden = self.model.text_encoder.embeddings(input_ids=ids)
         checkpointed = self._checkpointed and self.training
-        together = fused(self._layers, hidden, texts.mask, image, checkpointed)
+        together = fused(self._layers, hidden, mask, image, checkpointed)
         logits: Tensor = self.model.itm_head(together[:, 0])
         return logits
 

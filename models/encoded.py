@@ -39,6 +39,13 @@ class Encoded(NamedTuple):
         """(n, D): what uni-modal tasks and losses see."""
         return self.vector if self.uni is None else self.uni
 
+    @property
+    def given_parts(self) -> Tensor:
+        """(n, L, W): the parts, for a student whose items have some; a ValueError where these have none."""
+        if self.parts is None:
+            raise ValueError("Items are compared by their parts, and these have none.")
+        return self.parts
+
     def take(self, rows: slice | Tensor) -> Encoded:
         """Return some of the items."""
         return map_tensors(lambda tensor: tensor[rows], self)

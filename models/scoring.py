@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cache
+from itertools import permutations
 from typing import Final, Literal, Protocol, get_args
 
+import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.assignment import best_assignment
 from models.encoded import Encoded, tensors_of
 from stores.errors import StudentError
 
@@ -21,6 +24,8 @@ PAIRS_AT_ONCE: Final = 2**28
 """Bytes that the pairs of one call of a network may take."""
 CELLS_AT_ONCE: Final = 2**20
 """Cosines of members that are assigned at once: few enough to stay in a processor's cache."""
+PERMUTED: Final = 5
+"""The largest sets whose permutations are all tried."""
 Activation = Literal["expm1", "none"]
 
 
@@ -79,7 +84,7 @@ class Pairwise(nn.Module):
 
     def matrix(self, first: Encoded, second: Encoded) -> Tensor:
         # Each pair has its items to itself while it is scored.
-        items = sum(_bytes(side) // max(1, side.size) for side in (first, second))
+        items = sum(tensor.nbytes // max(1, len(tensor)) for tensor in tensors_of((first, second)))
         at_once = max(1, PAIRS_AT_ONCE // (self.pair_bytes + items))
         width = min(second.size, at_once)
         columns = _blocks(second, width)
@@ -114,7 +119,7 @@ class SetScorer(ABC):
 
     def matrix(self, first: Encoded | Tensor, second: Encoded | Tensor) -> Tensor:
         """Return the scores of n items with m: (n, m). Both as encoded, or as their (n, K, D) members alone."""
-        one, other = _members(first), _members(second)
+        one, other = members(first), members(second)
         with torch.autocast(one.device.type, enabled=False):
             if one.shape[1:] != other.shape[1:]:
                 raise StudentError("members of two sets", found=tuple(one.shape[1:]), expected=tuple(other.shape[1:]))
@@ -124,7 +129,7 @@ class SetScorer(ABC):
 
     def pairs(self, first: Encoded | Tensor, second: Encoded | Tensor) -> Tensor:
         """Return the scores of n items each with its own: (n,)."""
-        one, other = _members(first), _members(second)
+        one, other = members(first), members(second)
         with torch.autocast(one.device.type, enabled=False):
             return self._score(one @ other.mT)
 
@@ -162,13 +167,42 @@ class TopPairs(SetScorer):
         return cosines.flatten(1).topk(cosines.shape[1], dim=1).values
 
 
-def _members(items: Encoded | Tensor) -> Tensor:
-    members = items if isinstance(items, Tensor) else items.parts
-    if members is None or members.ndim != 3:
-        found = "no parts" if members is None else f"{tuple(members.shape)}"
+def best_assignment(similarity: Tensor) -> Tensor:
+    """Return which column each row takes in the one-to-one assignment of the largest sum: (p, K, K) to (p, K) int64.
+
+    It is a constant: no gradient flows through the choice. Where sums are equal, the first permutation is taken.
+    Up to K = 5 the sums of all K! permutations are one matrix product, on the device; beyond, scipy solves each.
+    """
+    similarity, count = similarity.detach(), similarity.shape[-1]
+    if count > PERMUTED:
+        solved = [linear_sum_assignment(one, maximize=True)[1] for one in similarity.cpu().numpy()]
+        columns = np.array(solved, dtype=np.int64).reshape(-1, count)
+        return torch.from_numpy(columns).to(similarity.device)
+    ways, cells = _permutations(count)
+    sums = similarity.flatten(1) @ cells.to(similarity)
+    return ways.to(similarity.device)[sums.argmax(dim=1)]
+
+
+@cache
+def _permutations(count: int) -> tuple[Tensor, Tensor]:
+    """Return the K! permutations, (K!, K) int64, and which cells of K × K each takes, (K · K, K!) of 0 and 1."""
+    ways = torch.tensor(list(permutations(range(count))))
+    cells = torch.zeros(len(ways), count, count).scatter_(2, ways[..., None], 1.0)
+    return ways, cells.flatten(1).T.contiguous()
+
+
+def members(items: Encoded | Tensor) -> Tensor:
+    """Return the (n, K, D) members of sets, at length one.
+
+    Raises:
+        StudentError: the items have no parts, or of another shape.
+    """
+    given = items if isinstance(items, Tensor) else items.parts
+    if given is None or given.ndim != 3:
+        found = "no parts" if given is None else f"{tuple(given.shape)}"
         raise StudentError("sets are compared by their members", found=found, expected="(n, K, D)")
-    with torch.autocast(members.device.type, enabled=False):
-        return unit(members)
+    with torch.autocast(given.device.type, enabled=False):
+        return unit(given)
 
 
 def unit(embeddings: Tensor) -> Tensor:
@@ -181,10 +215,6 @@ def cosine_similarity(a: Tensor, b: Tensor) -> Tensor:
     """Return the cosine similarity of every row of (n, D) `a` with every row of (m, D) `b`: (n, m)."""
     with torch.autocast(a.device.type, enabled=False):
         return unit(a) @ unit(b).T
-
-
-def _bytes(items: Encoded) -> int:
-    return sum(tensor.nbytes for tensor in tensors_of(items))
 
 
 def _blocks(items: Encoded, size: int) -> list[Encoded]:

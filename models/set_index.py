@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.encoded import Encoded
-from models.scoring import SetScorer, unit
-from stores.errors import StudentError
+from models.scoring import SetScorer, members
 from stores.index import Index
 
 WIDTH: Final = 4
@@ -28,15 +27,15 @@ class SetIndex:
 
     def __init__(self, items: Encoded, scorer: SetScorer) -> None:
         """Index the members of n items; `scorer` ranks what is found."""
-        members = _members(items)
+        of_items = members(items).float()
         self._items, self._scorer = items, scorer
-        rows = np.arange(items.size).repeat(members.shape[1])
-        self._index = Index.exact(members.flatten(0, 1).numpy(), rows)
+        rows = np.arange(items.size).repeat(of_items.shape[1])
+        self._index = Index.exact(of_items.flatten(0, 1).numpy(), rows)
 
     def search(self, queries: Encoded, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the `k` best items for each query: scores and places, (q, k) each; where fewer are found, place -1."""
         wanted = min(WIDTH * k, len(self._index))
-        _, found = self._index.search(_members(queries).flatten(0, 1).numpy(), wanted)
+        _, found = self._index.search(members(queries).float().flatten(0, 1).numpy(), wanted)
         candidates = _once_each(found.reshape(queries.size, -1))
         height = max(1, _PAIRS // candidates.shape[1])
         blocks = []
@@ -52,12 +51,6 @@ class SetIndex:
         scores = scores.view(candidates.shape).masked_fill(candidates < 0, -torch.inf)
         best = scores.topk(min(k, scores.shape[1]), dim=1)
         return best.values, candidates.gather(1, best.indices)
-
-
-def _members(items: Encoded) -> Tensor:
-    if items.parts is None:
-        raise StudentError("An index of sets is of items with parts, and these have none.")
-    return unit(items.parts).float()
 
 
 def _once_each(found: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -66,9 +66,7 @@ class SmallFusion(nn.Module):
 
     def prepare_match(self, images: Encoded) -> KeysAndValues:
         """Return the keys and values of n images' places in both layers."""
-        if images.parts is None:
-            raise ValueError("Images are matched by their places, and these have none.")
-        return keys_and_values(self.fusion.layer, images.parts)
+        return keys_and_values(self.fusion.layer, images.given_parts)
 
     def match(self, images: KeysAndValues, texts: Encoded) -> Tensor:
         """Return the logits of no match and of match: (P, 2)."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, NamedTuple, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from torch import Tensor, nn
 
@@ -181,15 +181,61 @@ def with_features(settings: parameters.Student, store: Store) -> parameters.Stud
     return with_widths(settings, store)
 
 
+_TWO_ENCODERS: Final = "<image encoder>+<text encoder>[@<dimensions>]"
+FAMILIES: Final = {
+    "open-clip": "<model>[/<pretrained tag or file>]",
+    "towers": _TWO_ENCODERS,
+    "maxmatch": _TWO_ENCODERS,
+    "sgraf": "<SGR or SAF>[/<file>]",
+    "x2vlm": "<weights file>",
+    "blip": "<hub name or folder>",
+    HEADS: "",
+}
+"""What a student's name goes on with after its family's and a colon, for people; "": the settings say it all."""
+
+
 def _load(spec: str, settings: parameters.Student) -> Any:
-    name, colon, rest = spec.partition(":")
-    family = next((family for family in FAMILIES if family.name == name and bool(colon) == bool(family.rest)), None)
-    if family is not None:
-        return family.load(rest, settings)
+    family, colon, name = spec.partition(":")
+    # Each family is imported when it is asked for: some libraries take seconds to load.
+    match family, bool(colon):
+        case "open-clip", True:
+            with loading():
+                from models.open_clip_student import OpenClipStudent
+
+            model, _, pretrained = name.partition("/")
+            return OpenClipStudent(model, pretrained or None)
+        case "towers", True:
+            from models.two_encoders import two_encoders
+
+            return two_encoders(name)
+        case "maxmatch", True:
+            from models.maxmatch import max_match
+
+            return max_match(name, settings)
+        case "sgraf", True:
+            from models.sgraf import load_sgraf
+
+            return load_sgraf(name, settings.sgraf)
+        case "x2vlm", True:
+            from models.x2vlm_files import load_x2vlm
+
+            return load_x2vlm(name)
+        case "blip", True:
+            from models.blip import load_blip
+
+            return load_blip(name)
+        case "heads", False:
+            from models.heads import StudentOfHeads
+
+            return StudentOfHeads(settings, partial(_load, settings=settings))
+    return _plugged_in(spec)
+
+
+def _plugged_in(spec: str) -> Any:
+    """Return a student of the user's own, by `package.module:factory`."""
     if not re.fullmatch(r"[\w.]+:\w+", spec):
-        raise StudentError(
-            f"No student is called {spec!r}. Expected {', '.join(map(str, FAMILIES))}, or package.module:factory."
-        )
+        known = ", ".join(f"{name}:{rest}" if rest else name for name, rest in FAMILIES.items())
+        raise StudentError(f"No student is called {spec!r}. Expected {known}, or package.module:factory.")
     student: Any = made_by_factory(spec, StudentError)
     members = MEMBERS if hasattr(student, "encode") else TWO_TOWERS
     missing = [member for member in members if not hasattr(student, member)]
@@ -201,74 +247,6 @@ def _load(spec: str, settings: parameters.Student) -> Any:
             f"(docs/students.md)."
         )
     return student
-
-
-class Family(NamedTuple):
-    """Students of one kind. What it needs is imported when one is asked for: some libraries take seconds to load."""
-
-    name: str
-    rest: str
-    """What a student's name goes on with after a colon, for people; none where the settings say it all."""
-    load: Callable[[str, parameters.Student], Any]
-
-    def __str__(self) -> str:
-        return f"{self.name}:{self.rest}" if self.rest else self.name
-
-
-def _open_clip(name: str, settings: parameters.Student) -> Any:
-    with loading():
-        from models.open_clip_student import OpenClipStudent
-
-    model, _, pretrained = name.partition("/")
-    return OpenClipStudent(model, pretrained or None)
-
-
-def _towers(name: str, settings: parameters.Student) -> Any:
-    from models.two_encoders import two_encoders
-
-    return two_encoders(name)
-
-
-def _maxmatch(name: str, settings: parameters.Student) -> Any:
-    from models.maxmatch import max_match
-
-    return max_match(name, settings)
-
-
-def _sgraf(name: str, settings: parameters.Student) -> Any:
-    from models.sgraf import load_sgraf
-
-    return load_sgraf(name, settings.sgraf)
-
-
-def _x2vlm(name: str, settings: parameters.Student) -> Any:
-    from models.x2vlm_files import load_x2vlm
-
-    return load_x2vlm(name)
-
-
-def _blip(name: str, settings: parameters.Student) -> Any:
-    from models.blip import load_blip
-
-    return load_blip(name)
-
-
-def _heads(name: str, settings: parameters.Student) -> Any:
-    from models.heads import StudentOfHeads
-
-    return StudentOfHeads(settings, partial(_load, settings=settings))
-
-
-_TWO_ENCODERS: Final = "<image encoder>+<text encoder>[@<dimensions>]"
-FAMILIES: Final = (
-    Family("open-clip", "<model>[/<pretrained tag or file>]", _open_clip),
-    Family("towers", _TWO_ENCODERS, _towers),
-    Family("maxmatch", _TWO_ENCODERS, _maxmatch),
-    Family("sgraf", "<SGR or SAF>[/<file>]", _sgraf),
-    Family("x2vlm", "<weights file>", _x2vlm),
-    Family("blip", "<hub name or folder>", _blip),
-    Family(HEADS, "", _heads),
-)
 
 
 def _parts(student: Any, tower: str, spec: str) -> Parts:

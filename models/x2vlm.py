@@ -48,7 +48,7 @@ _OPERATIONS: Final = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tower:
+class TowerSize:
     """The measures of a transformer."""
 
     width: int = 768
@@ -63,8 +63,8 @@ class Size:
 
     pixels: int = 384
     patch: int = 16
-    image: Tower = Tower()
-    text: Tower = Tower()
+    image: TowerSize = TowerSize()
+    text: TowerSize = TowerSize()
     fusion_layers: int = 6
     vocabulary: int = 30_522
     positions: int = 512
@@ -125,12 +125,12 @@ class X2VLM(nn.Module):
 
     def prepare_match(self, images: Encoded) -> KeysAndValues:
         """Return the keys and values of n images' tokens in every layer of the fusion encoder."""
-        return keys_and_values(self.fusion_encoder.layer, _parts(images).to(self.temp.dtype))
+        return keys_and_values(self.fusion_encoder.layer, images.given_parts.to(self.temp.dtype))
 
     def match(self, images: Encoded | KeysAndValues, texts: Encoded) -> Tensor:
         """Return the logits of no match and of match: (P, 2). `images` are P or one, prepared or not."""
         image = self.prepare_match(images) if isinstance(images, Encoded) else images
-        hidden = _parts(texts).to(self.temp.dtype)
+        hidden = texts.given_parts.to(self.temp.dtype)
         mask = hidden.new_ones(hidden.shape[:2], dtype=torch.bool) if texts.mask is None else texts.mask
         layers = self.fusion_encoder.layer
         together = fused(layers, hidden, mask, image, self._checkpointed and self.training)
@@ -166,12 +166,6 @@ def _exported(student: X2VLM, tau: float | None) -> tuple[dict[str, Tensor], dic
         state["temp"] = torch.full_like(state["temp"], tau)
     config = {"num_attention_heads": student.size.text.heads, "max_tokens": student.size.tokens}
     return state, {"config": json.dumps(config)}
-
-
-def _parts(items: Encoded) -> Tensor:
-    if items.parts is None:
-        raise ValueError("Items are matched by their tokens, and these have none.")
-    return items.parts
 
 
 def _bert(size: Size, layers: int, **settings: Any) -> Any:

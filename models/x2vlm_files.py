@@ -23,13 +23,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from models.loading import shortened, weights_file
-from models.x2vlm import FUSION, LAYER, X2VLM, Size, Tower
+from models.x2vlm import FUSION, LAYER, X2VLM, Size, TowerSize
 from stores.console import console
 from stores.errors import StudentError, WeightsError
 
 State = dict[str, Tensor]
 FORM: Final = "x2vlm:<weights file>[@<pixels>], or x2vlm:base|large[@<pixels>] for random weights"
-_LARGE: Final = Tower(width=1024, heads=16, hidden=4096)
+_LARGE: Final = TowerSize(width=1024, heads=16, hidden=4096)
 RANDOM: Final = {"base": Size(), "large": Size(image=replace(_LARGE, layers=24), text=_LARGE)}
 _COMPUTED: Final = re.compile(r".*\.(relative_position_index|position_ids)|text_encoder\.cls\..*|bbox_head\..*")
 """Keys of files that hold nothing that is needed here."""
@@ -127,7 +127,7 @@ def _size(state: State, configs: Configs, path: Path) -> Size:
     fusion = [layer for layer in layers if _crosses(state, layer)]
     if not fusion:
         raise ValueError("No layer of the text encoder attends to the image.")
-    image = Tower(
+    image = TowerSize(
         width=len(patches),
         layers=len(_layers(state, "vision_encoder.blocks.")),
         heads=heads,
@@ -140,7 +140,7 @@ def _size(state: State, configs: Configs, path: Path) -> Size:
             f"have {heads}, as its image encoder.",
             style="yellow",
         )
-    text = Tower(
+    text = TowerSize(
         width=state[f"{words}word_embeddings.weight"].shape[1],
         layers=len(layers) - len(fusion),
         heads=said or heads,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, MutableMapping
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from models.teachers import Teacher
 from stores.console import console
 from stores.errors import TeacherError
+from stores.hardware import ComputePrecision
 from stores.parameters import Extract
 
 WITHOUT_PROBING: Final = {"image": 64, "text": 128}
@@ -90,7 +91,7 @@ def first_rows(batch: Any, rows: int) -> Any:
     return _map_rows(batch, lambda part: part[:rows])
 
 
-def _encode(teacher: Teacher, batch: Any, precision: Literal["fp32", "bf16"] | None = None) -> tuple[Tensor, int]:
+def _encode(teacher: Teacher, batch: Any, precision: ComputePrecision | None = None) -> tuple[Tensor, int]:
     """Return the features of a batch, and the most rows that were encoded at once."""
     failure = None
     try:

@@ -70,17 +70,7 @@ class FeatureSets:
         if pending:
             extract_features(engine, self.shards, pending, self.layout, self.settings, self.progress)
         self.encoded += sum(shard.rows(teacher.level) for shard in pending)
-        made = FeatureSet(
-            spec=teacher.spec,
-            modality=teacher.modality,
-            level=teacher.level,
-            shape=teacher.shape,
-            unit=teacher.unit,
-            precision=teacher.precision,
-            fingerprint=teacher.fingerprint,
-            parts=self._digests(teacher.slug, self.shards),
-            invalid=0,
-        )
+        made = teacher.feature_set(self._digests(teacher.slug, self.shards))
         self._add(teacher.slug, self._counted(teacher.slug, made))
 
     def import_(self, wanted: FeatureImport | GivenImport) -> None:

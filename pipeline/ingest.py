@@ -18,13 +18,12 @@ from rich.progress import Progress
 
 from pipeline.first_seen import FirstSeen, first_seen
 from pipeline.merge import MergedSource, merged
-from pipeline.pairing_table import ensure_pairing
 from pipeline.pictures import shared_pictures
 from pipeline.receipts import read_receipt
 from pipeline.shards import PlannedShard, make_shard, shard_fault
 from pipeline.sources import BadRecord, Record, Rejected, Source
 from pipeline.sources.records import KnowsTruth
-from pipeline.tabulate import count_classes, write_classes, write_tables, write_truth
+from pipeline.tabulate import count_classes, ensure_pairing, write_classes, write_tables, write_truth
 from pipeline.tally import Tally, write_quarantine
 from pipeline.unplanned import check_replaced_shard, check_truth, unplanned_shards
 from stores import Manifest, Shard, SourceError

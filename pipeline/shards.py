@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import IO, Annotated, Any, Final
@@ -142,7 +141,10 @@ def _tar_writer(stream: IO[bytes]) -> Any:
 def _checked(shard: PlannedShard, readers: ThreadPoolExecutor) -> Iterator[_CheckedRecord | Rejected]:
     """Read and check the images on threads, a bounded number ahead, in the records' order."""
     runs = iter(_runs(shard.records))
-    check = partial(_check_all, max_pixels=shard.max_pixels, require=shard.require)
+
+    def check(run: Sequence[Record | BadRecord]) -> list[_CheckedRecord | Rejected]:
+        return [_check(record, shard.max_pixels, shard.require) for record in run]
+
     waiting = deque(readers.submit(check, run) for run in islice(runs, _RUNS_AHEAD))
     while waiting:
         yield from waiting.popleft().result()
@@ -152,12 +154,6 @@ def _checked(shard: PlannedShard, readers: ThreadPoolExecutor) -> Iterator[_Chec
 def _runs(records: Sequence[Record | BadRecord]) -> Iterator[Sequence[Record | BadRecord]]:
     """Cut records into what one thread takes at a time: handing over each by itself costs as much as a small image."""
     return (records[start : start + _RUN] for start in range(0, len(records), _RUN))
-
-
-def _check_all(
-    records: Sequence[Record | BadRecord], max_pixels: int, require: frozenset[str]
-) -> list[_CheckedRecord | Rejected]:
-    return [_check(record, max_pixels, require) for record in records]
 
 
 def _check(record: Record | BadRecord, max_pixels: int, require: frozenset[str]) -> _CheckedRecord | Rejected:

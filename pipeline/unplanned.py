@@ -33,7 +33,8 @@ STORE_KINDS: Final[Kinds] = {
 
 def unplanned_shards(names: Collection[str], before: Manifest | None, layout: Layout) -> list[Path]:
     """Return the tars and receipts of ours that are of no shard in `names`."""
-    splits = _splits(names) | set(before.splits if before else ())
+    planned = {match["split"] for name in names if (match := re.fullmatch(SHARD, name))}
+    splits = planned | set(before.splits if before else ())
     found = []
     for path in sorted((layout.root / "shards").glob("*")):
         match = re.fullmatch(SHARD, path.stem)
@@ -119,10 +120,6 @@ def _foreign(paths: Collection[Path]) -> StoreError:
         f"{', '.join(map(str, paths))}: the store's own file belongs there, and this one is not known to be of its "
         f"making. Move it out of the store (or delete it, if a stopped run left it), and run the same command again."
     )
-
-
-def _splits(names: Collection[str]) -> set[str]:
-    return {match["split"] for name in names if (match := re.fullmatch(SHARD, name))}
 
 
 def _receipt_digest(name: str, layout: Layout) -> str | None:

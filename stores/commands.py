@@ -14,8 +14,8 @@ from typing import Final
 
 import click
 
+from stores.cores import yield_to_neighbours
 from stores.errors import CusaError
-from stores.threads import yield_to_neighbours
 
 GOES_ON: Final = "Run the same command again to go on from what is finished."
 

@@ -1,4 +1,7 @@
-"""What a person looks at: consoles on standard error and output, one kind of progress bar, one kind of table."""
+"""What a person looks at: consoles on standard error and output, one kind of progress bar, one kind of table.
+
+Texts of foreign data sets are made such that a terminal may show them (`printable`, `cell`).
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,7 @@ def output(wide: int = 160) -> Console:
 
 _ROOM_FOR_RATES: Final = 72
 _ROOMY: Final = 10_000
+_JOINER: Final = "\N{ZERO WIDTH JOINER}"
 _FOLDED: Final = 13
 """Columns up to which a cell is not folded, and in which one that may be folded within words can be read."""
 
@@ -87,6 +91,18 @@ class Listing(Table):
 
 def _text(console: Console, cell: RenderableType) -> Text:
     return cell if isinstance(cell, Text) else console.render_str(str(cell))
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line; what steers a terminal or turns a text's direction becomes a replacement character."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() or c == _JOINER else "\N{REPLACEMENT CHARACTER}" for c in line)
+
+
+def cell(text: str, longest: int = 120) -> Text:
+    """Return `text` for a table's cell: printable, never taken for markup, cut at `longest` characters."""
+    line = printable(text[: 2 * longest])
+    return Text(line if len(line) <= longest else line[: longest - 1] + "…")
 
 
 class _RateColumn(ProgressColumn):

@@ -9,6 +9,9 @@ import torch
 from stores.errors import ParameterError
 from stores.parameters import Precision
 
+ComputePrecision = Literal["fp32", "bf16"]
+"""What a model computes in."""
+
 
 def resolve_device(name: str) -> torch.device:
     """Return the device called `name`; "auto" is the machine's accelerator, or the CPU where there is none."""
@@ -23,7 +26,7 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+def resolve_precision(precision: Precision, device: torch.device) -> ComputePrecision:
     """Return the precision that `precision` means on `device`; "auto" is bf16 where the hardware multiplies in it."""
     if precision != "auto":
         return precision

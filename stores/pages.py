@@ -15,13 +15,13 @@ from stores.ownership import write_signed
 
 def write_html(path: Path, template: Path, **values: object) -> None:
     """Write the page that `template`, with `values` for its names, makes to `path`, atomically."""
-    # A NUL is nothing that a page can hold.
-    write_signed(path, rendered(template, **values).replace("\0", "\N{REPLACEMENT CHARACTER}"))
+    write_signed(path, rendered(template, **values))
 
 
 def rendered(template: Path, **values: object) -> str:
     """Return what `template` makes of `values`; it may extend, import and include its neighbours, and `page.html`."""
-    return _environment(template.parent).get_template(template.name).render(**values)
+    page = _environment(template.parent).get_template(template.name).render(**values)
+    return page.replace("\0", "\N{REPLACEMENT CHARACTER}")  # a NUL is nothing that a page can hold
 
 
 @cache

@@ -47,6 +47,16 @@ RELEVANCE: Final = pa.schema([("caption", pa.int64()), ("sample", pa.int64())])
 CAPTION_PAIRS: Final = pa.schema([("first", pa.int64()), ("second", pa.int64()), ("similarity", pa.float64())])
 """Graded similarity of pairs of caption rows."""
 
+SCHEMAS: Final = {
+    "samples.arrow": SAMPLES,
+    "captions.arrow": CAPTIONS,
+    "pairing.arrow": PAIRING,
+    "classes.arrow": CLASSES,
+    "relevance.arrow": RELEVANCE,
+    "caption_pairs.arrow": CAPTION_PAIRS,
+}
+"""By the tables' files."""
+
 
 @contextmanager
 def table_writer(path: Path, schema: pa.Schema) -> Iterator[pa.ipc.RecordBatchFileWriter]:

@@ -25,9 +25,6 @@ from stores.parameters import Data, Extract, Student, Teachers, as_dict
 from train.eval_cli import main
 from train.evaluation.eccv import _package
 from train.evaluation.evaluate import caption_pairs
-from train.evaluation.figure_tables import task_tables
-from train.evaluation.paper import PAPER
-from train.evaluation.result import Result as Measured
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PLAIN = ["--device", "cpu", "--precision", "fp32", "--workers", "0"]
@@ -289,15 +286,6 @@ def test_names_are_neither_markup_nor_what_steers_a_terminal(here: Path, scenes_
     assert result.exit_code == 0, result.output
     assert "[red]" in result.stdout
     assert "\x1b[2J" not in result.stdout
-
-
-def test_the_paper_s_figures_stand_beside_comparable_ones_alone() -> None:
-    measured = Measured(task="sts", model="m", figures={"STS13": 80.0, "average": 70.0})
-    (found,) = task_tables([measured], {"m": "m"})
-    assert [list(column.cells) for column in found.terminal().columns[2:]] == [["", "69.4  73.2"], ["", "71.9  74.5"]]
-    (found,) = task_tables([Measured(task="sts", model="m", figures={"STS13": 80.0})], {"m": "m"})
-    assert len(found.terminal().columns) == 2
-    assert {path[0] for known in PAPER.values() for path in known} == {"retrieval", "eccv", "image-retrieval", "sts"}
 
 
 def coco_store(images: dict[int, list[int]]) -> None:

@@ -135,6 +135,9 @@ def test_the_paper_s_figures_stand_beside_comparable_ones(tmp_path: Path) -> Non
         (["80.0", "79.0"], "worse", [None, None]),
         (["70.0", "–"], None, [(69.4, 73.2), (71.9, 74.5)]),
     ]
+    assert [list(column.cells) for column in table.terminal().columns[4:]] == [["", "69.4  73.2"], ["", "71.9  74.5"]]
+    (alone,) = task_tables(results[1:], {"b": "b"})
+    assert len(alone.terminal().columns) == 2, "of sets that the paper does not have"
     ranks = {"image_to_text": {"R@1": 1.0}, "median_rank": {"image_to_text": 5.0}}
     better = {"image_to_text": {"R@1": 2.0}, "median_rank": {"image_to_text": 4.0}}
     measured = [Measured(task="retrieval", model=m, figures={"x": f}) for m, f in (("a", ranks), ("b", better))]

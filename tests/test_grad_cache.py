@@ -13,7 +13,7 @@ from models.encoded import Encoded, concatenated, map_tensors
 from models.inputs import Padded
 from stores.parameters import Loss
 from train.fit.grad_cache import cached_backward
-from train.fit.learner import Learner
+from train.fit.optimisation import Learner
 from train.losses.comparison import Instances
 from train.losses.objective import compare, make_objective
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from refusals import refused
 from rich.progress import Progress
+from written_stores import vectors_entry
 
 from pipeline.indices import build, check_index_kind, ensure_index
 from pipeline.indices.build import draw_sample
@@ -20,7 +21,6 @@ from stores.errors import DamagedStoreError
 from stores.features import PartOrigin, write_part
 from stores.index import Index
 from stores.layout import Layout
-from stores.manifest import FeatureSet
 from stores.parameters import Extract
 
 DIM, FIRST, SIZES = 32, 700, (2500, 1, 1999)
@@ -43,17 +43,7 @@ class Made:
             write_part(self.layout.features("t", shards[-1].name), self.table[span], self.valid[span], origin)
             first += count
         self.parts = {one.name: hashlib.sha256(f"{one.name} {seed}".encode()).hexdigest() for one in shards}
-        teacher = FeatureSet(
-            spec="t",
-            modality="image",
-            level="sample",
-            shape=(DIM,),
-            unit=True,
-            precision="fp32",
-            fingerprint="a" * 64,
-            parts=self.parts,
-            invalid=0,
-        )
+        teacher = vectors_entry(DIM, "a" * 64, self.parts)
         self.features, self.shards = Features(self.layout, "t", tuple(shards), teacher), tuple(shards[1:])
         self.path, self.card_path = self.layout.index("t", "test"), self.layout.index_card("t", "test")
 

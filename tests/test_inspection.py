@@ -22,11 +22,11 @@ from PIL import Image
 
 from pipeline.extract import extract
 from pipeline.inspection.cli import main
-from pipeline.inspection.output import printable
 from pipeline.inspection.teachers import default_slug
 from stores import ExtractParameters, Store, tables
 from stores.candidates import Evidence, Runs, _chunks
 from stores.columns import Column
+from stores.console import printable
 from stores.digests import file_digest
 from stores.features import PartOrigin, read_part, write_part
 from stores.layout import Layout

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import random
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -195,18 +194,3 @@ def test_pieces_are_what_json_says(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (file,) = find(written(tmp_path / "v.json", cut))
         with pytest.raises(SourceError, match="is not JSON"):
             list(pieces(file))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("form", ["list", "object"])
-def test_memory_is_flat_in_the_number_of_records(tmp_path: Path, form: str) -> None:
-    peaks = []
-    for count in (6_000, 18_000):
-        path = tmp_path / f"{count}.json"
-        records = [{"image": f"{n}.jpg", "caption": f"text {n}", "image_id": f"coco_{n}"} for n in range(count)]
-        written(path, records if form == "list" else {"info": {}, "data": records})
-        del records
-        tracemalloc.start()
-        assert sum(1 for _ in open_source(Data(source=str(path))).records("train")) == count
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peaks[1] < peaks[0] * 1.15 + 50_000

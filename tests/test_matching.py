@@ -24,7 +24,7 @@ from stores import Store, TrainingError, TrainParameters
 from stores.errors import ParameterError, StudentError
 from stores.parameters import Evaluation, Loss, Matching, Rerank, Student, Train
 from train.fit.grad_cache import cached_backward
-from train.fit.learner import Learner
+from train.fit.optimisation import Learner
 from train.losses.comparison import Instances
 from train.losses.image_text_matching import draw
 from train.losses.objective import compare, make_objective

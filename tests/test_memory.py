@@ -19,12 +19,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
-from written_stores import DIGEST, manifest, shard_entry
+from written_stores import DIGEST, manifest, shard_entry, vectors_entry
 
 from stores import Store
 from stores.features import PART_FORMAT
 from stores.layout import Layout, shard_name
-from stores.manifest import FeatureSet
 from stores.tables import CAPTIONS, table_writer
 from train.data.mixture import MixedFeatures
 from train.data.numbers import Numbers
@@ -64,17 +63,7 @@ def write_sparse_part(path: Path) -> None:
 
 def host_features(root: Path) -> MixedFeatures:
     """Open the features that `write_sparse_part` wrote, as a training opens them."""
-    teacher = FeatureSet(
-        spec="t",
-        modality="image",
-        level="sample",
-        shape=(DIM,),
-        unit=True,
-        precision="fp32",
-        fingerprint=DIGEST,
-        parts={},
-        invalid=0,
-    )
+    teacher = vectors_entry(DIM, DIGEST)
     made = manifest([shard_entry(0, ROWS, 0, 0, 0)])
     store = Store(root, type(made)(**{**vars(made), "features": {"t": teacher}}))
     return MixedFeatures([store.features("t")], Numbers([store], "train", "sample"))

@@ -13,7 +13,7 @@ import tiny_teachers
 import torch
 
 from models.teachers import Teacher
-from pipeline.serve.model_thread import BATCH, WAITING, Busy, ModelThread, Tower
+from pipeline.serve.model_thread import BATCH, WAITING, Busy, ModelThread, ServedTower
 from stores import TeacherError
 
 
@@ -37,7 +37,7 @@ def picky() -> Teacher:
     return Picky(spec="picky", dim=26, precision="fp32", device=torch.device("cpu"), identity=None)
 
 
-async def together(models: ModelThread, tower: Tower, texts: list[str], gate: threading.Event) -> list[Any]:
+async def together(models: ModelThread, tower: ServedTower, texts: list[str], gate: threading.Event) -> list[Any]:
     """Ask for all texts while the tower is still being loaded."""
     asked = [asyncio.ensure_future(models.encode(tower, text)) for text in texts]
     await asyncio.sleep(0.05)
@@ -45,7 +45,7 @@ async def together(models: ModelThread, tower: Tower, texts: list[str], gate: th
     return await asyncio.gather(*asked, return_exceptions=True)
 
 
-def gated(load: Any) -> tuple[Tower, threading.Event]:
+def gated(load: Any) -> tuple[ServedTower, threading.Event]:
     gate = threading.Event()
 
     def loaded() -> Teacher:
@@ -53,7 +53,7 @@ def gated(load: Any) -> tuple[Tower, threading.Event]:
         teacher: Teacher = load()
         return teacher
 
-    return Tower(slug="picky", fingerprint=picky().fingerprint, load=loaded), gate
+    return ServedTower(slug="picky", fingerprint=picky().fingerprint, load=loaded), gate
 
 
 def test_what_comes_at_once_is_one_batch(models: ModelThread) -> None:

@@ -18,8 +18,8 @@ from refusals import refused
 
 from models.checkpoint import write_tensors
 from pipeline.extract import extract
-from pipeline.inspection.missing_files import KINDS, write_list
-from pipeline.inspection.missing_files import claim_folder as claim_missing
+from pipeline.inspection.missing_matches import KINDS, write_list
+from pipeline.inspection.missing_matches import claim_folder as claim_missing
 from stores import ExtractParameters, ParameterError, Store, StoreError, TrainParameters
 from stores.atomic import write_json
 from stores.errors import RunFolderError
@@ -118,12 +118,16 @@ def test_a_person_s_file_in_the_place_of_the_run_s_own_is_refused(finished: Path
     assert content(finished) == before
 
 
-@pytest.mark.parametrize("record", [None, '{"parameters": {}, "versions": {}}', "[1]"], ids=["absent", "other", "list"])
+@pytest.mark.parametrize(
+    "record",
+    [None, '{"parameters": {}, "versions": {}}', "[1]", "not JSON"],
+    ids=["absent", "other", "list", "not-json"],
+)
 def test_a_folder_that_is_no_run_is_never_overwritten(tmp_path: Path, record: str | None) -> None:
     mine = persons_files(tmp_path, ".git/config", "thesis.tex", "best.safetensors")
     if record is not None:
         (tmp_path / "run.json").write_text(record)
-    with refused(RunFolderError, path=tmp_path):
+    with refused(RunFolderError, problem="is not empty and holds no run of cusa-train", path=tmp_path):
         replaces_another(tmp_path, {}, True)
     assert held(tmp_path, mine) == mine
 
@@ -225,12 +229,12 @@ def test_pages_that_a_person_changed_are_refused_by_their_commands(tmp_path: Pat
     write_signed(listed / "missing.html", "<p>ours</p>\n")
     write_json(measured / "figures.json", {"format": 1, "results": []})
     write_signed(measured / "report.html", "<p>ours</p>\n")
-    claim_missing(scenes_store.root, listed, KINDS, "a list")
+    claim_missing(scenes_store, "missing", "train", listed, KINDS, "a list")
     claim_eval(measured, scenes_store.root)
     for page in (listed / "missing.html", measured / "report.html"):
         page.write_text(page.read_text() + "<p>mine</p>\n")
     with refused(StoreError, path=listed, found=["missing.html"]):
-        claim_missing(scenes_store.root, listed, KINDS, "a list")
+        claim_missing(scenes_store, "missing", "train", listed, KINDS, "a list")
     with refused(ParameterError, where="--out", path=measured, found="report.html"):
         claim_eval(measured, scenes_store.root)
 

@@ -208,6 +208,7 @@ def test_knn_service_answers_as_clip_retrieval_does(client: Client, searched_sto
     assert len(distinct) < len(everything)
     assert distinct[0]["id"] == 5
     in_test = knn(text="a circle", indice_name=f"{run_of(store)}|test")
+    assert in_test
     assert all(int(one["id"]) >= 60 for one in in_test)  # type: ignore[call-overload]
     assert "opens no addresses" in knn(image_url="http://127.0.0.1/x.png")["error"]  # type: ignore[call-overload]
     assert f"{run_of(store)}|test" in client.ask("GET", "/indices-list").json

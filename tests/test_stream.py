@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from refusals import refused
 from written_stores import write_store
 
-from pipeline.pairing_table import ensure_pairing
+from pipeline.tabulate import ensure_pairing
 from stores import Store, StoreError, TrainingError
 from stores.digests import file_digest
 from stores.errors import DamagedStoreError

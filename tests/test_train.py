@@ -36,7 +36,7 @@ from train.fit import optimisation, trainer
 from train.fit.claim import replaces_another
 from train.fit.processes import Processes
 from train.fit.stops import Stop
-from train.losses.temperature import Temperature
+from train.losses.terms import Temperature
 from train.run import run
 
 QUICK = TrainParameters(train=Train(epochs=2, batch_size=16, device="cpu", precision="fp32", compare=False))
@@ -216,11 +216,6 @@ def test_another_run_s_folder_is_not_taken(scenes_store: Store, tmp_path: Path) 
     assert (tmp_path / "run" / "best.safetensors").read_bytes() == best
     run(changed(epochs=1, seed=1), scenes_store, tmp_path / "run", overwrite=True)
     assert (tmp_path / "run" / "best.safetensors").read_bytes() != best
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").touch()
-    with refused(RunFolderError, problem="is not empty and holds no run of cusa-train"):
-        run(changed(epochs=1), scenes_store, tmp_path / "mine", overwrite=True)
-    assert (tmp_path / "mine" / "thesis.tex").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_place(
@@ -251,24 +246,6 @@ def test_missing_splits_and_teachers_are_named_before_training(scenes_store: Sto
     with pytest.raises(StoreError, match="no features 'unicom-ViT-B-32'"):
         teachers = replace(QUICK.teachers, image="unicom:ViT-B/32")
         run(replace(QUICK, teachers=teachers), scenes_store, tmp_path / "run")
-
-
-def test_features_that_failed_leave_their_pairs_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from conftest import small_scenes
-
-    from pipeline.extract import extract
-    from stores.parameters import Teachers
-
-    parameters = replace(
-        small_scenes(), teachers=Teachers(image="tiny_teachers:mean_colour", text="tiny_teachers:no_e")
-    )
-    extract(parameters, tmp_path / "store")
-    store = Store.open(tmp_path / "store")
-    failed = ["centre" in text for text in store.captions["text"].to_pylist()]
-    assert store.manifest.teachers["tiny_teachers-no_e"].invalid == sum(failed) > 0
-    run(replace(changed(epochs=1), teachers=parameters.teachers), store, tmp_path / "run")
-    left_out = sum(failed[row] for row in store.rows("train", "caption"))
-    assert f"{left_out} left out for want of features" in " ".join(capsys.readouterr().err.split())
 
 
 def test_evaluation_follows_the_embeddings(scenes_store: Store) -> None:
@@ -323,16 +300,6 @@ def test_a_refused_run_keeps_no_one_from_its_folder(scenes_store: Store, tmp_pat
     with pytest.raises(TrainingError, match="batch"):
         run(changed(batch_size=1000), scenes_store, tmp_path / "run")
     run(changed(epochs=1), scenes_store, tmp_path / "run")
-
-
-@pytest.mark.parametrize("text", ['{"name": "another tool"}', "[]", "not JSON"], ids=["object", "list", "not-json"])
-def test_a_run_json_of_another_tool_is_left_alone(scenes_store: Store, tmp_path: Path, text: str) -> None:
-    (tmp_path / "run.json").write_text(text)
-    (tmp_path / "results.bin").touch()
-    with refused(RunFolderError, problem="is not empty and holds no run of cusa-train"):
-        run(changed(epochs=1), scenes_store, tmp_path, overwrite=True)
-    assert (tmp_path / "results.bin").exists()
-    assert (tmp_path / "run.json").read_text() == text
 
 
 def test_a_student_s_own_similarity_is_measured_in_evaluation_mode(scenes_store: Store, tmp_path: Path) -> None:

@@ -13,15 +13,15 @@ from transformers import BlipConfig, BlipForImageTextRetrieval
 
 from models.encoded import Encoded
 from models.export import exported
-from models.x2vlm import X2VLM, Size, Tower
+from models.x2vlm import X2VLM, Size, TowerSize
 from train.evaluation.reranking import RerankedSimilarities, reranked
 from train.evaluation.similarities import CosineSimilarities
 
 SMALL = Size(
     pixels=32,
     patch=8,
-    image=Tower(width=24, layers=2, heads=3, hidden=40),
-    text=Tower(width=32, layers=2, heads=4, hidden=48),
+    image=TowerSize(width=24, layers=2, heads=3, hidden=40),
+    text=TowerSize(width=32, layers=2, heads=4, hidden=48),
     fusion_layers=2,
     dim=16,
     tokens=20,

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from stores import Manifest, Shard, Store
 from stores.layout import Layout, shard_name
+from stores.manifest import FeatureSet
 from stores.tables import CAPTIONS, table_writer
 
 DIGEST = "0" * 64
@@ -40,6 +41,21 @@ def shard_entry(number: int, samples: int, captions: int, first_sample: int, fir
         first_caption=first_caption,
         bytes=0,
         sha256=DIGEST,
+    )
+
+
+def vectors_entry(dim: int, fingerprint: str = DIGEST, parts: dict[str, str] | None = None) -> FeatureSet:
+    """The manifest's entry of a teacher's vectors."""
+    return FeatureSet(
+        spec="t",
+        modality="image",
+        level="sample",
+        shape=(dim,),
+        unit=True,
+        precision="fp32",
+        fingerprint=fingerprint,
+        parts=parts or {},
+        invalid=0,
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 import click
 
 from stores.commands import loading, resumable
-from stores.console import console, output
+from stores.console import console, output, printable
 from stores.errors import CusaError, ParameterError
 from stores.parameters import Precision, Rerank
 from stores.streams import Command
@@ -149,7 +149,7 @@ def _kept(out: Path, results: Sequence[Result]) -> str:
 
 
 def _show(results: Sequence[Result]) -> None:
-    from train.evaluation.figure_tables import printable, task_tables
+    from train.evaluation.figure_tables import task_tables
 
     for message in dict.fromkeys(message for result in results for message in result.messages):
         console.print(printable(message), style="yellow", soft_wrap=True)

@@ -115,7 +115,7 @@ class SimilarityVectors(nn.Module):
         return torch.cat(found)[order]
 
     def _images(self, encoded: Encoded) -> Images:
-        regions = _parts(encoded)
+        regions = encoded.given_parts
         return Images(encoded.vector, regions, regions @ regions.mT, self.head.prepared())
 
     def _block(self, score: Block, images: Images, captions: Encoded) -> tuple[Tensor, Statistics | None]:
@@ -128,7 +128,7 @@ class SimilarityVectors(nn.Module):
 
     def _crossed(self, images: Images, captions: Encoded) -> tuple[Tensor, Statistics | None]:
         """Score N images with m captions of one length: (N, m)."""
-        regions, words = images.regions, _parts(captions)
+        regions, words = images.regions, captions.given_parts
         shape = len(regions), regions.shape[1], *words.shape[:2]
         products = (regions.flatten(0, 1) @ words.flatten(0, 1).T).view(shape)
         differences = _differences(_attention(products).flatten(2), images, words.flatten(0, 1))
@@ -137,7 +137,7 @@ class SimilarityVectors(nn.Module):
 
     def _paired(self, images: Images, captions: Encoded) -> tuple[Tensor, Statistics | None]:
         """Score m images each with its own caption, all of one length: (1, m)."""
-        words = _parts(captions)
+        words = captions.given_parts
         attention = _attention((images.regions @ words.mT)[:, :, None]).squeeze(2)
         differences = _differences(attention, images, words)
         return self._scores(differences[None], (images.vectors - captions.vector)[None], images.prepared)
@@ -184,7 +184,7 @@ def _differences(attention: Tensor, images: Images, words: Tensor) -> Tensor:
 
 def _by_length(captions: Encoded) -> Iterator[tuple[Tensor, Encoded]]:
     """Yield captions of equal length, and their places; without padding and mask."""
-    words = _parts(captions)
+    words = captions.given_parts
     if captions.mask is None:
         yield torch.arange(len(words), device=words.device), captions
         return
@@ -195,11 +195,5 @@ def _by_length(captions: Encoded) -> Iterator[tuple[Tensor, Encoded]]:
 
 
 def _pairs_at_once(captions: Encoded) -> int:
-    words = _parts(captions)
+    words = captions.given_parts
     return max(1, BLOCK.get(words.device.type, BLOCK["cuda"]) // words[0].nbytes)
-
-
-def _parts(items: Encoded) -> Tensor:
-    if items.parts is None:
-        raise ValueError("SGR and SAF compare parts, and these items have none.")
-    return items.parts

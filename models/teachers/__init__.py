@@ -87,7 +87,7 @@ def _load(spec: str, weights: str | None, device: str, precision: Precision, mod
 
             return TimmTeacher(spec, name or family, weights, where, how)
         case "grid", _:
-            from models.teachers.image_grid import GridTeacher
+            from models.teachers.timm_images import GridTeacher
 
             return GridTeacher(name, weights, where, how)
         case "open-clip", _:

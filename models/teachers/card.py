@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 from models.teachers.teacher import Teacher
 from stores.errors import TeacherError
+from stores.hardware import ComputePrecision
 from stores.layout import teacher_slug
+from stores.manifest import FeatureSet
 from stores.modality import LEVELS, Level
 from stores.parameters import Precision
 
@@ -44,7 +46,7 @@ class TeacherCard:
     dim: int
     shape: tuple[int, ...]
     unit: bool
-    precision: Literal["fp32", "bf16"]
+    precision: ComputePrecision
     fingerprint: str
 
     @property
@@ -56,6 +58,20 @@ class TeacherCard:
     def slug(self) -> str:
         """The name of its folder in a store."""
         return teacher_slug(self.spec, self.modality)
+
+    def feature_set(self, parts: dict[str, str]) -> FeatureSet:
+        """Return the manifest's entry of its features, of which `parts` are the checksums; no row is absent yet."""
+        return FeatureSet(
+            spec=self.spec,
+            modality=self.modality,
+            level=self.level,
+            shape=self.shape,
+            unit=self.unit,
+            precision=self.precision,
+            fingerprint=self.fingerprint,
+            parts=parts,
+            invalid=0,
+        )
 
     @classmethod
     def of(cls, teacher: Teacher) -> Self:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from PIL import Image
 from torch import Tensor
 
 from models.preprocessing import Preprocessing, Transform
 from models.teachers.teacher import Teacher
+from stores.hardware import ComputePrecision
 
 
 class ImageTeacher(Teacher):
@@ -22,7 +21,7 @@ class ImageTeacher(Teacher):
         *,
         spec: str,
         dim: int,
-        precision: Literal["fp32", "bf16"],
+        precision: ComputePrecision,
         device: torch.device,
         weights: str,
         transform: Transform,

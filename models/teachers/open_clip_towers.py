@@ -5,7 +5,7 @@ Shapes: B batch, L tokens, D the features' size.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -21,10 +21,11 @@ from models.loading import nearest, shortened, weights_digest, weights_file
 from models.teachers.image_teacher import ImageTeacher
 from models.teachers.teacher import Teacher, feature_dim
 from stores.errors import TeacherError
+from stores.hardware import ComputePrecision
 
 
 def open_clip_teacher(
-    name: str, weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"], modality: str
+    name: str, weights: str | None, device: torch.device, precision: ComputePrecision, modality: str
 ) -> Teacher:
     """Return the tower for `modality` of the model `name`: `<model>/<pretrained>`, or `<model>` with a weights file.
 
@@ -49,7 +50,7 @@ def open_clip_teacher(
 class OpenClipImageTeacher(ImageTeacher):
     """The image tower."""
 
-    def __init__(self, tower: nn.Module, spec: str, device: torch.device, precision: Literal["fp32", "bf16"]) -> None:
+    def __init__(self, tower: nn.Module, spec: str, device: torch.device, precision: ComputePrecision) -> None:
         settings = PreprocessCfg(**tower.preprocess_cfg)  # type: ignore[arg-type] # open_clip keeps it on the module
         self._tower = tower.eval()
         transform = image_transform_v2(settings, is_train=False)
@@ -76,7 +77,7 @@ class OpenClipTextTeacher(Teacher):
     modality = "text"
 
     def __init__(
-        self, tower: Any, tokenizer: Any, spec: str, device: torch.device, precision: Literal["fp32", "bf16"]
+        self, tower: Any, tokenizer: Any, spec: str, device: torch.device, precision: ComputePrecision
     ) -> None:
         self._tower = tower.eval().to(device)
         self._tokenizer = tokenizer

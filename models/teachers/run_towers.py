@@ -8,7 +8,7 @@ Shapes: B batch, D the student's embedding size.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Generic, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
@@ -21,13 +21,14 @@ from models.loading import weights_digest
 from models.teachers.teacher import Teacher
 from models.trained import RUN, Trained, checkpoint_file, load_trained
 from stores.errors import TeacherError
+from stores.hardware import ComputePrecision
 
 UNI: Final = "@uni"
 _IN_USE: Final[WeakValueDictionary[tuple[Any, ...], Trained]] = WeakValueDictionary()
 Kind = TypeVar("Kind", bound=Input)
 
 
-def run_teacher(name: str, device: torch.device, precision: Literal["fp32", "bf16"], modality: str) -> Teacher:
+def run_teacher(name: str, device: torch.device, precision: ComputePrecision, modality: str) -> Teacher:
     """Return the tower for `modality` of the run `name`: a folder or a checkpoint file, perhaps with `@uni`.
 
     Raises:
@@ -52,58 +53,59 @@ def _shared(path: Path, device: torch.device) -> Trained:
     return trained
 
 
-class RunTower(Teacher):
+class RunTower(Teacher, Generic[Kind]):
     """One tower of a trained run, with one of its two heads."""
 
-    def __init__(self, trained: Trained, spec: str, device: torch.device, precision: Literal["fp32", "bf16"]) -> None:
+    kind: type[Kind]
+    """Of the input that it encodes."""
+
+    def __init__(self, trained: Trained, spec: str, device: torch.device, precision: ComputePrecision) -> None:
         self._is_uni = spec.endswith(UNI)
         identity = [weights_digest(trained.model), trained.record.get("parameters", {}).get("student"), self._is_uni]
         self._trained, self._model = trained, trained.model.eval().to(device)
         dim = self._model.interface.embed_dim
         super().__init__(spec=spec, dim=dim, precision=precision, device=device, identity=identity)
+        self._input: Kind = self._checked_input()
 
     def forward(self, batch: Any) -> Tensor:
         moved = map_tensors(lambda tensor: tensor.to(self.device, non_blocking=True), batch)
         encoded = self._model.encode(self.modality, moved)
         return encoded.unimodal if self._is_uni else encoded.vector
 
-    def _input(self, kind: type[Kind]) -> Kind:
+    def _checked_input(self) -> Kind:
         given = self._model.interface.inputs.get(self.modality)
-        if not isinstance(given, kind):
+        if not isinstance(given, self.kind):
             found = None if given is None else type(given).__name__
             advice = "Its features are of the store that it was trained on, and it can encode nothing else."
             raise TeacherError(
-                f"its {self.modality} input", where=self.spec, found=found, expected=kind.__name__, advice=advice
+                f"its {self.modality} input", where=self.spec, found=found, expected=self.kind.__name__, advice=advice
             )
         return given
 
 
-class RunImages(RunTower):
+class RunImages(RunTower[Pixels]):
     """The image tower."""
 
     modality = "image"
+    kind = Pixels
 
-    def __init__(self, trained: Trained, spec: str, device: torch.device, precision: Literal["fp32", "bf16"]) -> None:
+    def __init__(self, trained: Trained, spec: str, device: torch.device, precision: ComputePrecision) -> None:
         super().__init__(trained, spec, device, precision)
-        self._pixels = self._input(Pixels)
-        self.in_threads = self._pixels.prepare.in_threads
+        self.in_threads = self._input.prepare.in_threads
 
     def preprocess(self, item: Image.Image) -> Tensor:
         """Apply the student's transform for measuring."""
-        return self._pixels.prepare.transform(item)
+        return self._input.prepare.transform(item)
 
     def preprocess_file(self, data: bytes) -> Tensor:
-        return self._pixels.prepare(data)
+        return self._input.prepare(data)
 
 
-class RunTexts(RunTower):
+class RunTexts(RunTower[Tokens]):
     """The text tower."""
 
     modality = "text"
-
-    def __init__(self, trained: Trained, spec: str, device: torch.device, precision: Literal["fp32", "bf16"]) -> None:
-        super().__init__(trained, spec, device, precision)
-        self._tokens = self._input(Tokens)
+    kind = Tokens
 
     def preprocess(self, item: str) -> Tensor:
         """Return the text's tokens: (length,)."""
@@ -111,7 +113,7 @@ class RunTexts(RunTower):
         return tokens
 
     def prepare(self, items: list[str]) -> list[Any]:
-        return self._tokens.tokens(items) if items else []
+        return self._input.tokens(items) if items else []
 
     def length(self, prepared: Tensor) -> int:
         """Return the number of tokens."""
@@ -119,4 +121,4 @@ class RunTexts(RunTower):
 
     def collate(self, items: list[Tensor]) -> Any:
         """Return (B, longest) tokens with their mask."""
-        return self._tokens.collate(items)
+        return self._input.collate(items)

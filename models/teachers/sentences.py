@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from models.sentence_models import sentence_model
 from models.teachers.teacher import Teacher
 from models.teachers.tokens import bulk_tokens
 from stores.errors import TeacherError
+from stores.hardware import ComputePrecision
 
 
 class SentenceTeacher(Teacher):
@@ -22,7 +23,7 @@ class SentenceTeacher(Teacher):
 
     modality = "text"
 
-    def __init__(self, spec: str, name: str, device: torch.device, precision: Literal["fp32", "bf16"]) -> None:
+    def __init__(self, spec: str, name: str, device: torch.device, precision: ComputePrecision) -> None:
         self._model = sentence_model(name, device)
         dim = self._model.get_embedding_dimension()
         if dim is None:

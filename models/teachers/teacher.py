@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from stores.digests import value_digest
 from stores.errors import TeacherError
+from stores.hardware import ComputePrecision
 from stores.images import DECODING, decode_rgb
 from stores.modality import LEVELS, Level
 
@@ -36,7 +37,7 @@ class Teacher(ABC):
     """Whether `preprocess_file` leaves Python to others for most of its time, so that threads do it side by side."""
 
     def __init__(
-        self, *, spec: str, dim: int, precision: Literal["fp32", "bf16"], device: torch.device, identity: Any
+        self, *, spec: str, dim: int, precision: ComputePrecision, device: torch.device, identity: Any
     ) -> None:
         self.spec = spec
         self.dim = dim
@@ -82,7 +83,7 @@ class Teacher(ABC):
     def forward(self, batch: Any) -> Tensor:
         """Return the features of a batch, (B, D), on the teacher's device."""
 
-    def encode(self, batch: Any, precision: Literal["fp32", "bf16"] | None = None) -> Tensor:
+    def encode(self, batch: Any, precision: ComputePrecision | None = None) -> Tensor:
         """Return the features of a batch: (B, D) float32, not normalised."""
         use_bf16 = (precision or self.precision) == "bf16"
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=use_bf16):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from timm.layers import PatchEmbed
@@ -20,6 +20,7 @@ from torchvision.transforms import v2
 from models.loading import shortened, weights_digest, weights_file
 from models.teachers.image_teacher import ImageTeacher
 from stores.errors import TeacherError
+from stores.hardware import ComputePrecision
 
 RELEASES: Final = "https://github.com/deepglint/unicom/releases/download"
 TOKENS: Final = "@tokens"
@@ -103,12 +104,12 @@ class UnicomTeacher(ImageTeacher):
     (37,632 numbers of ViT-B/32), which by its size is what the CUSA authors' released file holds.
     """
 
-    def __init__(
-        self, name: str, weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]
-    ) -> None:
+    def __init__(self, name: str, weights: str | None, device: torch.device, precision: ComputePrecision) -> None:
         spec = f"unicom:{name}"
         name = name.removesuffix(TOKENS)
-        model = _model(name)
+        if name not in MODELS:
+            raise TeacherError(found=f"unicom:{name}", expected=", ".join(f"unicom:{known}" for known in MODELS))
+        model = MODELS[name]
         network = UnicomViT(model)
         path = weights_file(weights, f"unicom:{name}") if weights else _download(name, model)
         _load_strictly(network, path, name)
@@ -134,12 +135,6 @@ class UnicomTeacher(ImageTeacher):
 
 def _norm(width: int, **_: Any) -> nn.LayerNorm:
     return nn.LayerNorm(width, eps=1e-5)
-
-
-def _model(name: str) -> UnicomModel:
-    if name not in MODELS:
-        raise TeacherError(found=f"unicom:{name}", expected=", ".join(f"unicom:{known}" for known in MODELS))
-    return MODELS[name]
 
 
 def _download(name: str, model: UnicomModel) -> Path:

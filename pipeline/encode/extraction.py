@@ -21,7 +21,6 @@ from pipeline.first_seen import first_seen
 from stores import Features, Shard
 from stores.features import PartOrigin, part_batch_size, write_part
 from stores.layout import Layout
-from stores.manifest import FeatureSet
 from stores.parameters import Extract
 
 
@@ -78,7 +77,7 @@ class _PartWriter:
         self._batch_size = batch_size
         self._layout = layout
         # Parts are mapped when they are asked for, so those of this run can be read as soon as they are written.
-        self._written = Features(layout, teacher.slug, tuple(shards), _entry(teacher))
+        self._written = Features(layout, teacher.slug, tuple(shards), teacher.feature_set({}))
         self.invalid = 0
 
     def write(self, window: Window, encoded: WindowFeatures) -> None:
@@ -120,17 +119,3 @@ class _PartWriter:
             copied = self._written.gather(firsts[outside]).reshape(-1, self._teacher.dim)
             # Rows that could not be encoded are zero, and only they (`Encoder`).
             features[here[outside]], valid[here[outside]] = copied, copied.any(axis=1)
-
-
-def _entry(teacher: TeacherCard) -> FeatureSet:
-    return FeatureSet(
-        spec=teacher.spec,
-        modality=teacher.modality,
-        level=teacher.level,
-        shape=teacher.shape,
-        unit=teacher.unit,
-        precision=teacher.precision,
-        fingerprint=teacher.fingerprint,
-        parts={},
-        invalid=0,
-    )

@@ -43,7 +43,7 @@ class Spool:
         return self._open.enter_context(tempfile.TemporaryFile(dir=self._folder))
 
 
-class FeatureRows:
+class FileRows:
     """The rows of one file: `shape` (n, …) numbers, read by number, and what names them."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], read: Callable[[Array], Array], keys: Array | None) -> None:
@@ -56,7 +56,7 @@ class FeatureRows:
         return self._read(rows)
 
 
-def open_rows(path: Path, array: str | None, key: str | None, spool: Spool) -> FeatureRows:
+def open_rows(path: Path, array: str | None, key: str | None, spool: Spool) -> FileRows:
     """Open a file of features: its `array` (dataset, column), or the only one; rows are named by that called `key`.
 
     What must be copied to be read lies in `spool`, as long as it is open.
@@ -81,13 +81,13 @@ def open_rows(path: Path, array: str | None, key: str | None, spool: Spool) -> F
     return found
 
 
-def _npy(path: Path, array: str | None, key: str | None, spool: Spool) -> FeatureRows:
+def _npy(path: Path, array: str | None, key: str | None, spool: Spool) -> FileRows:
     if array or key:
         raise ValueError("an .npy file holds one array and no keys; leave `array` and `key` out, or use an .npz")
     return _mapped(path, path, None)
 
 
-def _npz(path: Path, array: str | None, key: str | None, spool: Spool) -> FeatureRows:
+def _npz(path: Path, array: str | None, key: str | None, spool: Spool) -> FileRows:
     with zipfile.ZipFile(path) as archive:
         chosen = _chosen(array, key, [name.removesuffix(".npy") for name in archive.namelist()])
         plain = spool.open()
@@ -101,7 +101,7 @@ def _npz(path: Path, array: str | None, key: str | None, spool: Spool) -> Featur
     return _mapped(path, Path(f"/dev/fd/{plain.fileno()}"), keys)
 
 
-def _mapped(path: Path, plain: Path, keys: Array | None) -> FeatureRows:
+def _mapped(path: Path, plain: Path, keys: Array | None) -> FileRows:
     """Return the rows of the array in the file `plain`, in NumPy's format."""
 
     def load() -> Array:
@@ -110,10 +110,10 @@ def _mapped(path: Path, plain: Path, keys: Array | None) -> FeatureRows:
 
     _check_numbers(load().dtype)
     # Mapped anew each time: what a map has touched counts as this process's memory as long as it lives.
-    return FeatureRows(path, load().shape, lambda rows: load()[rows], keys)
+    return FileRows(path, load().shape, lambda rows: load()[rows], keys)
 
 
-def _parquet(path: Path, array: str | None, key: str | None, spool: Spool) -> FeatureRows:
+def _parquet(path: Path, array: str | None, key: str | None, spool: Spool) -> FileRows:
     file = pq.ParquetFile(path)
     chosen = _chosen(array, key, file.schema_arrow.names)
     plain, keys, first = spool.open(), [np.empty(0, object)], None
@@ -134,10 +134,10 @@ def _parquet(path: Path, array: str | None, key: str | None, spool: Spool) -> Fe
     def read(rows: Array) -> Array:
         return np.memmap(plain, dtype, "r", shape=shape)[rows] if shape[0] else np.empty(shape, dtype)[rows]
 
-    return FeatureRows(path, shape, read, np.concatenate(keys) if key else None)
+    return FileRows(path, shape, read, np.concatenate(keys) if key else None)
 
 
-def _hdf5(path: Path, array: str | None, key: str | None, spool: Spool) -> FeatureRows:
+def _hdf5(path: Path, array: str | None, key: str | None, spool: Spool) -> FileRows:
     with h5py.File(path, "r") as file:
         chosen = _chosen(array, key, [name for name in file if isinstance(file[name], h5py.Dataset)])
         shape, dtype = file[chosen].shape, file[chosen].dtype
@@ -154,7 +154,7 @@ def _hdf5(path: Path, array: str | None, key: str | None, spool: Spool) -> Featu
             taken: Array = file[chosen][wanted] if len(wanted) else np.empty((0, *shape[1:]), dtype)
         return taken[places]
 
-    return FeatureRows(path, shape, read, keys)
+    return FileRows(path, shape, read, keys)
 
 
 def _listed(column: pa.Array) -> Array:

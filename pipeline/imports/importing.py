@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.imports.feature_files import FeatureRows, Spool, open_rows
+from pipeline.imports.feature_files import FileRows, Spool, open_rows
 from stores import Shard, SourceError, tables
 from stores.digests import file_digest, value_digest
 from stores.features import PartOrigin, write_part
@@ -92,7 +92,7 @@ class FeatureImport:
             return next(iter(files.values())).shape[1:]
 
 
-def _opened(wanted: FeatureImport, spool: Spool) -> dict[str, FeatureRows]:
+def _opened(wanted: FeatureImport, spool: Spool) -> dict[str, FileRows]:
     settings = wanted.settings
     files = {split: open_rows(path, settings.array, settings.key, spool) for split, path in _files(settings).items()}
     if len({found.shape[1:] for found in files.values()}) > 1:
@@ -108,12 +108,12 @@ def _files(settings: FeatureFile) -> dict[str, Path]:
     return {split: Path(path) for split, path in settings.file.items()}
 
 
-Place = tuple[Shard, FeatureRows, Rows]
+Place = tuple[Shard, FileRows, Rows]
 """A shard, the file that has its rows, and each row's number there, −1 where it has none: (n,)."""
 
 
 def _in_order(
-    wanted: FeatureImport, files: Mapping[str, FeatureRows], shards: Sequence[Shard], layout: Layout
+    wanted: FeatureImport, files: Mapping[str, FileRows], shards: Sequence[Shard], layout: Layout
 ) -> Iterator[Place]:
     """Take rows in the order of the source, which is known within a split."""
     level, where = wanted.settings.level, f"data.features.{wanted.name}"
@@ -149,7 +149,7 @@ def _in_order(
 
 
 def _by_key(
-    wanted: FeatureImport, files: Mapping[str, FeatureRows], shards: Sequence[Shard], layout: Layout
+    wanted: FeatureImport, files: Mapping[str, FileRows], shards: Sequence[Shard], layout: Layout
 ) -> Iterator[Place]:
     """Find each row of the store by its name: a sample's id in the source, with `#n` its n-th caption, or a class's."""
     level, where = wanted.settings.level, f"data.features.{wanted.name}"
@@ -185,7 +185,7 @@ def _of_split(names: pa.ChunkedArray, split: str, shards: Sequence[Shard], level
     return pa.chunked_array([chunk for part in own for chunk in part.chunks], pa.string())
 
 
-def _check_keys(where: str, found: FeatureRows, names: pa.ChunkedArray, layout: Layout) -> None:
+def _check_keys(where: str, found: FileRows, names: pa.ChunkedArray, layout: Layout) -> None:
     keys = pa.array(found.keys, pa.string())
     if len(keys) != len(pc.unique(keys)):
         doubled = next(row["values"] for row in pc.value_counts(keys).to_pylist() if row["counts"] > 1)
@@ -205,7 +205,7 @@ def _check_keys(where: str, found: FeatureRows, names: pa.ChunkedArray, layout: 
         raise SourceError(f"{where}: {found.path} has none of the store's {len(names):,} names.")
 
 
-def _checked(found: FeatureRows, rows: Rows, wanted: FeatureImport) -> NDArray[np.float16]:
+def _checked(found: FileRows, rows: Rows, wanted: FeatureImport) -> NDArray[np.float16]:
     """Return rows as float16, at length one if asked; refuse what is not finite."""
     given, unit = found.read(rows), wanted.settings.unit
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):

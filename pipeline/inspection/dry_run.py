@@ -30,11 +30,7 @@ from stores.ownership import leftovers
 
 _NORM_TOLERANCE: Final = 1e-2
 """How far a valid row's length may be from 1; rounding to float16 stays far within."""
-_TRUTH: Final = {
-    "pairing.arrow": tables.PAIRING,
-    "relevance.arrow": tables.RELEVANCE,
-    "caption_pairs.arrow": tables.CAPTION_PAIRS,
-}
+_TRUTH: Final = ("pairing.arrow", "relevance.arrow", "caption_pairs.arrow")
 
 
 class DryRun:
@@ -109,7 +105,7 @@ class DryRun:
 
     def _truth(self, name: str) -> Iterator[Fault]:
         """See that a table of the truth names rows that the store has."""
-        table = tables.read_table(self._store.root / name, _TRUTH[name])
+        table = tables.read_table(self._store.root / name, tables.SCHEMAS[name])
         for column in set(table.column_names) - {"similarity"}:
             most = sum(shard.rows("sample" if column == "sample" else "caption") for shard in self._manifest.shards)
             chunks = [chunk.to_numpy() for chunk in table[column].chunks if len(chunk)]

@@ -10,23 +10,14 @@ from typing import Any, Final
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from pipeline.inspection.output import cell
 from pipeline.pictures import picture_lines
 from stores import ExtractParameters, Manifest, Store, tables
-from stores.console import Listing
+from stores.console import Listing, cell
 from stores.errors import DamagedStoreError
 from stores.layout import Layout
 from stores.ownership import json_object
 from stores.parameters import as_dict
 
-_SCHEMAS = {
-    "samples.arrow": tables.SAMPLES,
-    "captions.arrow": tables.CAPTIONS,
-    "classes.arrow": tables.CLASSES,
-    "pairing.arrow": tables.PAIRING,
-    "relevance.arrow": tables.RELEVANCE,
-    "caption_pairs.arrow": tables.CAPTION_PAIRS,
-}
 TRUTH = ("relevance.arrow", "caption_pairs.arrow")
 
 
@@ -100,7 +91,7 @@ def _index(slug: str, split: str, layout: Layout) -> dict[str, Any]:
 
 
 def _table(path: Path) -> dict[str, Any]:
-    schema = _SCHEMAS.get(path.name)
+    schema = tables.SCHEMAS.get(path.name)
     rows = tables.read_table(path, schema).num_rows if schema else None
     return {"table": path.name, "rows": rows, "bytes": _size(path)}
 

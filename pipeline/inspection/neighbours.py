@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from pipeline.inspection.output import cell
 from pipeline.inspection.teachers import cross_modal_slugs, default_slug, encode, load_stored
 from stores import CusaError, Store, StoreError
 from stores.columns import Column
-from stores.console import Listing
+from stores.console import Listing, cell
 from stores.images import decode_rgb
 from stores.modality import Level
 

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
-from pipeline.inspection.missing_files import THUMBNAIL, claim_folder, holds_columns
+from pipeline.inspection.missing_matches import THUMBNAIL, claim_folder, holds_columns
 from pipeline.inspection.pair_fit import PairFit
 from pipeline.inspection.teachers import default_slug
-from stores import Store, StoreError
+from stores import Store
 from stores.atomic import atomic_path
 from stores.clean import FILE_NAME, is_clean_column, write_clean
 from stores.clean_mixture import clean_probabilities
@@ -53,26 +53,15 @@ _KINDS: Final[Kinds] = {
 
 
 def suspects(path: Path, *, split: str, count: int, width: int, shown: int, out: Path | None) -> Table:
-    """Write the list, the page and the clean column of a split's pairs, and return a summary.
+    """Write the list of `count` pairs, a page of those `shown` and the clean column of a split; return a summary.
 
-    Args:
-        path: the store, which is not changed.
-        split: whose pairs are judged.
-        count: how many pairs are listed.
-        width: how many neighbours of each image and caption are looked at.
-        shown: how many pairs the page shows.
-        out: the folder for all; without it, <store>-suspects-<split> beside the store.
+    `width` neighbours of each image and caption are looked at; `out` is the folder for all (`claim_folder`).
 
     Raises:
         StoreError: there is no such store or split, or the folder is another's.
     """
     store = Store.open(path)
-    samples, place = store.rows(split, "sample"), store.root.resolve()
-    beside = place.with_name(f"{place.name}-suspects-{split}")
-    folder = claim_folder(store.root, out or beside, _KINDS, "an earlier list of suspects")
-    if len(samples) < 2:
-        advice = "Name another --split."
-        raise StoreError("samples", path=path, where=split, found=len(samples), expected="two or more", advice=advice)
+    folder = claim_folder(store, "suspects", split, out, _KINDS, "an earlier list of suspects")
     judged = _judge(store, (default_slug(store, "image"), default_slug(store, "text")), split, width)
     write_clean(
         folder / FILE_NAME, store, judged.fit.captions[judged.order_of_rows], judged.clean[judged.order_of_rows]

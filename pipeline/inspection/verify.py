@@ -14,10 +14,9 @@ from rich.console import RenderableType
 
 from pipeline.inspection.checks import Check, Fault
 from pipeline.inspection.dry_run import DryRun
-from pipeline.inspection.output import cell
 from pipeline.pictures import shared_lines
 from stores import Store, StoreError
-from stores.console import Listing, progress_bar
+from stores.console import Listing, cell, progress_bar
 from stores.layout import Layout
 
 

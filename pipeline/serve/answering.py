@@ -16,11 +16,10 @@ import numpy as np
 from anyio import CapacityLimiter, to_thread
 from numpy.typing import NDArray
 
-from models.teachers import Teacher
 from pipeline.inspection.neighbours import Neighbour, described
 from pipeline.inspection.reranker import Query, Reranker
 from pipeline.inspection.teachers import load_stored
-from pipeline.serve.model_thread import ModelThread, Tower
+from pipeline.serve.model_thread import ModelThread, ServedTower
 from pipeline.serve.queries import Modality, SearchRequest, checked_image
 from pipeline.serve.served_store import Served, ServedStore
 from stores import CusaError, Store
@@ -116,8 +115,8 @@ class Answering:
         if asked.image is not None:
             tower = _tower(now, now.slug(asked.model, "image"))
             teacher = await self._models.teacher(tower)
-            prepare = partial(_prepared, teacher, asked.image, _max_pixels(now))
-            item = await to_thread.run_sync(prepare, limiter=self._decoders)
+            checked = partial(checked_image, asked.image, _max_pixels(now))
+            item = await to_thread.run_sync(lambda: teacher.preprocess_file(checked()), limiter=self._decoders)
             parts.append((asked.image_weight, await self._models.encode(tower, item)))
         if len(parts) == 1:
             return parts[0][1]
@@ -154,13 +153,9 @@ def _searched(now: ServedStore, slug: str, vector: Vector, asked: SearchRequest)
     return rows[kept][:wanted], similarity[kept][:wanted]
 
 
-def _tower(now: ServedStore, slug: str) -> Tower:
+def _tower(now: ServedStore, slug: str) -> ServedTower:
     fingerprint = now.store.manifest.features[slug].fingerprint
-    return Tower(slug=slug, fingerprint=fingerprint, load=partial(load_stored, now.store, slug))
-
-
-def _prepared(teacher: Teacher, data: bytes, max_pixels: int) -> object:
-    return teacher.preprocess_file(checked_image(data, max_pixels))
+    return ServedTower(slug=slug, fingerprint=fingerprint, load=partial(load_stored, now.store, slug))
 
 
 def _max_pixels(now: ServedStore) -> int:

@@ -11,7 +11,6 @@ import asyncio
 import ipaddress
 import re
 import socket
-from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -67,11 +66,11 @@ class Guard:
             answer = JSONResponse({"error": problem}, status, headers={"Connection": "close"})
             await answer(scope, receive, marked)
             return
-        taken = _Taken(self)
+        body = _Body(self, receive)
         try:
-            await self._app(scope, _bounded(receive, taken.add), marked)
+            await self._app(scope, body.receive, marked)
         finally:
-            taken.give_back()
+            self.held -= body.held
 
     def _fault(self, method: str, headers: Headers) -> tuple[int, str] | None:
         host = headers.get("host", "")
@@ -101,27 +100,36 @@ class Guard:
         return True
 
 
-class _Taken:
-    """What one request's body holds of the bytes that all bodies together may."""
+class _Body:
+    """A request's body with an end, after `MAX_BODY` bytes and `BODY_SECONDS`; its bytes count among those of all."""
 
-    def __init__(self, guard: Guard) -> None:
-        self._guard, self._bytes = guard, 0
+    def __init__(self, guard: Guard, receive: Receive) -> None:
+        self._guard, self._receive, self._whole = guard, receive, False
+        self._deadline = asyncio.get_running_loop().time() + BODY_SECONDS
+        self.held = 0
 
-    def add(self, count: int) -> None:
-        """Take so many more.
+    async def receive(self) -> Message:
+        """Return what comes next.
 
         Raises:
-            HTTPException: there are no more.
+            HTTPException: it is too late, too much, or too much together with all other bodies.
         """
-        self._bytes += count
+        if self._whole:  # what comes now says that the client has gone, which may take its time
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            raise HTTPException(408, f"The request did not come within {BODY_SECONDS:.0f} s.") from None
+        count = len(message.get("body", b""))
+        self.held += count
         self._guard.held += count
         if self._guard.held > MAX_HELD:
             raise HTTPException(503, "Too much is sent at once. Ask again in a moment.")
-
-    def give_back(self) -> None:
-        """Let others have them."""
-        self._guard.held -= self._bytes
-        self._bytes = 0
+        if self.held > MAX_BODY:
+            raise HTTPException(413, f"The request has more than {MAX_BODY:,} bytes.")
+        self._whole = not message.get("more_body", False)
+        return message
 
 
 def _place(origin: str) -> str | None:
@@ -130,27 +138,3 @@ def _place(origin: str) -> str | None:
         return urlsplit(origin).netloc.lower()
     except ValueError:
         return None
-
-
-def _bounded(receive: Receive, take: Callable[[int], None]) -> Receive:
-    """Return a request's body with an end, after `MAX_BODY` bytes and `BODY_SECONDS`; `take` counts its bytes."""
-    left, whole = MAX_BODY, False
-    deadline = asyncio.get_running_loop().time() + BODY_SECONDS
-
-    async def bounded() -> Message:
-        nonlocal left, whole
-        if whole:  # what comes now says that the client has gone, which may take its time
-            return await receive()
-        try:
-            async with asyncio.timeout_at(deadline):
-                message = await receive()
-        except TimeoutError:
-            raise HTTPException(408, f"The request did not come within {BODY_SECONDS:.0f} s.") from None
-        left -= len(message.get("body", b""))
-        take(len(message.get("body", b"")))
-        whole = not message.get("more_body", False)
-        if left < 0:
-            raise HTTPException(413, f"The request has more than {MAX_BODY:,} bytes.")
-        return message
-
-    return bounded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any, Final, TypeVar
 
 from anyio import to_thread
@@ -150,15 +151,9 @@ def found(answer: Answer) -> Found:
     now, table = answer.store, answer.store.store.samples
     hits = [
         Hit(
-            row=one.row,
-            similarity=one.similarity,
-            match=one.match,
-            sample=one.sample,
-            key=one.key,
-            source_id=one.source_id,
+            **asdict(one),
             split=table["split"][one.sample].as_py(),
             label=table["label"][one.sample].as_py(),
-            texts=list(one.texts),
             thumbnail=picture_path(now, one.sample),
             image=picture_path(now, one.sample, "image"),
         )

@@ -32,7 +32,7 @@ class Busy(CusaError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tower:
+class ServedTower:
     """One tower of a model, as the store's features name it, and how it is loaded."""
 
     slug: str
@@ -42,7 +42,7 @@ class Tower:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Request:
-    tower: Tower
+    tower: ServedTower
     item: Any
     """A text, or an image as the tower prepared it; None: the tower itself is asked for."""
     result: Future[Any]
@@ -59,7 +59,7 @@ class ModelThread:
         self._thread = threading.Thread(target=self._run, name="models", daemon=True)
         self._thread.start()
 
-    async def teacher(self, tower: Tower) -> Teacher:
+    async def teacher(self, tower: ServedTower) -> Teacher:
         """Return a tower, loaded if it is not yet.
 
         Raises:
@@ -69,7 +69,7 @@ class ModelThread:
         loaded: Teacher = self._held(tower) or await self._asked(tower, None)
         return loaded
 
-    async def encode(self, tower: Tower, item: Any) -> NDArray[np.float32]:
+    async def encode(self, tower: ServedTower, item: Any) -> NDArray[np.float32]:
         """Return the L2-normalised feature (D,) of a text, or of an image as the tower prepared it.
 
         Raises:
@@ -89,7 +89,7 @@ class ModelThread:
             self._arrived.notify()
         self._thread.join(LAST_SECONDS)
 
-    async def _asked(self, tower: Tower, item: Any) -> Any:
+    async def _asked(self, tower: ServedTower, item: Any) -> Any:
         request = _Request(tower=tower, item=item, result=Future())
         with self._arrived:
             if len(self._waiting) >= WAITING:
@@ -98,7 +98,7 @@ class ModelThread:
             self._arrived.notify()
         return await asyncio.wrap_future(request.result)
 
-    def _held(self, tower: Tower) -> Teacher | None:
+    def _held(self, tower: ServedTower) -> Teacher | None:
         """Return a tower that is loaded, and still the one that made the store's features."""
         held = self._teachers.get(tower.slug)
         return held if held is not None and held.fingerprint == tower.fingerprint else None
@@ -134,7 +134,7 @@ class ModelThread:
         for request in batch:
             request.result.set_result(teacher if request.item is None else next(features))
 
-    def _loaded(self, tower: Tower) -> Teacher:
+    def _loaded(self, tower: ServedTower) -> Teacher:
         teacher = self._held(tower)
         if teacher is None:
             teacher = self._teachers[tower.slug] = tower.load()

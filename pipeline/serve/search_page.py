@@ -65,8 +65,8 @@ def routes(answering: Answering) -> list[Route]:
 
 
 def page(template: str, **values: object) -> str:
-    """Return a page of this room; a NUL is nothing that a page can hold."""
-    return rendered(_HERE / template, **values).replace("\0", "\N{REPLACEMENT CHARACTER}")
+    """Return a page of this room."""
+    return rendered(_HERE / template, **values)
 
 
 def problem(status: int, what: str) -> Response:

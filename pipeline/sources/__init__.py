@@ -1,7 +1,6 @@
 """Data sets: the embedded scenes, captions files, tables, folders, tars; on any file system that fsspec reads."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 
 from pipeline.sources.annotations import open_annotations
 from pipeline.sources.arrow import ArrowTable, saved_files
@@ -68,7 +67,10 @@ def open_source(data: Data) -> Source:
         raise SourceError("data.source names no split. Expected a path, or one a split: {train: …, val: …}.")
     images = folder_at(data.images, "data.images (--images)") if data.images else None
     places = {split: find(url) for split, url in urls.items()}
-    kinds = {split: _format(place, data) for split, place in places.items()}
+    kinds = {
+        split: folder_format(place, data.format) if isinstance(place, Folder) else file_format(place[0], data)
+        for split, place in places.items()
+    }
     if len(set(kinds.values())) > 1:
         found = ", ".join(f"{split} is {kind}" for split, kind in kinds.items())
         raise SourceError(f"The splits are of different formats: {found}. Bring them into one.")
@@ -84,7 +86,9 @@ def open_source(data: Data) -> Source:
         return open_annotations(files, data.format, named, images, data.encoding, data.require)
     splits = _splits(places, kind, named)
     if kind == "webdataset":
-        return StreamedSource(kind, splits, partial(_read_tar, data=data))
+        return StreamedSource(
+            kind, splits, lambda file, prefix, _: tar_records(file, prefix, data.encoding, data.require)
+        )
     return _open_tables(kind, splits, named, images, data)
 
 
@@ -96,14 +100,6 @@ def _alone(places: dict[str, Folder | Files], kind: str) -> Folder:
             f"With the format {kind}, name the folder of the data set: it says itself what is in a split."
         )
     return place
-
-
-def _read_tar(file: SourceFile, prefix: str, split: str, *, data: Data) -> Iterator[Record | BadRecord]:
-    return tar_records(file, prefix, data.encoding, data.require)
-
-
-def _format(place: Folder | Files, data: Data) -> str:
-    return folder_format(place, data.format) if isinstance(place, Folder) else file_format(place[0], data)
 
 
 def _as_folder(place: Folder | Files) -> Folder:

@@ -5,50 +5,18 @@ Both are one JSON document each, so they are held in memory, unlike the formats 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pipeline.sources.annotation_records import coco_records, karpathy_records
 from pipeline.sources.caption_values import kind_of
-from pipeline.sources.files import Folder, SourceFile, in_usual_order, readable
+from pipeline.sources.files import Folder, SourceFile, readable
 from pipeline.sources.image_files import ImagePlaces
 from pipeline.sources.json_documents import decode_json
+from pipeline.sources.listed import ListedSource
 from pipeline.sources.places import Files
-from pipeline.sources.records import BadRecord, Record, Source
 from pipeline.sources.texts import decoded
 from stores.errors import SourceError
-
-
-class AnnotationSource(Source):
-    """Records read from caption files; bad entries are kept as such, to be quarantined with their reason."""
-
-    def __init__(
-        self, kind: str, files: dict[str, SourceFile], records: Mapping[str, list[Record | BadRecord]]
-    ) -> None:
-        self._kind, self._files = kind, files
-        self._records = {split: records[split] for split in in_usual_order(records)}
-
-    @property
-    def description(self) -> dict[str, Any]:
-        return {"format": self._kind, "files": {name: file.digest() for name, file in self._files.items()}}
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return tuple(self._records)
-
-    def id_scope(self, split: str) -> str:
-        # A COCO file's ids are its own; people's files often count from zero in each split.
-        return split if self._kind == "coco" else ""
-
-    def count(self, split: str) -> int:
-        return len(self._records[split])
-
-    def records(self, split: str) -> Iterator[Record | BadRecord]:
-        for file in self._files.values():
-            file.check_unchanged()
-        yield from self._records[split]
-        for file in self._files.values():
-            file.check_unchanged()
 
 
 def open_annotations(
@@ -58,7 +26,7 @@ def open_annotations(
     images: Folder | None,
     encoding: str | None = None,
     require: Collection[str] = ("image", "text"),
-) -> AnnotationSource:
+) -> ListedSource:
     """Open one Karpathy file, or one COCO captions file per split; `wanted` is what data.format asks for.
 
     An image of which there are no captions is a bad record if `require` has text.
@@ -79,12 +47,13 @@ def open_annotations(
         records = {
             split: coco_records(contents[split], _coco_places(single[split], images), require) for split in single
         }
-        return AnnotationSource("coco", single, records)
+        # A COCO file's ids are its own; people's files often count from zero in each split.
+        return ListedSource("coco", single, records, {}, ids_by_split=True)
     if wanted != "coco" and all(_has_lists(content, "images") for content in contents.values()):
         _check_splits(single, named=named, coco=False)
         file = single["train"]
         records = karpathy_records(file, contents["train"], ImagePlaces(images or file.folder), require)
-        return AnnotationSource("karpathy", {"all": file}, records)
+        return ListedSource("karpathy", {"all": file}, records, {})
     keys = "; ".join(f"{single[split]} has the keys {', '.join(list(found)[:8])}" for split, found in contents.items())
     raise SourceError(
         f"No known format: {keys}. Expected Karpathy's split file (images[].split), one COCO captions file "

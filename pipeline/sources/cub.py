@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.sources.files import Folder, SourceFile, asked, readable
 from pipeline.sources.image_files import ImageFile
-from pipeline.sources.listed import ListedSource, columns, file_in, required
+from pipeline.sources.listed import ListedSource, by_label, columns, file_in, required
 from pipeline.sources.records import BadRecord, GivenFeatures, Record, Rejected
 from pipeline.sources.texts import decoded
 from stores.errors import SourceError
@@ -53,7 +53,7 @@ def open_cub(folder: Folder) -> ListedSource:
         split = "train" if trains[number] == "1" and label not in unseen else "test"
         records[split].append(_record(folder, texts, name, label))
     kept = [*files, *([unseen_list] if unseen_list else [])]
-    return ListedSource("cub", kept, records, _features(folder, images, names))
+    return ListedSource("cub", by_label(*kept), records, _features(folder, images, names))
 
 
 def _texts(folder: Folder) -> Folder:

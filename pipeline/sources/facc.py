@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.sources.files import Folder, SourceFile, asked, readable
 from pipeline.sources.image_files import ImageFile
-from pipeline.sources.listed import ListedSource, columns, required
+from pipeline.sources.listed import ListedSource, by_label, columns, required
 from pipeline.sources.records import BadRecord, GivenFeatures, Record
 from stores.errors import SourceError
 from stores.modality import Level
@@ -74,7 +74,7 @@ def open_facc(folder: Folder, encoder: str | None) -> ListedSource:
     if encoder is not None:
         numbers = {name: list(found) for name, found in captions.items()}
         features["speech"] = SpokenCaptions(spoken, numbers, encoder)
-    return ListedSource("facc", [said, spoken, *lists.values()], records, features)
+    return ListedSource("facc", by_label(said, spoken, *lists.values()), records, features)
 
 
 class SpokenCaptions:

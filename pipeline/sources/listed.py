@@ -1,4 +1,4 @@
-"""Data sets of several lists in one folder, as they are published: what those of CUB and Flickr8K share."""
+"""Data sets whose records are all in lists that fit memory: captions documents, and the lists of published folders."""
 
 from __future__ import annotations
 
@@ -32,6 +32,11 @@ def required(folder: Folder, names: Sequence[str], data_set: str) -> SourceFile:
     return found
 
 
+def by_label(*files: SourceFile) -> dict[str, SourceFile]:
+    """Return files by what tells each from the others."""
+    return {file.label: file for file in files}
+
+
 def columns(file: SourceFile, count: int) -> Iterator[list[str]]:
     """Yield the fields of each line, parted by white space, at least `count`; the last holds the rest of the line.
 
@@ -51,21 +56,29 @@ def columns(file: SourceFile, count: int) -> Iterator[list[str]]:
 
 
 class ListedSource:
-    """Records that were read from lists, with the features that the data set has."""
+    """Records that were read from lists, with the features that the data set has.
+
+    Bad entries are kept as such, to be quarantined with their reason.
+    """
 
     def __init__(
         self,
         kind: str,
-        files: Sequence[SourceFile],
+        files: Mapping[str, SourceFile],
         records: Mapping[str, Sequence[Record | BadRecord]],
         features: Mapping[str, GivenFeatures],
+        ids_by_split: bool = False,
     ) -> None:
-        """Keep the records of each split; `files` are what they were read from, `kind` their format's name."""
+        """Keep the records of each split; `files` are what they were read from, by name, `kind` their format's name.
+
+        `ids_by_split` says whether ids are unique within a split alone.
+        """
         self._kind, self._files, self._records, self._features = kind, files, records, features
+        self._ids_by_split = ids_by_split
 
     @property
     def description(self) -> dict[str, Any]:
-        return {"format": self._kind, "files": {file.label: file.digest() for file in self._files}}
+        return {"format": self._kind, "files": {name: file.digest() for name, file in self._files.items()}}
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -76,12 +89,14 @@ class ListedSource:
         return self._features
 
     def id_scope(self, split: str) -> str:
-        return ""
+        return split if self._ids_by_split else ""
 
     def count(self, split: str) -> int:
         return len(self._records[split])
 
     def records(self, split: str) -> Iterator[Record | BadRecord]:
-        for file in self._files:
+        for file in self._files.values():
             file.check_unchanged()
         yield from self._records[split]
+        for file in self._files.values():
+            file.check_unchanged()

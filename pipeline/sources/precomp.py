@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pipeline.sources.file_names import is_image, stem_and_ending
 from pipeline.sources.files import Folder, SourceFile, entries, readable
 from pipeline.sources.image_files import ImageFile
-from pipeline.sources.listed import ListedSource, file_in, required
+from pipeline.sources.listed import ListedSource, by_label, file_in, required
 from pipeline.sources.records import BadRecord, Record
 from pipeline.sources.texts import lines
 from stores.errors import SourceError
@@ -75,7 +75,7 @@ def open_precomp(folder: Folder, images: Folder | None, require: Collection[str]
     places = {
         record.source_id: (rows, row) for split, rows in splits.items() for row, record in enumerate(records[split])
     }
-    return ListedSource("precomp", files, records, {"regions": Regions(list(splits.values()), places)})
+    return ListedSource("precomp", by_label(*files), records, {"regions": Regions(list(splits.values()), places)})
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class StoreSource:
         row = np.array([sample])
         values = {name: column.values(row)[0] for name, column in self._columns.items()}
         texts = self._texts.values(captions)
-        image = StoredImage(str(self._root), sample, values["image_sha256"]) if values["image_sha256"] else None
+        image = ImageOfStore(str(self._root), sample, values["image_sha256"]) if values["image_sha256"] else None
         return Record(source_id=values["source_id"], captions=tuple(texts), image=image, label=values["label"])
 
 
@@ -83,7 +83,7 @@ _reading = threading.Lock()
 
 
 @dataclass(frozen=True)
-class StoredImage:
+class ImageOfStore:
     """The image of a sample of a store."""
 
     root: str

@@ -23,15 +23,15 @@ from stores import Store
 from stores.cores import usable_cores
 from stores.modality import Level
 from stores.parameters import Train
-from train.data.augment import generators_restored, seed_for
+from train.data.items import leave_signals_to_the_parent
 from train.data.judged import too_doubtful, training_pairs
 from train.data.mixture import MixedFeatures, Mixture, opened
 from train.data.pairing import Pairing
 from train.data.partners import by_twos
 from train.data.passes import Passes, Unusable
+from train.data.seeds import generators_restored, seed_for
 from train.data.shares import MixtureShares
 from train.data.stream import BatchRows, PairStream
-from train.data.workers import leave_signals_to_the_parent
 
 Rows = NDArray[np.int64]
 _COPIED_ROWS: Final = 16_384

@@ -25,11 +25,10 @@ class Classes:
         """Return the class of each of `samples` (n,): (n,); below zero, and its own, where it has none."""
         if self._rows is None:
             self._rows = [class_rows(store) for store in self._stores]
-        owners, found = self._samples.owners(samples), np.empty(len(samples), dtype=np.int64)
-        for number, rows in enumerate(self._rows):
-            mine = owners == number
-            own = rows[samples[mine] - self._samples.offsets[number]]
-            found[mine] = np.where(own < 0, -1 - samples[mine], own + self.numbers.offsets[number])
+        found = np.empty(len(samples), dtype=np.int64)
+        for store, mine, rows in self._samples.by_store(samples):
+            own = self._rows[store][rows]
+            found[mine] = np.where(own < 0, -1 - samples[mine], own + self.numbers.offsets[store])
         return found
 
 

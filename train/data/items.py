@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from functools import partial
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 from models.inputs import Input, Tensors
 from stores.cores import usable_cores
 from train.data.mixture import Mixture
-from train.data.workers import leave_signals_to_the_parent
+
+GRACE: Final = 30
+"""Seconds that a loader's worker lives on after SIGTERM."""
 
 
 class ItemBatches(Dataset[Tensors]):
@@ -43,3 +47,12 @@ def item_batches(
             pin_memory=pinned,
         )
     )
+
+
+def leave_signals_to_the_parent(_: int) -> None:
+    """Let a loader's worker go on after a stop, which a scheduler may send to every process: training still needs it.
+
+    It goes on for half a minute, unless the training ends it before.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))

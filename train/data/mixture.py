@@ -29,13 +29,11 @@ class MixedFeatures:
 
     def gather(self, numbers: NDArray[np.int64]) -> NDArray[Any]:
         """Return the features of `numbers` (n,), in their order: (n, …)."""
-        owners = self.numbers.owners(numbers)
         gathered = np.empty((len(numbers), *self.shape), dtype=self.dtype)
-        for store, (features, offset) in enumerate(zip(self._features, self.numbers.offsets, strict=True)):
-            mine = owners == store
-            if mine.all():
-                return features.gather(numbers - offset)
-            gathered[mine] = features.gather(numbers[mine] - offset)
+        for store, mine, rows in self.numbers.by_store(numbers):
+            if len(rows) == len(numbers):
+                return self._features[store].gather(rows)
+            gathered[mine] = self._features[store].gather(rows)
         return gathered
 
     @property
@@ -51,10 +49,9 @@ class MixedFeatures:
             self._flags = [] if all(valid.all() for valid in flags) else flags
         if not self._flags:
             return None
-        owners, present = self.numbers.owners(numbers), np.empty(len(numbers), dtype=bool)
-        for store, (valid, offset) in enumerate(zip(self._flags, self.numbers.offsets, strict=True)):
-            mine = owners == store
-            present[mine] = valid[numbers[mine] - offset]
+        present = np.empty(len(numbers), dtype=bool)
+        for store, mine, rows in self.numbers.by_store(numbers):
+            present[mine] = self._flags[store][rows]
         return present
 
 
@@ -111,10 +108,9 @@ class Mixture:
         """Return which samples (n,) have an image; None where every sample of every store has one."""
         if all(images.complete for images in self._images):
             return None
-        owners, found = self.samples.owners(numbers), np.empty(len(numbers), dtype=bool)
-        for store, (images, offset) in enumerate(zip(self._images, self.samples.offsets, strict=True)):
-            mine = owners == store
-            found[mine] = images.present(numbers[mine] - offset)
+        found = np.empty(len(numbers), dtype=bool)
+        for store, mine, rows in self.samples.by_store(numbers):
+            found[mine] = self._images[store].present(rows)
         return found
 
     def text(self, number: int) -> str:

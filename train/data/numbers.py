@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,3 +37,10 @@ class Numbers:
     def owners(self, numbers: NDArray[np.int64] | int) -> NDArray[np.intp]:
         """Return the stores that the numbers belong to."""
         return np.asarray(np.searchsorted(self._bounds, numbers, side="right") - 1)
+
+    def by_store(self, numbers: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.bool_], NDArray[np.int64]]]:
+        """Yield of each store that some numbers (n,) belong to which do, (n,) bool, and these as its own rows."""
+        owners = self.owners(numbers)
+        for store in np.unique(owners).tolist():
+            mine = owners == store
+            yield store, mine, numbers[mine] - self.offsets[store]

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from stores.console import Listing
+from stores.console import Listing, printable
 from train.evaluation.paper import PAPER, FigurePath
 from train.evaluation.result import TASKS, Result
 
@@ -72,13 +72,13 @@ class FigureTable(NamedTuple):
         table.add_column("metric", no_wrap=True)
         compares = len(self.models) == 2
         for heading in (*self.models, *(["difference"] * compares)):
-            table.add_column(printable(heading), justify="right", overflow="fold")
+            table.add_column(Text(printable(heading)), justify="right", overflow="fold")
         for paper in self.papers:
             table.add_column(Text(f"paper: {paper}\nalone  + CUSA"), justify="right", style="dim")
         for row in self.rows:
             change = [row.change.text if row.change else ""] * compares
             papers = (f"{pair[0]:.1f}  {pair[1]:.1f}" if pair else "" for pair in row.papers)
-            name = Text("  " * row.indented) + printable(row.name)
+            name = Text("  " * row.indented + printable(row.name))
             table.add_row(name, *row.texts, *change, *papers, style=None if row.values else "bold")
         return table
 
@@ -116,11 +116,6 @@ def difference(before: float, after: float, *, lower_is_better: bool = False) ->
 def spoken(name: str) -> str:
     """Return the name of a figure as tables write it."""
     return name.replace("_to_", "→").replace("_", " ")
-
-
-def printable(text: str) -> Text:
-    """Return `text` with what might steer a terminal replaced; it is never taken for markup."""
-    return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
 def flattened(figures: dict[str, Any], above: FigurePath = ()) -> Iterator[tuple[FigurePath, float]]:

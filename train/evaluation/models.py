@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from models.inputs import Pixels, Tokens
 from models.teachers import Teacher, load_teacher
 from models.trained import PUBLISHED, load_published, load_trained, run_path
 from stores.errors import CusaError, StudentError
-from stores.hardware import resolve_device, resolve_precision
+from stores.hardware import ComputePrecision, resolve_device, resolve_precision
 from stores.parameters import Precision, TrainParameters
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ class StudentModel:
         temperatures: dict[str, float] | None = None,
         *,
         device: torch.device,
-        precision: Literal["fp32", "bf16"],
+        precision: ComputePrecision,
     ) -> None:
         self.name, self.device, self.precision = name, device, precision
         self.parameters, self.temperatures = parameters, temperatures

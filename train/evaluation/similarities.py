@@ -38,9 +38,9 @@ class Similarities(ABC):
 
     shape: tuple[int, int]
 
-    @abstractmethod
     def ranks(self, relevant: sparse.csr_array) -> tuple[Ranks, Ranks]:
         """Return each item's best rank (from 0) among its relevant partners, (n, m) sparse: (n,) and (m,)."""
+        return first_ranks(self.rows(), relevant), first_ranks(self.columns(), sparse.csr_array(relevant.T))
 
     @abstractmethod
     def rows(self, places: Places | None = None) -> Rows:
@@ -97,9 +97,6 @@ class ScoreMatrix(Similarities):
     @property
     def shape(self) -> tuple[int, int]:  # type: ignore[override]
         return len(self.first), len(self.second)
-
-    def ranks(self, relevant: sparse.csr_array) -> tuple[Ranks, Ranks]:
-        return first_ranks(self.rows(), relevant), first_ranks(self.columns(), sparse.csr_array(relevant.T))
 
     def rows(self, places: Places | None = None) -> Rows:
         return _MatrixRows(self.scores, self.first if places is None else self.first[places], self.second)

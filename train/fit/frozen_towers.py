@@ -7,7 +7,8 @@ beside the store, in `<store>.towers/<modality>-<digest>/`: `outputs.npy`, a row
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from models.aligned import AlignedModel
 from models.encoded import map_tensors
-from models.inputs import Input
+from models.inputs import Input, Stored
 from models.loading import weights_digest
 from models.students import HalvedStudent, Parts
 from stores import Store, TrainingError, TrainParameters
@@ -28,10 +29,10 @@ from stores.atomic import atomic_path, write_json
 from stores.console import console, progress_bar
 from stores.digests import value_digest
 from stores.images import DECODING
+from stores.modality import Level
 from stores.ownership import json_object
 from train.data.items import item_batches
 from train.data.mixture import Mixture
-from train.data.output_tables import OutputTable, StoredOutputs
 from train.evaluation.embed import process_share
 from train.fit.processes import precision_of
 from train.fit.stops import Stop
@@ -44,6 +45,57 @@ AGREES: Final = 0.999
 """Cosine of a row on disk with the same row computed again, which rounds otherwise in another batch."""
 
 Splits = Sequence[tuple[Store, Sequence[str]]]
+
+
+class OutputTable:
+    """A tower's outputs by a store's global rows, in one mapped file: (rows, …) float32. A pickle carries the path."""
+
+    def __init__(self, path: Path, level: Level) -> None:
+        self._path, self.level = path, level
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_path": self._path, "level": self.level}
+
+    @cached_property
+    def _rows(self) -> NDArray[np.float32]:
+        rows: NDArray[np.float32] = open_memmap(self._path, "r+")
+        return rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a row."""
+        return self._rows.shape[1:]
+
+    @property
+    def dtype(self) -> np.dtype[np.float32]:
+        """Of a number."""
+        return self._rows.dtype
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """(rows,) bool: every item has outputs."""
+        return np.ones(len(self._rows), bool)
+
+    def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the outputs of global rows (n,), in their order: (n, …)."""
+        return self._rows[rows]
+
+    def write(self, rows: NDArray[np.int64], outputs: NDArray[np.float32]) -> None:
+        """Set the outputs of global rows (n,)."""
+        self._rows[rows] = outputs
+        self._rows.flush()  # type: ignore[attr-defined] # of a memory map
+
+
+class StoredOutputs(Stored):
+    """Outputs of a frozen tower, read by row in place of the items: (n, …) float32."""
+
+    def __init__(self, modality: str, level: Level, tables: Mapping[Path, OutputTable]) -> None:
+        """Read those of each store from its table, by the store's root."""
+        super().__init__(f"outputs of the {modality} tower", level)
+        self._tables = dict(tables)
+
+    def features(self, store: Store) -> OutputTable:
+        return self._tables[store.root]
 
 
 def read_frozen_outputs(

@@ -57,7 +57,8 @@ def cached_backward(
             again = model(_cut(inputs, run))
             outputs = [pair for modality in again for pair in _gradients(again[modality], whole[modality], run)]
             # What goes back once goes with the exchange between the processes.
-            _backward(outputs + (direct if last else []))
+            reached = [pair for pair in outputs + (direct if last else []) if pair[0].requires_grad]
+            torch.autograd.backward([tensor for tensor, _ in reached], [gradient for _, gradient in reached])
     return total.detach(), parts
 
 
@@ -99,11 +100,6 @@ def _taken_gradients(model: nn.Module) -> list[tuple[Tensor, Any]]:
     for parameter in reached:
         parameter.grad = None
     return taken
-
-
-def _backward(outputs: list[tuple[Tensor, Any]]) -> None:
-    reached = [(tensor, gradient) for tensor, gradient in outputs if tensor.requires_grad]
-    torch.autograd.backward([tensor for tensor, _ in reached], [gradient for _, gradient in reached])
 
 
 def check_cacheable(model: nn.Module, micro_batch: int | None, share: int) -> None:

@@ -7,7 +7,7 @@ step, process), so a checkpoint needs no generator's state.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import torch
@@ -17,19 +17,32 @@ from torch import Tensor, nn
 
 from models.aligned import AlignedModel
 from models.encoded import Encoded
+from models.inputs import Tensors
 from models.matching import match_in_training
 from stores.parameters import Train
 from train.data.batches import Batch, TrainingData
 from train.data.seeds import derived_seed
 from train.evaluation.embed import measuring
 from train.fit.grad_cache import cached_backward, encoded_in_parts
-from train.fit.learner import Learner
 from train.fit.processes import Processes
-from train.fit.survey import Block
 from train.losses.comparison import Instances
 from train.losses.objective import Objective, compare, compared
+from train.losses.terms import Term
 
 GRADIENT: Final = "gradient"
+
+
+class Learner(nn.Module):
+    """What learns, the model and the objective, as one module: for the optimiser, checkpoints and several processes."""
+
+    def __init__(self, model: AlignedModel, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, inputs: Mapping[str, Tensors]) -> dict[str, Encoded]:
+        """Encode a batch: n items of each modality."""
+        encoded: dict[str, Encoded] = self.model(inputs)
+        return encoded
 
 
 class Optimisation:
@@ -92,11 +105,13 @@ class Optimisation:
         self.objective.clamp_()
         return {name: value.detach() for name, value in {**parts, "total": total, GRADIENT: norm}.items()}
 
-    def blocks(self, epoch: int, pause: Callable[[], None]) -> Iterator[Block]:
-        """Yield the epoch's batches without gradient, in evaluation mode: this process's rows, and how they compare.
+    def survey(self, terms: Sequence[Term], epoch: int, pause: Callable[[], None]) -> None:
+        """Give terms that judge pairs, before an epoch begins, their losses of all its pairs, by the captions' numbers.
 
-        `pause` is called before each, and may raise.
+        The model is as it is: without gradient, in evaluation mode. `pause` is called before each batch, and may raise.
         """
+        captions: list[Tensor] = []
+        losses: list[list[Tensor]] = [[] for _ in terms]
         self._data.stream.epoch, self._data.stream.first_step = epoch, 0
         micro = self._settings.micro_batch or self._settings.batch_size
         with measuring(self.model), torch.no_grad():
@@ -106,7 +121,11 @@ class Optimisation:
                 with self._accelerator.autocast():
                     rows = self._instances(batch, encoded_in_parts(self.model, batch.inputs, micro))
                     block = compared(rows, self._processes.columns(rows), self.model.scorer)
-                yield rows, block
+                captions.append(self._processes.gather(rows.numbers["caption"]))
+                for term, found in zip(terms, losses, strict=True):
+                    found.append(self._processes.gather(term.pair_losses(block)))
+        for term, found in zip(terms, losses, strict=True):
+            term.take_survey(epoch, torch.cat(captions), torch.cat(found))
 
     def _compared(self, batch: Batch, encoded: dict[str, Encoded]) -> tuple[Tensor, dict[str, Tensor]]:
         """Compare this process's rows with the rows of all processes."""

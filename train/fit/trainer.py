@@ -50,7 +50,6 @@ from train.fit.optimisation import GRADIENT, Optimisation
 from train.fit.processes import Processes, precision_of
 from train.fit.run_folder import Facts, describe
 from train.fit.stops import Stop, Stopped
-from train.fit.survey import survey
 from train.losses.comparison import matched_by
 from train.losses.objective import make_objective
 
@@ -217,7 +216,7 @@ class Training:
         stream = self.data.stream
         self.objective.before_epoch(epoch)
         if surveying := self.objective.surveying(epoch):
-            survey(surveying, epoch, self._optimisation.blocks(epoch, self._stop.check), self._processes)
+            self._optimisation.survey(surveying, epoch, self._stop.check)
         stream.epoch, stream.first_step = epoch, self._done.step
         self.model.train()
         batches = iter(self.data.loader)

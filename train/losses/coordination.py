@@ -14,11 +14,10 @@ from torch import Tensor
 from train.losses.comparison import Comparison
 from train.losses.functional import Far, Pair, regression
 from train.losses.presence import weighted_mean
-from train.losses.temperature import Temperature
-from train.losses.terms import Term, contrasted
+from train.losses.terms import Temperature, Term, contrasted
 
 
-class EveryPair(Term):
+class PairwiseTerm(Term):
     """The weighted mean over every two modalities that a batch can tell apart; the others are counted and told."""
 
     def __init__(
@@ -62,7 +61,7 @@ class EveryPair(Term):
         )
 
 
-class PCMC(EveryPair):
+class PCMC(PairwiseTerm):
     """Pairwise cross-modal contrastive: InfoNCE between every two modalities (C1 to C3)."""
 
     def __init__(
@@ -78,7 +77,7 @@ class PCMC(EveryPair):
         return contrasted(compared, first, second, tau())
 
 
-class PCMR(EveryPair):
+class PCMR(PairwiseTerm):
     """Pairwise cross-modal regression: what matches has a cosine of 1, what does not of 0 (C4, C5)."""
 
     def __init__(

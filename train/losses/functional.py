@@ -21,10 +21,17 @@ from torch import Tensor
 
 from models.scoring import cosine_similarity, unit
 from train.losses.both_ways import both_ways
-from train.losses.cross_entropy import cross_entropy, masked, mean_entropy, precise, row_mean
+from train.losses.cross_entropy import (
+    cross_entropy,
+    masked,
+    mean_entropy,
+    precise,
+    row_mean,
+    symmetric_cross_entropy,
+    symmetric_divergence,
+)
 from train.losses.presence import Cells, anchor_shares, candidates, count_cells, present_cells, weighted_mean
 from train.losses.sets import global_discriminative, intra_set_divergence, mmd, set_diversity
-from train.losses.symmetric import symmetric_cross_entropy, symmetric_divergence
 
 __all__ = [
     "cosine_similarity",

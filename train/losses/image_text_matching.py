@@ -20,8 +20,7 @@ from torch import Tensor
 from stores.errors import TrainingError
 from stores.parameters import Matching
 from train.losses.comparison import Comparison
-from train.losses.temperature import Temperature
-from train.losses.terms import Term
+from train.losses.terms import Temperature, Term
 
 FLOOR = 1e-5
 """Added to the softmax that negatives are drawn by: each may come."""

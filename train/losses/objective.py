@@ -28,8 +28,7 @@ from train.losses.coordination import PCMC, PCMR
 from train.losses.image_text_matching import ITM
 from train.losses.rematching import Rematched, WarmUp
 from train.losses.set_terms import set_terms
-from train.losses.temperature import Temperature
-from train.losses.terms import CSA, USA, X2VLM_BOUNDS, Hinge, InfoNCE, Term, TrainingPairs
+from train.losses.terms import CSA, USA, X2VLM_BOUNDS, Hinge, InfoNCE, Temperature, Term, TrainingPairs
 
 RECIPES: Final[Mapping[str, Callable[[Loss, Term], list[Term]]]] = {
     "cusa": lambda loss, original: [],
@@ -221,7 +220,8 @@ def compare(
         all_columns = objective.noted(
             columns.normalised(), lambda: given if rows is columns else _given(scorer, columns, columns)
         )
-        some_rows = all_columns if rows is columns else rows.normalised()._replace(notes=_at(rows.places, all_columns))
+        own_notes = {name: note[rows.places] for name, note in all_columns.notes.items()}
+        some_rows = all_columns if rows is columns else rows.normalised()._replace(notes=own_notes)
         height = max(1, tiles.ELEMENTS // len(columns.groups))
         # A block's gradients reach tensors of rows and columns alone, no weights that pairs are matched by.
         if given is None and match is None and height < len(rows.groups):
@@ -230,10 +230,6 @@ def compare(
             values = objective(Comparison(some_rows, all_columns, given, match))
     names = [term.name for term in objective.terms]
     return values[0], {name: part.detach() for name, part in zip(names, values[1:], strict=True)}
-
-
-def _at(places: Tensor, columns: Instances) -> dict[str, Tensor]:
-    return {name: note[places] for name, note in columns.notes.items()}
 
 
 def _tiled(objective: Objective, rows: Instances, columns: Instances, height: int) -> tuple[Tensor, ...]:

@@ -88,11 +88,13 @@ def present_cells(has_first: Tensor | None, has_second: Tensor | None) -> Tensor
     return has_first[:, None] & has_second[None, :]
 
 
-def weighted_mean(losses: Sequence[Tensor], counted: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Return Σ w L / Σ w over the losses that are counted; zero, with a graph, where none is."""
+def weighted_mean(
+    losses: Sequence[Tensor], counted: Sequence[Tensor], weights: Sequence[float] | None = None
+) -> Tensor:
+    """Return Σ w L / Σ w over the losses that are counted; zero, with a graph, where none is. None: all weigh alike."""
     if not losses:
-        raise ValueError("The loss compares modalities, and there are no two.")
-    stacked = torch.stack(list(losses))
-    heights = torch.tensor(weights, dtype=stacked.dtype, device=stacked.device) * torch.stack(list(counted))
+        raise ValueError("The loss compares modalities, and the student and its teachers have no two in common.")
+    stacked, flags = torch.stack(list(losses)), torch.stack(list(counted))
+    heights = flags * stacked.new_tensor([1.0] * len(losses) if weights is None else weights)
     total = heights.sum()
     return (stacked * heights).sum() / torch.where(total > 0, total, torch.ones_like(total))

@@ -5,6 +5,7 @@ A user's own derives from `Term` and is named `package.module:factory` (docs/tra
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +18,27 @@ from torch import Tensor, nn
 
 from train.losses.comparison import Comparison, SoftLabels
 from train.losses.functional import Negatives, Reduction, csa_loss, hinge_loss, info_nce, usa_loss
-from train.losses.temperature import Temperature
+from train.losses.presence import weighted_mean
 
 CUSA_BOUNDS: Final = (0.05, 0.01, 0.10)
 X2VLM_BOUNDS: Final = (0.07, 0.001, 0.5)
+
+
+class Temperature(nn.Module):
+    """A learned temperature, kept in log space and within its bounds by `clamp_` after every optimiser step."""
+
+    def __init__(self, start: float, low: float, high: float) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+        self.log = nn.Parameter(torch.tensor(math.log(start)))
+
+    def forward(self) -> Tensor:
+        return self.log.exp()
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Bring the temperature back within its bounds."""
+        self.log.clamp_(math.log(self.low), math.log(self.high))
 
 
 @dataclass(frozen=True)
@@ -113,7 +131,7 @@ class InfoNCE(Term):
         for first, second in compared.pairs:
             losses.append(contrasted(compared, first, second, tau, self._reduction))
             anchored.append(_anchored(compared, first, second))
-        return _mean_over(losses, anchored)
+        return weighted_mean(losses, anchored)
 
 
 class CSA(Term):
@@ -136,7 +154,7 @@ class CSA(Term):
             masks = compared.weights(*both), compared.allowed(*both)
             losses.append(csa_loss(scores, targets[0], targets[1], tau, reverse, *masks))
             anchored.append(_anchored(compared, *both))
-        return _mean_over(losses, anchored)
+        return weighted_mean(losses, anchored)
 
 
 class USA(Term):
@@ -195,7 +213,7 @@ class Hinge(Term):
             ways = [self._one_way(compared, *way) for way in ((first, second), (second, first))]
             losses.append(ways[0] + ways[1])
             anchored.append(_anchored(compared, first, second))
-        return _mean_over(losses, anchored) * (1 if self._mean else len(compared.columns.groups))
+        return weighted_mean(losses, anchored) * (1 if self._mean else len(compared.columns.groups))
 
     def _one_way(self, compared: Comparison, first: str, second: str) -> Tensor:
         masks = compared.weights(first, second), compared.allowed(second)
@@ -222,17 +240,7 @@ def contrasted(compared: Comparison, first: str, second: str, tau: Tensor, reduc
     return info_nce(scores, tau, compared.groups(first, second), reduction, reverse, anchors, allowed)
 
 
-def _anchored(compared: Comparison, first: str, second: str) -> Tensor | None:
-    """Return whether any row of the batch has both, (); None: all do."""
+def _anchored(compared: Comparison, first: str, second: str) -> Tensor:
+    """Return whether any row of the batch has both: () bool."""
     having = compared.columns.having((first, second))
-    return None if having is None else having.any()
-
-
-def _mean_over(losses: list[Tensor], anchored: list[Tensor | None]) -> Tensor:
-    """Return the mean of the losses of those pairs of modalities that have an anchor; zero where none has."""
-    if not losses:
-        raise ValueError("The loss compares modalities, and the student and its teachers have no two in common.")
-    if all(flag is None for flag in anchored):
-        return torch.stack(losses).mean() if len(losses) > 1 else losses[0]
-    counted = torch.stack([losses[0].new_ones(()) if flag is None else flag.to(losses[0].dtype) for flag in anchored])
-    return (torch.stack(losses) * counted).sum() / counted.sum().clamp(min=1)
+    return compared.columns.groups.new_ones((), dtype=torch.bool) if having is None else having.any()

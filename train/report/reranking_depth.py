@@ -7,14 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-import matplotlib
-
-from stores.atomic import atomic_path
-from stores.ownership import SOFTWARE, write_signed
-from train.evaluation.second_stage import AtDepth
-
-matplotlib.use("Agg")
 from matplotlib import pyplot
+
+from stores.ownership import write_signed
+from train.evaluation.second_stage import AtDepth
+from train.report.training_curves import save_drawing
 
 TABLE: Final = "reranking.md"
 PLOT: Final = "reranking.png"
@@ -34,9 +31,7 @@ def write_depths(folder: Path, tables: Mapping[str, Sequence[AtDepth]]) -> None:
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    with atomic_path(folder / PLOT) as temporary:
-        figure.savefig(temporary, dpi=110, format="png", metadata=SOFTWARE)
-    pyplot.close(figure)
+    save_drawing(figure, folder / PLOT)
 
 
 def _section(name: str, rows: Sequence[AtDepth]) -> str:

@@ -17,6 +17,7 @@ from train.fit.epoch import Epoch, epoch_rows
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 Array = NDArray[Any]
@@ -118,6 +119,11 @@ def draw_curves(histories: dict[str, list[Epoch]], folder: Path) -> None:
         axis.grid(alpha=0.3)
         if plot.series:
             axis.legend(fontsize=8)
-    with atomic_path(folder / "curves.png") as temporary:
+    save_drawing(figure, folder / "curves.png")
+
+
+def save_drawing(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG that says who drew it, and close it."""
+    with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png", metadata=SOFTWARE)
     pyplot.close(figure)
