@@ -37,7 +37,7 @@ from train.losses.functional import symmetric_divergence
 from train.losses.objective import Objective, compare, make_objective
 from train.losses.rematching import Rematched
 from train.losses.terms import TrainingPairs
-from train.losses.transport import rematched_targets
+from train.losses.transport import partial_transport
 from train.run import run
 
 SETTINGS = Rematching(warm_up=1, mass=0.3, reg=0.2, tau=0.5)
@@ -98,7 +98,8 @@ def test_clean_pairs_keep_their_loss_and_the_others_are_matched_anew() -> None:
     others = torch.nonzero(~CLEAN)[:, 0]
     scores = cosine_similarity(*(items.vector[others] for items in whole.encoded.values()))
     allowed = GROUPS[others][:, None] != GROUPS[others][None, :]
-    both = rematched_targets(scores.detach(), SETTINGS.reg, SETTINGS.mass, allowed)
+    plan = partial_transport(1 - scores.detach(), SETTINGS.mass, SETTINGS.reg, allowed).clamp(min=1e-10)
+    both = plan / plan.sum(dim=1, keepdim=True), plan.T / plan.T.sum(dim=1, keepdim=True)
     ways = zip((scores, scores.T), both, strict=True)
     expected = sum(symmetric_divergence(way, targets, SETTINGS.tau) for way, targets in ways) / 2
     share = len(others) / COUNT

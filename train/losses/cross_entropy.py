@@ -134,12 +134,14 @@ def symmetric_divergence(
     tau: Tensor | float,
     weights: Tensor | None = None,
     allowed: Tensor | None = None,
+    floor: Tensor | float = 1e-10,
 ) -> Tensor:
     """Return mean_i [KL(targets_i ‖ Q_i) + KL(Q_i ‖ targets_i)] of (M, N) inputs, Q = softmax_j(similarity_ij / tau).
 
-    Targets below 1e-10 count as that (L2RM); they are constants.
+    Targets below `floor`, a number or (M, 1), count as that; they are constants.
     """
-    targets = precise(targets).clamp(min=1e-10)
+    targets = precise(targets)
+    targets = torch.maximum(targets, torch.as_tensor(floor, dtype=targets.dtype, device=targets.device))
     targets = targets if allowed is None else targets.masked_fill(~allowed, 0)
     targets = targets / targets.sum(dim=1, keepdim=True)
     found = torch.log_softmax(masked(precise(similarity) / tau, allowed), dim=1)

@@ -22,7 +22,7 @@ from stores.parameters import Rematching
 from train.losses.comparison import TRUSTED, Comparison, Instances
 from train.losses.functional import symmetric_cross_entropy, symmetric_divergence
 from train.losses.terms import Term, TrainingPairs
-from train.losses.transport import potentials, targets
+from train.losses.transport import potentials, share_floors, targets
 
 MARGIN = 0.2
 """Of the surveyed losses."""
@@ -141,9 +141,11 @@ class Rematched(Term):
         total = torch.zeros_like(compared.scores("image", "text")[0, 0])
         for first, second in (("image", "text"), ("text", "image")):
             scores = compared.scores(first, second)
-            wanted = targets(self._costs(scores), compared.columns.notes[_POTENTIALS[second]], settings.reg, allowed)
+            costs, potential = self._costs(scores), compared.columns.notes[_POTENTIALS[second]]
+            wanted = targets(costs, potential, settings.reg, allowed)
+            floors = share_floors(costs, compared.rows.notes[_POTENTIALS[first]], potential, settings.reg, allowed)
             among = candidates | ~candidates.any()
-            total = total + symmetric_divergence(scores, wanted, settings.tau, weights, among)
+            total = total + symmetric_divergence(scores, wanted, settings.tau, weights, among, floors)
             if self.cost is not None:
                 right = (~others).to(scores.dtype)
                 total = total + self.cost.loss(scores, compared.rows.places, ~compared.same(first, second), right)

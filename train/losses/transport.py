@@ -21,6 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+FLOOR: Final = 1e-10
+"""Cells of the plan below it count as that much (L2RM): a row of which little is transported has even targets."""
+_LOG_LARGEST: Final = 30.0
 EXACT: Final = 1e-12
 """How far the plan's marginals may be off, summed, for a plan that is asked for itself."""
 _CLOSE: Final = 1e-6
@@ -85,6 +88,13 @@ def targets(cost: Tensor, potential: Tensor, reg: float, allowed: Tensor | None 
     """Return softmax_j(−cost_ij/reg + potential_j), (M, N), by the potentials (N,) of the columns."""
     shares = torch.softmax(_logits(cost, reg, allowed) + potential, dim=1)
     return shares.nan_to_num(0.0).to(_dtype(cost))
+
+
+@torch.no_grad()
+def share_floors(cost: Tensor, rows: Tensor, columns: Tensor, reg: float, allowed: Tensor | None = None) -> Tensor:
+    """Return to which share of its row a cell of the plan of `FLOOR` amounts, (M, 1), by both sides' potentials."""
+    logs = rows + torch.logsumexp(_logits(cost, reg, allowed) + columns, dim=1)
+    return (math.log(FLOOR) - logs).clamp(max=_LOG_LARGEST).exp()[:, None]
 
 
 @torch.no_grad()
