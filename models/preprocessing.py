@@ -30,7 +30,7 @@ class Preprocessing:
             self._fast = FastPixels.like(transform)
 
     @property
-    def in_threads(self) -> bool:
+    def decodes_in_threads(self) -> bool:
         """Whether plain JPEGs are prepared by torch alone, which several threads can do side by side."""
         return self._fast is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,7 +56,7 @@ def begin_with(model: AlignedModel, path: Path) -> None:
     if wrong:
         name = wrong[0]
         raise CheckpointError(
-            f"{len(wrong)} of {len(new)} tensors do not fit; the first is {name}",
+            f"{len(wrong)} tensors do not fit; the first is {name}",
             path=file,
             where="student.weights",
             found=_shape(found.get(name)),
@@ -103,10 +104,20 @@ def _with_kept_files(settings: Student, folder: Path) -> Student:
 
 
 def run_path(spec: str) -> Path | None:
-    """Return the run's folder or the checkpoint that a model's name stands for; None where it is another one's."""
+    """Return the run's folder or the checkpoint that a model's name stands for; None where it is another one's.
+
+    Raises:
+        StudentError: it is a path, and there is no such run.
+    """
     path = Path(spec.removeprefix(RUN))
     # The weights of a published one may be a file in safetensors too.
     is_run = not spec.startswith(PUBLISHED) and (path.is_dir() or path.suffix == ".safetensors")
+    if not is_run and (spec.startswith(RUN) or (os.sep in spec and ":" not in spec)):
+        raise StudentError(
+            f"{spec} is no run and no checkpoint: there is no such folder, and it does not end in .safetensors. A "
+            f"model is the folder of a run (cusa-train --run), a checkpoint in it, open-clip:<model>/<pretrained tag "
+            f"or file>, x2vlm:<weights file>, blip:<name or folder>, or a teacher (family:name)."
+        )
     return path if is_run else None
 
 

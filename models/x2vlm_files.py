@@ -99,15 +99,16 @@ def _beside(path: Path) -> Configs:
         try:
             content: Any = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8")) if file.is_file() else {}
         except (OSError, ValueError, YAMLError) as error:
-            raise WeightsError(shortened(error), path=file, expected="the configuration of an X2-VLM") from None
+            console.print(f"{file} is no configuration that can be read, and is passed over: {shortened(error)}")
+            continue
         if isinstance(content, Mapping):
             found.append(content)
     return found
 
 
 def _said(configs: Configs, names: tuple[str, ...]) -> int | None:
-    """Return the first whole number under the first of the names that any configuration has."""
-    return next((value for name in names for config in configs for value in _under(config, name)), None)
+    """Return the whole number under the first of the names, of the first configuration that has one of them."""
+    return next((value for config in configs for name in names for value in _under(config, name)), None)
 
 
 def _under(config: Mapping[str, Any], name: str) -> Iterator[int]:

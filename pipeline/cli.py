@@ -13,6 +13,7 @@ from stores.commands import loading, resumable
 from stores.console import output
 from stores.layout import Layout
 from stores.manifest import read_former_manifest
+from stores.parameter_loading import PARAMS_FILE
 from stores.streams import Command
 
 
@@ -29,8 +30,7 @@ from stores.streams import Command
 @click.option("--images", help="Folder of the images  [data.images]")
 @click.option(
     "--teacher",
-    help="One to add: both towers of run:<folder> or open-clip:…, or any other, such as grid:…; without --params and "
-    "--source, to the store as it was made  [teachers.further]",
+    help="One to add: both towers of run:<folder> or open-clip:…, or any other, such as grid:…  [teachers.further]",
 )
 @click.option("--image-teacher", help="family:name  [teachers.image]")
 @click.option("--image-weights", help="Its checkpoint file  [teachers.image_weights]")
@@ -60,7 +60,11 @@ def main(
     retry: bool,
     overrides: tuple[str, ...],
 ) -> None:
-    """Shard a data set and extract teacher features into a store. Run it again to resume or repair."""
+    """Shard a data set and extract teacher features into a store. Run it again to resume or repair.
+
+    Without --params and --source, --teacher and --features add to the store as it was made, and so does everything
+    where there is no params.yaml.
+    """
     flags = {
         "data.source": _source(source),
         "data.images": images,
@@ -72,11 +76,15 @@ def main(
         "extract.engine": engine,
         **{f"data.features.{name}.file": file for name, file in map(_named_file, features)},
     }
-    made = store_parameters(store) if teacher and params is None and not source else None
+    adds = params is None and not source and (bool(teacher or features) or not PARAMS_FILE.exists())
+    made = store_parameters(store) if adds else None
+    if teacher and adds and made is None:
+        advice = "Name the store to add it to by --store, or a data set by --source or --params."
+        raise ParameterError("there is no store that the teacher could be added to", path=store, advice=advice)
     parameters = load_parameters(ExtractParameters, params, flags, overrides, recorded=made)
     with resumable():
         # Imported late: the libraries behind it take seconds, a wrong flag should not.
-        with loading():
+        with loading(stays=True):
             from pipeline.extract import extract
             from pipeline.summary import summary
 

@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_args, get_origin, get_type_hints
 
@@ -51,8 +51,7 @@ def load_parameters(
     try:
         return recorded_parameters(kind, values, path or "parameters")
     except ParameterError as error:
-        is_given = any(f"{error.where}.".startswith(f"{name}.") for name in given)
-        raise _given_by_hand(error) if is_given else error from None
+        raise error if path is None else _said_where(error, path, given) from None
 
 
 def recorded_parameters(kind: type[P], values: Mapping[str, Any], path: Path | str) -> P:
@@ -76,13 +75,20 @@ def recorded_parameters(kind: type[P], values: Mapping[str, Any], path: Path | s
         raise first from None
 
 
-def _given_by_hand(error: ParameterError) -> ParameterError:
-    """Return a fault of a flag or of -S without the parameters file, in which it is not."""
-    said = ParameterError(
-        error.problem, where=error.where, found=error.found, expected=error.expected, advice=error.advice
-    )
+def _said_where(error: ParameterError, path: Path, given: Sequence[str]) -> ParameterError:
+    """Return a fault, and its notes, without the parameters file wherever a flag or -S is at fault."""
+
+    def by_hand(where: str) -> bool:
+        return any(f"{where}.".startswith(f"{name}.") or f"{name}.".startswith(f"{where}.") for name in given)
+
+    said = error
+    if by_hand(str(error.where)):
+        said = ParameterError(
+            error.problem, where=error.where, found=error.found, expected=error.expected, advice=error.advice
+        )
     for note in getattr(error, "__notes__", []):
-        said.add_note(note)
+        place, _, rest = note.removeprefix(f"{path}, ").partition(":")
+        said.add_note(f"{place}:{rest}" if by_hand(place) else note)
     return said
 
 
@@ -141,6 +147,7 @@ def _fault(
         for part in place[:-1]:
             # Of a mapping, such as data.features, the part is a name of the user's own.
             owner = get_args(owner)[1] if get_origin(owner) is dict else get_type_hints(owner)[part]
+            owner = next((one for one in get_args(owner) if is_dataclass(one)), owner)  # of what may be null
         return _unknown(path, name, place[-1], _names(owner))
     if tried[0]["type"] == "missing":
         return ParameterError("missing, and needed", path=path, where=name)

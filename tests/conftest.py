@@ -18,7 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from stores.commands import loading
 
-with loading():
+with loading(stays=True):
     from accelerate.state import AcceleratorState
 
     from pipeline.cli import main as cusa_extract
@@ -78,6 +78,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
         made = folder.with_name(f"{name}.made")
         if not made.exists():
             AcceleratorState._reset_state(reset_partial_state=True)
+            shutil.rmtree(folder, ignore_errors=True)  # of one that failed
             folder.mkdir()
             make(folder)
             made.touch()

@@ -16,6 +16,6 @@ LIBRARIES = [
     "train.run",
 ]
 
-with loading():
+with loading(stays=True):
     for name in LIBRARIES:
         importlib.import_module(name)

@@ -197,6 +197,9 @@ def test_a_fault_of_the_command_line_is_not_said_of_the_parameters_file(tmp_path
     arguments = ["--params", str(tmp_path / "own.yaml"), "--store", str(tmp_path / "store")]
     of_file = CliRunner().invoke(train.cli.main, [*arguments, "-S", "loss.alpha=1"])
     assert "own.yaml" not in of_file.output
+    for wrong in ("los.alpha=1", "loss.alpha.x=1", "eval.rerank.foo=1"):
+        fault = CliRunner().invoke(train.cli.main, [*arguments, "-S", wrong])
+        assert (fault.exit_code, "own.yaml" in fault.output) == (2, False), fault.output
     by_hand = CliRunner().invoke(train.cli.main, [*arguments, "-S", "train.batch_size=1"])
     assert by_hand.output.startswith("Error: train.batch_size: found 1, expected")
     (tmp_path / "own.yaml").write_text("train: {batch_size: 1}\n")

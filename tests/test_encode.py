@@ -229,7 +229,7 @@ def test_photographs_are_decoded_by_threads_as_without(tmp_path: Path) -> None:
         settings = Extract(shard_size=9, image_batch=8, precision="fp32", device="cpu", workers=workers)
         extract(replace(given, extract=settings), tmp_path / f"store-{workers}")
         found.append(Store.open(tmp_path / f"store-{workers}").features("timm-test_vit"))
-    assert load_teacher("timm:test_vit", str(tmp_path / "w.pth"), device="cpu").in_threads
+    assert load_teacher("timm:test_vit", str(tmp_path / "w.pth"), device="cpu").decodes_in_threads
     rows = np.arange(40)
     assert found[0].valid.tolist() == found[1].valid.tolist()
     assert found[0].valid.sum() >= 39

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -254,3 +255,28 @@ def test_a_store_of_format_1_is_extended_in_place(bare: Store, tmp_path: Path) -
     assert set(done.manifest.features) == {"hog-color", "tiny_teachers-mean_colour", "tiny_teachers-length", "regions"}
     assert Store.open(layout.root).classes is not None
     assert verify(layout.root).whole
+
+
+def keyed(number: int) -> list[str]:
+    return ["-S", f"data.features.boxes{number}.key=id", "-S", f"data.features.boxes{number}.array=boxes"]
+
+
+def test_a_file_is_added_to_a_store_as_it_was_made(scenes_store: Store, tmp_path: Path, monkeypatch: Any) -> None:
+    """Without the parameters that it was made by; a params.yaml of something else beside it changes nothing."""
+    shutil.copytree(scenes_store.root, tmp_path / "store")
+    ids = np.array(scenes_store.samples["source_id"].to_pylist())
+    np.savez(tmp_path / "regions.npz", boxes=np.ones((80, 4, 3), np.float32), id=ids)
+    before = {name: data for name, data in content(tmp_path / "store").items() if name != "manifest.json"}
+    monkeypatch.chdir(tmp_path)
+    for number, other in enumerate(("", "data: {scenes: {train: 9}}\n")):
+        if other:
+            (tmp_path / "params.yaml").write_text(other)
+        added = CliRunner().invoke(
+            main, ["--store", "store", "--features", f"boxes{number}=regions.npz", *keyed(number)]
+        )
+        assert added.exit_code == 0, added.output
+        assert content(tmp_path / "store").items() >= before.items()
+        assert Store.open(tmp_path / "store").features(f"boxes{number}").shape == (4, 3)
+    absent = CliRunner().invoke(main, ["--store", "nostore", "--teacher", "hog-color"])
+    assert (absent.exit_code, "nostore: there is no store" in absent.output) == (2, True), absent.output
+    assert not (tmp_path / "nostore").exists()

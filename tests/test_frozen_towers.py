@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def test_stored_outputs_train_as_the_towers_do(store: Store, tmp_path: Path, fre
     Halved.calls = 0
     found = run(parameters, store, tmp_path / "stored")
     rows = {"image": len(store.samples), "text": len(store.captions)}
-    assert Halved.calls == sum(rows[modality] + frozen_towers.PROBE for modality in freeze), "once, and the probe"
+    assert Halved.calls == sum(rows[modality] + 1 for modality in freeze), "once, and one for its shape"
     expected = run(running(parameters), store, tmp_path / "running")
     assert losses(tmp_path / "stored") == pytest.approx(losses(tmp_path / "running"), rel=1e-4)
     for name, tensor in weights(tmp_path / "running").items():
@@ -61,7 +62,7 @@ def test_stored_outputs_train_as_the_towers_do(store: Store, tmp_path: Path, fre
     assert found["soft_labels"]["RSUM"] == pytest.approx(expected["soft_labels"]["RSUM"], abs=2.0)
     Halved.calls = 0
     run(replace(parameters, train=replace(parameters.train, learning_rate=1e-4)), store, tmp_path / "again")
-    assert Halved.calls == len(freeze) * frozen_towers.PROBE, "another run reads what the first computed"
+    assert Halved.calls == len(freeze) * 3 * frozen_towers.PROBE, "another run reads what the first computed"
 
 
 def test_what_is_augmented_is_not_stored(store: Store, tmp_path: Path) -> None:
@@ -107,20 +108,40 @@ def test_an_interrupted_computation_goes_on(store: Store, tmp_path: Path, monkey
     with pytest.raises(SystemExit):
         run(FROZEN, store, tmp_path / "run")
     state = next(store.root.with_name("store.towers").glob("image-*/outputs.json"))
-    done = sum(json.loads(state.read_text())["rows"].values())
+    by_split = json.loads(state.read_text())["rows"].values()
+    done, probed = sum(by_split), sum(min(frozen_towers.PROBE, count) for count in by_split)
     assert 0 < done < len(store.samples)
     monkeypatch.setattr(Stop, "check", check)
     Halved.calls = 0
     run(FROZEN, store, tmp_path / "run")
-    expected = len(store.samples) - done + len(store.captions) + 2 * frozen_towers.PROBE
+    expected = len(store.samples) - done + len(store.captions) + probed + 1
     assert Halved.calls == expected
 
 
-def test_outputs_of_another_tower_are_noticed(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def of_another_tower(path: Path) -> None:
+    np.save(path, np.roll(np.load(path), 1, axis=1))
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def partly_zero(path: Path) -> None:
+    outputs = np.load(path)
+    outputs[len(outputs) // 5 : len(outputs) // 2] = 0
+    np.save(path, outputs)
+
+
+@pytest.mark.parametrize(
+    "damaged", [of_another_tower, cut_short, partly_zero], ids=["another-tower", "cut-short", "partly-zero"]
+)
+def test_outputs_that_are_not_the_tower_s_are_noticed(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], damaged: Callable[[Path], None]
+) -> None:
     run(FROZEN, store, tmp_path / "run")
     path = next(store.root.with_name("store.towers").glob("text-*/outputs.npy"))
     genuine = np.load(path)
-    np.save(path, np.roll(genuine, 1, axis=1))
+    damaged(path)
     expected = losses(tmp_path / "run")
     run(FROZEN, store, tmp_path / "again")
     said = " ".join(capsys.readouterr().err.split())

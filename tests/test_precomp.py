@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,6 +186,14 @@ def test_sgraf_is_trained_without_images_and_is_the_mean_of_its_two_runs(trained
     own = scores[np.arange(40) // 5, np.arange(40)]
     hits = (scores > own).sum(axis=0) < 1
     assert found["+".join(runs)]["text_to_image"]["R@1"] == pytest.approx(100 * hits.mean())
+    # What its page says of loading it works as it stands.
+    (code,) = re.findall(r"```python\n(.*?)```", (trained / "SGR" / "README.md").read_text(), flags=re.S)
+    namespace: dict[str, Any] = {}
+    exec(code, namespace)
+    assert torch.equal(
+        namespace["student"].state_dict()["txt_enc.embed.weight"],
+        load_model(runs[0], device="cpu").aligned.student.state_dict()["txt_enc.embed.weight"],
+    )
     # The student that a run leaves is a file to begin from, and a run keeps the words that it learned by.
     (trained / "v.json").rename(trained / "gone.json")
     again = load_student(Student(model=f"sgraf:SGR/{trained / 'SGR' / 'student.safetensors'}"))

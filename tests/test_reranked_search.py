@@ -83,7 +83,9 @@ def test_the_nearest_of_an_index_are_ranked_by_match(
         assert [one.row for one in anew.found] != [one.row for one in plain.found]
         best = neighbours(searched_store.root, Query(**towers, rerank=reranker, rerank_k=K), 1).found
         assert best == anew.found[:1], "few are shown, k are looked at"
-    table = run("neighbours", searched_store.root, "--text", asked["image"][1], "--rerank", reranker, "-k", 3)
+    spec = searched_store.manifest.teachers[tower(searched_store, "image")].spec
+    by_name = ["--teacher", spec, "--rerank", reranker, "-k", 3]
+    table = run("neighbours", searched_store.root, "--text", asked["image"][1], *by_name)
     assert (table.exit_code, "match" in table.output) == (0, True), table.output
 
 

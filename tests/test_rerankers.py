@@ -115,6 +115,12 @@ def test_the_configuration_beside_the_weights_is_read(tmp_path: Path) -> None:
         (tmp_path / "config.json").unlink(missing_ok=True)
         assert load_student(Student(model=f"x2vlm:{tmp_path / 'weights.th'}")).size.text.heads == 4
         (tmp_path / name).unlink()
+    # The file's own configuration goes before a stranger's beside it, of which one that cannot be read is passed over.
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 8}')
+    (tmp_path / "config.yaml").write_text("!custom [")
+    torch.save({"model": state, "config": {"text_heads": 4}}, tmp_path / "own.th")
+    assert load_student(Student(model=f"x2vlm:{tmp_path / 'own.th'}")).size.text.heads == 4
+    (tmp_path / "config.yaml").unlink()
     (tmp_path / "bert.json").write_text('{"num_attention_heads": 4}')
     torch.save({"model": state, "config": {"text_encoder": "bert.json"}}, tmp_path / "own.th")
     (tmp_path / "bert.json").rename(tmp_path / "config.json")

@@ -132,6 +132,18 @@ def test_what_is_degenerate_stays_finite() -> None:
         assert not targets.any()
 
 
+def test_a_row_that_may_go_nowhere_takes_no_target_from_others() -> None:
+    similarity, allowed = costs(3, 3), torch.ones(3, 3, dtype=torch.bool)
+    allowed[0] = False
+    of_rows, of_columns = rematched_targets(similarity, 0.1, 1.0, allowed)
+    assert not of_rows[0].any()
+    torch.testing.assert_close(of_rows[1:].sum(dim=1), torch.ones(2, dtype=torch.float64))
+    torch.testing.assert_close(of_columns.sum(dim=1), torch.ones(3, dtype=torch.float64))
+    assert not of_columns[:, 0].any()
+    with pytest.raises(ValueError, match="expected one row and one column"):
+        partial_transport(torch.zeros(0, 3), 0.5, 0.1)
+
+
 def test_what_cannot_be_transported_is_refused() -> None:
     cost, allowed = costs(3, 3), torch.zeros(3, 3, dtype=torch.bool)
     allowed[0, 0] = True

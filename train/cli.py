@@ -51,7 +51,7 @@ def main(
             _show(read_metrics(run), run)
             return
         # Imported late: the libraries behind it take seconds, a wrong flag should not.
-        with loading():
+        with loading(stays=True):
             from accelerate import PartialState
 
             from train import run as runs

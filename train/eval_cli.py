@@ -78,7 +78,7 @@ def main(
     results: list[Result] = []
     with resumable(lambda: _kept(out, results)):
         # Imported late: the libraries behind it take seconds, a wrong flag should not.
-        with loading():
+        with loading(stays=True):
             from stores.parameters import Train, TrainParameters
             from train.evaluation.data import DataSets, parse_images
             from train.fit.processes import make_accelerator, precision_of

@@ -16,7 +16,7 @@ from models.aligned import AlignedModel
 from models.checkpoint import load_checkpoint
 from models.export import export_student
 from models.students import as_student, load_student, with_features
-from models.trained import checkpoint_file
+from models.trained import checkpoint_file, run_path
 from stores import ParameterError, Store, TrainingError, TrainParameters
 from stores.atomic import write_json
 from stores.commands import loading
@@ -31,7 +31,7 @@ from train.evaluation.embed import SplitEncoded, embed_split
 from train.evaluation.evaluate import compare_split, evaluate, shows_pairs, those_present
 from train.evaluation.kept_parts import parts_policy
 from train.evaluation.measured_split import MeasuredSplit, measured_split
-from train.evaluation.second_stage import AtDepth, SecondStage, by_depth, check_second_stage
+from train.evaluation.second_stage import SELF, AtDepth, SecondStage, by_depth, check_second_stage
 from train.fit.claim import make_room, replaces_another, run_kinds
 from train.fit.curves import event_writer
 from train.fit.environment import record_start
@@ -73,15 +73,17 @@ def run(
         console.quiet = True
     with ExitStack() as stack:
         stop = stack.enter_context(stopping(processes))
-        processes.alone(lambda: check_second_stage(parameters.eval.rerank))
         processes.alone(lambda: stack.enter_context(_lock(folder)))
         trainings = _trainings(parameters, folder)
         identity = processes.once(lambda: _identity(parameters, store))
-        if processes.once(lambda: replaces_another(folder, identity, overwrite)):
+        replaces = processes.once(lambda: replaces_another(folder, identity, overwrite))
+        if replaces or processes.once(lambda: not (folder / "run.json").exists()):
+            processes.alone(lambda: check_second_stage(parameters.eval.rerank))
+        if replaces:
             processes.alone(lambda: _check_kept(parameters, folder))
             # Built and tried before anything is removed: a typo costs nobody the run that it would have replaced.
             title, place, loss = trainings[-1]
-            Training(place, store, replace(parameters, loss=loss), title, accelerator, stop).rehearse()
+            Training(place, store, replace(parameters, loss=loss), title, accelerator, stop).try_step()
             accelerator.free_memory()
             processes.alone(lambda: make_room(folder))
         processes.alone(lambda: _claim(folder, identity, accelerator))
@@ -103,7 +105,12 @@ def _check_splits(parameters: TrainParameters, store: Store) -> None:
     store.shards("train")
     for name in ("validation", "test"):
         if (split := getattr(parameters.eval, name)) not in held:
-            advice = f"Name one of them: -S eval.{name}={held[-1]}; best one that is not trained on."
+            others = [split for split in held if split != "train"]
+            advice = (
+                f"Name one of them: -S eval.{name}={others[-1]}."
+                if others
+                else "Give the data set a split to measure on: --source train=… --source val=…"
+            )
             expected = f"a split of {store.root}: {', '.join(held)}"
             raise ParameterError(where=f"eval.{name}", found=split, expected=expected, advice=advice)
 
@@ -190,7 +197,13 @@ def _digests_read(parameters: TrainParameters) -> dict[str, str]:
 
 def _check_kept(parameters: TrainParameters, folder: Path) -> None:
     """Refuse to replace a run by one that reads a file of it."""
-    for name, file in _files_read(parameters).items():
+    model, vocabulary = parameters.student.model, parameters.student.sgraf.vocabulary
+    rerank = parameters.eval.rerank
+    second = run_path(rerank.student) if rerank and rerank.student != SELF else None
+    weights = model.partition("/")[2] if model.startswith("sgraf:") else model.removeprefix("x2vlm:")
+    others = {"vocabulary": vocabulary, "second stage": second, "student's weights": weights}
+    places = _files_read(parameters) | {name: Path(place) for name, place in others.items() if place}
+    for name, file in places.items():
         if file.resolve().is_relative_to(folder.resolve()):
             raise RunFolderError(f"replacing it would remove the {name} that the new run reads, {file}", path=folder)
 

@@ -66,13 +66,13 @@ class Published:
 
     state: Mapping[str, Tensor]
     sizes: Sizes
-    told: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     """What the authors' file says beside the weights: epoch, best_rsum, Eiters, and of `opt` the values by name."""
 
     @property
     def data(self) -> str:
         """What its training data were called, which its vocabulary is named by."""
-        return str(self.told.get("opt", {}).get("data_name", ""))
+        return str(self.metadata.get("opt", {}).get("data_name", ""))
 
 
 def read_published(path: Path, kind: str) -> Published:
@@ -84,7 +84,7 @@ def read_published(path: Path, kind: str) -> Published:
     if not path.is_file():
         raise WeightsError("no such file", path=path, expected=f"a checkpoint of {kind}")
     try:
-        state, told = _state(path)
+        state, metadata = _state(path)
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         sizes = Sizes(
             words=shapes["txt_enc.embed.weight"][0],
@@ -97,14 +97,14 @@ def read_published(path: Path, kind: str) -> Published:
     except Exception as error:  # torch and safetensors have no common base for what a foreign file makes them raise
         expected = "model_best.pth.tar of SGRAF's authors, of weights alone, or student.safetensors of sgraf"
         raise WeightsError(shortened(error), path=path, expected=expected) from None
-    steps = told.get("opt", {}).get("sgr_step", OPTIONS["sgr_step"])
+    steps = metadata.get("opt", {}).get("sgr_step", OPTIONS["sgr_step"])
     if kind == "SGR" and steps != OPTIONS["sgr_step"]:
         advice = "Their default is what this student is; a model of other steps has other tensors."
         raise WeightsError("steps of SGR", path=path, found=steps, expected=OPTIONS["sgr_step"], advice=advice)
     held = next((name for name, key in _KINDS.items() if key in shapes), "neither SGR nor SAF")
     if held != kind:
         raise WeightsError(path=path, found=held, expected=kind, advice=f"Name it as sgraf:{held}/{path}.")
-    return Published(state=state, sizes=sizes, told=told)
+    return Published(state=state, sizes=sizes, metadata=metadata)
 
 
 def write_published(student: nn.Module, path: Path) -> None:
@@ -128,8 +128,8 @@ def write_published(student: nn.Module, path: Path) -> None:
         "embed_size": len(parts[0]["fc.weight"]),
         "sim_dim": parts[2]["sim_eval_w.weight"].shape[1],
     }
-    told: Mapping[str, Any] = getattr(student, "told", {})
-    held: dict[str, Any] = {"epoch": 0, "model": parts, "best_rsum": 0.0, "opt": {}, "Eiters": 0, **told}
+    metadata: Mapping[str, Any] = getattr(student, "metadata", {})
+    held: dict[str, Any] = {"epoch": 0, "model": parts, "best_rsum": 0.0, "opt": {}, "Eiters": 0, **metadata}
     held["opt"] = argparse.Namespace(**{**OPTIONS, **held["opt"], **sizes})
     with atomic_path(path) as temporary:
         torch.save(held, temporary)
@@ -155,5 +155,6 @@ def _state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         held: Any = torch.load(path, map_location="cpu", weights_only=True)
     parts = zip(PREFIXES, held["model"], strict=True)
     state = {f"{prefix}.{name}": tensor for prefix, part in parts for name, tensor in part.items()}
-    told = {name: value for name, value in held.items() if name not in ("model", "opt")}
-    return state, told | {"opt": vars(held["opt"]) if "opt" in held else {}}
+    metadata = {name: value for name, value in held.items() if name not in ("model", "opt")}
+    options = held.get("opt") or {}
+    return state, metadata | {"opt": dict(options) if isinstance(options, Mapping) else vars(options)}

@@ -35,7 +35,7 @@ class SgrafStudent(nn.Module):
     def __init__(self, kind: str, sizes: Sizes, regions: str, vocabulary: Vocabulary | None) -> None:
         """Make one with random weights; `regions` names the stored features. Without a vocabulary it takes numbers."""
         super().__init__()
-        self.told: Mapping[str, Any] = {}
+        self.metadata: Mapping[str, Any] = {}
         """What the authors' file says of which it was loaded, beside the weights."""
         self.kind, self.embed_dim, self.regions = kind, sizes.dim, sizes.regions
         self.vocabulary = vocabulary
@@ -84,7 +84,8 @@ class SgrafStudent(nn.Module):
 
 @files_of.register
 def _files(student: SgrafStudent) -> dict[str, bytes]:
-    return {FILE: student.vocabulary.file} if student.vocabulary is not None and student.vocabulary.file else {}
+    vocabulary = student.vocabulary
+    return {} if vocabulary is None else {FILE: vocabulary.file or vocabulary.json.encode()}
 
 
 def with_kept_vocabulary(settings: parameters.Sgraf, folder: Path) -> parameters.Sgraf:
@@ -131,7 +132,7 @@ def _loaded(kind: str, path: Path, settings: parameters.Sgraf) -> SgrafStudent:
         )
     student = SgrafStudent(kind, sizes, settings.regions, vocabulary)
     load_strictly(student, published, path)
-    student.told = published.told
+    student.metadata = published.metadata
     return student
 
 

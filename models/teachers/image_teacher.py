@@ -28,7 +28,7 @@ class ImageTeacher(Teacher):
     ) -> None:
         """Know the teacher by the digest of its `weights` and by what its `transform` says of itself."""
         self._preprocessing = Preprocessing(transform)
-        self.in_threads = self._preprocessing.in_threads
+        self.decodes_in_threads = self._preprocessing.decodes_in_threads
         identity = [weights, repr(transform)]
         super().__init__(spec=spec, dim=dim, precision=precision, device=device, identity=identity)
 

@@ -91,7 +91,7 @@ class RunImages(RunTower[Pixels]):
 
     def __init__(self, trained: Trained, spec: str, device: torch.device, precision: ComputePrecision) -> None:
         super().__init__(trained, spec, device, precision)
-        self.in_threads = self._input.prepare.in_threads
+        self.decodes_in_threads = self._input.prepare.decodes_in_threads
 
     def preprocess(self, item: Image.Image) -> Tensor:
         """Apply the student's transform for measuring."""

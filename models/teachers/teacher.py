@@ -33,7 +33,7 @@ class Teacher(ABC):
     """image or text."""
     unit: bool = True
     """Whether a feature is a vector, of which the direction alone counts: the store holds it at length one."""
-    in_threads: bool = False
+    decodes_in_threads: bool = False
     """Whether `preprocess_file` leaves Python to others for most of its time, so that threads do it side by side."""
 
     def __init__(

@@ -80,7 +80,7 @@ class Encoder:
         batches = [rows[run].tolist() for run in runs if wanted[run].any()]
         if not batches:
             return iter(())
-        if self._workers and self._teacher.in_threads and self._teacher.device.type == "cpu":
+        if self._workers and self._teacher.decodes_in_threads and self._teacher.device.type == "cpu":
             return self._decoded_between(batches)
         return iter(
             DataLoader(
@@ -95,7 +95,7 @@ class Encoder:
         )
 
     def _decoded_between(self, batches: list[list[int]]) -> Iterator[Batch]:
-        with ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode") as threads:
+        with ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="decode") as threads:
             for rows in batches:
                 yield self._images.collate(list(threads.map(self._images.__getitem__, rows)))
 

@@ -78,12 +78,12 @@ def retry(store: Path) -> None:
 @click.option("--text", help="A new text.")
 @click.option("--image", type=FILE, help="A new image.")
 @click.option("--modality", type=click.Choice(["image", "text"]), help="What --row counts; image if not said.")
-@click.option("--teacher", help="Folder name of a teacher; the one that the store was last made with if not said.")
+@click.option("--teacher", help="A teacher, or its folder; the one that the store was last made with if not said.")
 @click.option("--split", help="Where to search; the row's own, or the first split, if not said.")
 @click.option("-k", "count", type=click.IntRange(min=1), default=10, help="How many rows.")
 @click.option("--weights", help="Checkpoint of the teacher, where it is not at the recorded place.")
 @click.option("--rerank", help="A student that ranks the nearest anew: a run's folder, x2vlm:…, blip:…")
-@click.option("--rerank-k", type=click.IntRange(min=1), default=64, help="How many it looks at.")
+@click.option("--rerank-k", type=click.IntRange(min=1), help="How many it looks at; 64 if not said.")
 def neighbours(
     store: Path,
     row: int | None,
@@ -95,9 +95,11 @@ def neighbours(
     count: int,
     weights: str | None,
     rerank: str | None,
-    rerank_k: int,
+    rerank_k: int | None,
 ) -> None:
     """Show the rows of STORE that are nearest to a row, a text, an image, or to a text and an image together."""
+    if rerank_k is not None and rerank is None:
+        raise click.UsageError("--rerank-k says how many --rerank looks at. Name its student.")
     if (row is not None) == (text is not None or image is not None):
         raise click.UsageError("Name one of --row, --text and --image, or both of these.")
     from pipeline.inspection.neighbours import Query, neighbours, render
@@ -112,7 +114,7 @@ def neighbours(
             split=split,
             weights=weights,
             rerank=rerank,
-            rerank_k=rerank_k,
+            rerank_k=rerank_k or Query.rerank_k,
         )
         output().print(render(neighbours(store, query, count)))
 

@@ -70,10 +70,10 @@ def neighbours(path: Path, query: Query, count: int) -> Neighbours:
     slug = _slug(store, query)
     teacher = store.manifest.teachers[slug]
     modality = teacher.modality
+    asked = _asked_of_pairs(query, modality)
     vector = _vector(store, slug, query)
     split = query.split or _split(store, teacher.level, query.row)
     store.rows(split, teacher.level)
-    asked = _asked_of_pairs(query, modality)
     wanted = count + 1 if asked is None else max(count, query.rerank_k)
     similarity, rows = (found[0] for found in store.index(slug, split).search(vector[None], wanted))
     # A row that the teacher failed on is all zero; it is near nothing.
@@ -103,6 +103,13 @@ def _slug(store: Store, query: Query) -> str:
         if query.text is not None and (towers := cross_modal_slugs(store.manifest)):
             return towers["image"]
         return default_slug(store, "image" if query.image is not None else asked or "image")
+    named = [slug for slug, one in store.manifest.teachers.items() if one.spec == query.teacher]
+    if (
+        named and query.teacher not in store.manifest.features
+    ):  # by the name that it was loaded by, which both towers have
+        searched = "image" if query.text is not None else asked or "image"
+        of_modality = [slug for slug in named if store.manifest.teachers[slug].modality == searched]
+        return (of_modality or named)[0]
     held = store.features(query.teacher)
     towers = cross_modal_slugs(store.manifest, store.manifest.features[query.teacher].spec)
     if not both and asked not in (None, held.modality) and (query.row is not None or towers is None):

@@ -43,7 +43,7 @@ class Reranker:
     def rank(
         self, store: Store, modality: str, rows: Rows, query: Query, k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Rank the first k of rows (n,), best first, anew; the others follow as they are.
+        """Rank the first k of rows (n,), best first, anew; the others, and what it has nothing of, follow as they are.
 
         Returns:
             Their places (n,) in the new order, and the logits of match in that order (n,), NaN beyond the k.
@@ -51,12 +51,14 @@ class Reranker:
         Raises:
             CusaError: see `logits`.
         """
-        looked_at = rows[:k]
-        logits = self.logits(store, modality, looked_at, query)
+        places = np.arange(len(rows))
+        present = self._input(modality).present(_Items(store), rows[:k])
+        looked_at = places[:k] if present is None else places[:k][present]
+        logits = self.logits(store, modality, rows[looked_at], query)
         # By falling logit, and equal ones by rising row, as everywhere.
-        order, others = np.lexsort((looked_at, -logits)), np.arange(len(looked_at), len(rows))
+        order, others = np.lexsort((rows[looked_at], -logits)), np.setdiff1d(places, looked_at)
         unknown = np.full(len(others), np.nan, np.float32)
-        return np.concatenate([order, others]), np.concatenate([logits[order], unknown])
+        return np.concatenate([looked_at[order], others]), np.concatenate([logits[order], unknown])
 
     @torch.inference_mode()
     def logits(self, store: Store, modality: str, rows: Rows, query: Query) -> NDArray[np.float32]:

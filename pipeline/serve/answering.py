@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,13 +20,15 @@ from numpy.typing import NDArray
 from pipeline.inspection.neighbours import Neighbour, described
 from pipeline.inspection.reranker import Query, Reranker
 from pipeline.inspection.teachers import load_stored
-from pipeline.serve.model_thread import ModelThread, ServedTower
+from pipeline.serve.model_thread import Busy, ModelThread, ServedTower
 from pipeline.serve.queries import Modality, SearchRequest, checked_image
 from pipeline.serve.served_store import Served, ServedStore
 from stores import CusaError, Store
 from stores.parameters import Data
 
 ANSWER_SECONDS: Final = 60.0
+RERANKING: Final = 8
+"""Queries that are reranked or wait for it; more are refused."""
 _DECODERS: Final = 2
 """Images of strangers that are decoded at once: each may take its pixels' memory."""
 Vector = NDArray[np.float32]
@@ -56,7 +59,8 @@ class Answering:
         `fetches_images` says whether images are taken by their address; `reranker` is the second stage, if any.
         """
         self.served, self._models, self.fetches_images = Served(path, first), ModelThread(), fetches_images
-        self._decoders, self._rerankers, self.reranker = CapacityLimiter(_DECODERS), CapacityLimiter(1), reranker
+        self._decoders, self.reranker = CapacityLimiter(_DECODERS), reranker
+        self._reranks, self._reranking = ThreadPoolExecutor(1, thread_name_prefix="rerank"), 0
 
     async def warm(self) -> None:
         """Load the first model and read its indices before anyone asks."""
@@ -82,8 +86,7 @@ class Answering:
             rows, similarity = await to_thread.run_sync(_searched, now, slug, vector, asked)
             logits = None
             if asked.rerank:
-                rank = partial(self._reranked, now.store, rows, asked)
-                places, logits = await to_thread.run_sync(rank, limiter=self._rerankers)
+                places, logits = await self._reranked(now.store, rows, asked)
                 rows, similarity = rows[places], similarity[places]
             some = rows[: asked.count], similarity[: asked.count]
             found = await to_thread.run_sync(described, now.store, asked.modality, *some, logits)
@@ -122,7 +125,7 @@ class Answering:
             return parts[0][1]
         return _unit(np.sum([np.float32(weight) * vector for weight, vector in parts], axis=0))
 
-    def _reranked(
+    async def _reranked(
         self, store: Store, rows: NDArray[np.int64], asked: SearchRequest
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the places of rows (n,) as the second stage ranks them, and its logits."""
@@ -136,11 +139,18 @@ class Answering:
                 "The second stage compares an image with a text: search images by a text or by a caption's row, or "
                 "captions by an image or by its row."
             )
-        return self.reranker.rank(store, asked.modality, rows, query, asked.rerank)
+        if self._reranking >= RERANKING:
+            raise Busy(f"{RERANKING} queries wait to be reranked. Ask again in a moment.")
+        self._reranking += 1
+        # What no longer waits for its answer still ends before the next one begins: one thread has the model.
+        work = self._reranks.submit(self.reranker.rank, store, asked.modality, rows, query, asked.rerank)
+        work.add_done_callback(lambda _: setattr(self, "_reranking", self._reranking - 1))
+        return await asyncio.wrap_future(work)
 
     def close(self) -> None:
         """End the models' thread."""
         self._models.close()
+        self._reranks.shutdown(wait=False, cancel_futures=True)
 
 
 def _searched(now: ServedStore, slug: str, vector: Vector, asked: SearchRequest) -> tuple[NDArray[np.int64], Vector]:
@@ -150,7 +160,10 @@ def _searched(now: ServedStore, slug: str, vector: Vector, asked: SearchRequest)
     # A row is no neighbour of its own.
     own = asked.row if asked.row_of == asked.modality else None
     kept = rows != (-1 if own is None else own)
-    return rows[kept][:wanted], similarity[kept][:wanted]
+    rows, similarity = rows[kept][:wanted], similarity[kept][:wanted]
+    # What the model could not encode is all zero, and nothing that a second stage could look at.
+    encoded = now.features(slug).valid[rows] if asked.rerank else np.ones(len(rows), bool)
+    return rows[encoded], similarity[encoded]
 
 
 def _tower(now: ServedStore, slug: str) -> ServedTower:

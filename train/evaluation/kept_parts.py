@@ -53,8 +53,11 @@ class PartsOfSplit:
         if self._accelerator.num_processes > 1:
             parts, mask = self._gathered(parts, mask)
         kept = self._place(parts.shape, parts.dtype)
-        if kept.dtype != parts.dtype and parts.abs().amax() > torch.finfo(kept.dtype).max:
-            found, expected = f"{float(parts.abs().amax()):.3g}", f"at most {torch.finfo(kept.dtype).max:g}, as on disk"
+        largest = float(parts.abs().amax()) if kept.dtype != parts.dtype and parts.numel() else 0.0
+        if not math.isfinite(largest):
+            raise CusaError("The items' parts are not finite; the model is broken.")
+        if largest > torch.finfo(torch.float16).max:
+            found, expected = f"{largest:.3g}", f"at most {torch.finfo(torch.float16).max:g}, as on disk"
             raise CusaError("a part's number", found=found, expected=expected, advice="Raise eval.parts_gib.")
         parts = kept.copy_(parts)
         self._chunks.append((parts, None if mask is None else mask.cpu()))

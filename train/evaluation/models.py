@@ -8,7 +8,6 @@ Shapes: n inputs, D the model's embedding.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -145,12 +144,6 @@ def load_model(
         return StudentModel(spec, *_trained(path), device=where, precision=how)
     if is_published:
         return StudentModel(spec, load_published(spec), device=where, precision=how)
-    if os.sep in spec and ":" not in spec:
-        raise StudentError(
-            f"{spec} is no run and no checkpoint: there is no such folder, and it does not end in .safetensors. A "
-            f"model is the folder of a run (cusa-train --run), a checkpoint in it, open-clip:<model>/<pretrained tag "
-            f"or file>, x2vlm:<weights file>, blip:<name or folder>, or a teacher (family:name)."
-        )
     return TeacherModel(spec, load_teacher(spec, weights, device, precision))
 
 

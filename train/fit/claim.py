@@ -127,5 +127,11 @@ def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
     if isinstance(found, dict) and isinstance(wanted, dict):
         keys = sorted(found.keys() | wanted.keys())
         return [d for key in keys for d in _differences(found.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))]
-    change = " → ".join(str(value) if len(str(value)) < _SHOWN else "…" for value in (found, wanted))
-    return [] if found == wanted else [f"{name.removeprefix('parameters.')} ({change})"]
+    if found == wanted:
+        return []
+    told = str(found), str(wanted)
+    # Long ones from a little before where they part.
+    parts = next((place for place, (a, b) in enumerate(zip(*told, strict=False)) if a != b), 0)
+    start = max(0, parts - _SHOWN // 4) if max(map(len, told)) > _SHOWN else 0
+    change = " → ".join(f"{'…' * bool(start)}{value[start : start + _SHOWN]}" for value in told)
+    return [f"{name.removeprefix('parameters.')} ({change})"]

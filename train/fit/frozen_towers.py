@@ -40,7 +40,7 @@ from train.fit.stops import Stop
 AT_ONCE: Final = 8192
 """Rows after which it is written down how far the outputs are."""
 PROBE: Final = 8
-"""Rows that are computed again, to see that outputs on disk are this tower's."""
+"""Rows of a split, spread over it, that are computed again, to see that outputs on disk are this tower's and whole."""
 AGREES: Final = 0.999
 """Cosine of a row on disk with the same row computed again, which rounds otherwise in another batch."""
 
@@ -165,10 +165,13 @@ class _FrozenTower:
     def _filled(self, store: Store, splits: Sequence[str], folder: Path) -> OutputTable:
         path, state, level = folder / "outputs.npy", folder / "outputs.json", self._given.level
         processes = self._stop.processes
-        probe = self._computed(store, splits[0], store.rows(splits[0], level)[:PROBE])
         done: dict[str, int] = processes.once(lambda: json_object(state).get("rows", {}) if path.is_file() else {})
+        # Of what is done, or of the first split where nothing is: that tells the shape of a row.
+        probed = {split: _spread(store.rows(split, level)[: done[split]]) for split in splits if done.get(split)}
+        probed = probed or {splits[0]: store.rows(splits[0], level)[:1]}
+        probe = np.concatenate([self._computed(store, split, rows) for split, rows in probed.items()])
         table = OutputTable(path, level)
-        if done and not processes.once(lambda: _agrees(table, store.rows(splits[0], level), probe)):
+        if done and not processes.once(lambda: _agrees(path, np.concatenate([*probed.values()]), probe)):
             console.print(f"{folder} is not what this tower makes of the items; it is computed anew.", style="yellow")
             table, done = OutputTable(path, level), {}
         if not done:
@@ -213,10 +216,19 @@ class _FrozenTower:
         return np.concatenate(found)
 
 
-def _agrees(table: OutputTable, rows: NDArray[np.int64], probe: NDArray[np.float32]) -> bool:
-    stored = table.gather(rows[: len(probe)])
-    if stored.shape != probe.shape:
+def _spread(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return some of the rows, the first and the last among them."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, PROBE).astype(np.int64))]
+
+
+def _agrees(path: Path, rows: NDArray[np.int64], probe: NDArray[np.float32]) -> bool:
+    try:  # read-only: a file that was cut would be filled up with zeros
+        whole = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
         return False
+    if whole.shape[1:] != probe.shape[1:] or len(whole) <= rows.max():
+        return False
+    stored = whole[rows]
     one, other = (torch.from_numpy(array.reshape(len(array), -1)) for array in (stored, probe))
     return bool((torch.cosine_similarity(one, other) > AGREES).all())
 

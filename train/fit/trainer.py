@@ -253,16 +253,16 @@ class Training:
         """Take one optimiser step; return what it gave (`Optimisation.step`)."""
         return self._optimisation.step(batch, epoch, step)
 
-    def rehearse(self) -> None:
-        """Take one step that nothing keeps, so that what cannot be trained fails before anything is given up for it.
+    def try_step(self) -> None:
+        """Take the first epoch's first step and keep nothing: what cannot be trained fails before it costs anything.
 
         Raises:
-            CusaError: the loss and the student do not go together, or a batch cannot be had.
+            CusaError: the loss and the student do not go together, a batch cannot be had, or the loss is not finite.
         """
         self.objective.before_epoch(0)
         batches = iter(self.data.loader)
         try:
-            self.step(next(batches))
+            self._look([self.step(next(batches))], 0, 0)
         finally:
             del batches  # as in `_train`
             self.data.close()

@@ -172,6 +172,9 @@ def _original(loss: Loss, modalities: tuple[str, ...]) -> Term:
     hinge, settings = loss.hinge, loss.coordination
     parted = {name.partition("/"): weight for name, weight in settings.weights.items()}
     weights = {(first, second): weight for (first, _, second), weight in parted.items()}
+    if loss.original in ("pcmc", "pcmr") and (strange := {one for pair in weights for one in pair} - {*modalities}):
+        where, expected = "loss.coordination.weights", f"pairs of {', '.join(modalities)}, such as image/text"
+        raise ParameterError(where=where, found=", ".join(sorted(strange)), expected=expected)
     if loss.recipe == "x2vlm" and loss.original != "infonce":
         expected = "infonce: the recipe x2vlm draws its negatives by its softmax"
         raise ParameterError(where="loss.original", found=loss.original, expected=expected)

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from stores.errors import TrainingError
+
 
 class Cells(NamedTuple):
     """How many of the cells of two modalities, over the whole batch, hold two items that match, and two that do not."""
@@ -93,7 +95,7 @@ def weighted_mean(
 ) -> Tensor:
     """Return Σ w L / Σ w over the losses that are counted; zero, with a graph, where none is. None: all weigh alike."""
     if not losses:
-        raise ValueError("The loss compares modalities, and the student and its teachers have no two in common.")
+        raise TrainingError("The loss compares modalities, and there are no two that it can compare.")
     stacked, flags = torch.stack(list(losses)), torch.stack(list(counted))
     heights = flags * stacked.new_tensor([1.0] * len(losses) if weights is None else weights)
     total = heights.sum()

@@ -61,6 +61,8 @@ def partial_transport(cost: Tensor, mass: float, reg: float, allowed: Tensor | N
     rows, columns = potentials(cost, mass, reg, allowed, EXACT)
     plan = (rows[:, None] + columns[None, :] + _logits(cost, reg, allowed)).exp().nan_to_num(0.0)
     total = float(plan.sum())
+    if not plan.numel():
+        raise ValueError(f"The costs are {tuple(cost.shape)}, expected one row and one column at least.")
     excess = max(float((plan.sum(dim=side) * plan.shape[1 - side]).max()) for side in (0, 1)) - 1
     if not abs(total - mass) < _FEASIBLE * max(mass, 1e-3) or excess > _FEASIBLE:
         what = f"No plan of mass {mass:g} was found at reg {reg:g}"
@@ -199,7 +201,8 @@ class _Problem:
                 damping = max(least, damping / 10)
             else:
                 damping = max(raised, damping * 10)
-        return self._of_rows.log() - normaliser, columns
+        # Of a row that may go nowhere a number all the same: its plan is zero by the mask.
+        return self._of_rows.log() - normaliser.clamp(min=-_LARGEST), columns
 
     def _at(self, columns: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return Newton's objective, what the columns' marginals lack, the rows' log Σ exp, and the plan."""
