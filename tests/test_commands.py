@@ -175,11 +175,25 @@ def test_an_interrupt_ends_with_a_word_and_the_next_run_goes_on(tmp_path: Path) 
         (["-S", "train.clean_at_least=0.5"], "train.clean: expected a clean column to leave pairs out by"),
         (["-S", "train.clean=absent.arrow"], "absent.arrow: cannot be read"),
         (["-S", "loss.original=tripplet"], "loss.original: found 'tripplet', expected infonce, hinge, pcmc, pcmr, or"),
+        (
+            ["-S", "loss.original=pcmc", "-S", "loss.coordination.weights={imag/text: 2.0}"],
+            "loss.coordination.weights: found 'imag', expected pairs of image, text",
+        ),
         (["-S", "loss.extra={json:dumps: 1}"], "'json:dumps' is called without arguments, and cannot be"),
         (["-S", "student.freeze=[audio]"], "student.freeze: found 'audio', expected towers of open-clip:small-clip"),
         (["--student", "open-clip:ViT-B-99"], "Nearest: ViT-B"),
     ],
-    ids=["loss-of-sets", "reranker", "no-column", "absent-column", "loss", "term-with-arguments", "tower", "near-name"],
+    ids=[
+        "loss-of-sets",
+        "reranker",
+        "no-column",
+        "absent-column",
+        "loss",
+        "pair",
+        "term-with-arguments",
+        "tower",
+        "near-name",
+    ],
 )
 def test_a_mistake_costs_nobody_an_earlier_run(
     scenes_store: Store, small_run: Path, tmp_path: Path, arguments: list[str], message: str

@@ -9,7 +9,7 @@ Shapes: M rows, N columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import permutations
 from typing import Any, Final, cast
 
@@ -155,6 +155,14 @@ def make_objective(
     return Objective(terms)
 
 
+def check_weights(loss: Loss, modalities: Collection[str]) -> None:
+    """Raise a `ParameterError` where weights are of pairs of modalities that the student has not."""
+    named = {one for pair in loss.coordination.weights for one in pair.split("/")}
+    if loss.original in ("pcmc", "pcmr") and (strange := named - {*modalities}):
+        where, expected = "loss.coordination.weights", f"pairs of {', '.join(modalities)}, such as image/text"
+        raise ParameterError(where=where, found=", ".join(sorted(strange)), expected=expected)
+
+
 def described(loss: Loss) -> str:
     """Return the objective as a formula, and how its terms are set."""
     first, *others = make_objective(loss).terms
@@ -172,9 +180,6 @@ def _original(loss: Loss, modalities: tuple[str, ...]) -> Term:
     hinge, settings = loss.hinge, loss.coordination
     parted = {name.partition("/"): weight for name, weight in settings.weights.items()}
     weights = {(first, second): weight for (first, _, second), weight in parted.items()}
-    if loss.original in ("pcmc", "pcmr") and (strange := {one for pair in weights for one in pair} - {*modalities}):
-        where, expected = "loss.coordination.weights", f"pairs of {', '.join(modalities)}, such as image/text"
-        raise ParameterError(where=where, found=", ".join(sorted(strange)), expected=expected)
     if loss.recipe == "x2vlm" and loss.original != "infonce":
         expected = "infonce: the recipe x2vlm draws its negatives by its softmax"
         raise ParameterError(where="loss.original", found=loss.original, expected=expected)
