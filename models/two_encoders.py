@@ -147,7 +147,7 @@ def named_encoders(family: str, name: str) -> tuple[str, str, int]:
         StudentError: the name is of another form.
     """
     parts = re.fullmatch(r"([^+]+)\+(.+?)(?:@([1-9]\d*))?", name)
-    if parts is None:
+    if parts is None or re.search(r"@[^/]*$", parts[2]):  # a folder's path may have one
         example = f"{family}:efficientnet-lite0+minilm@256"
         expected = f"{family}:<image encoder>+<text encoder>[@<dimensions>], such as {example}"
         raise StudentError(found=f"{family}:{name}", expected=expected)

@@ -81,11 +81,14 @@ def _said_where(error: ParameterError, path: Path, given: Sequence[str]) -> Para
     def by_hand(where: str) -> bool:
         return any(f"{where}.".startswith(f"{name}.") or f"{name}.".startswith(f"{where}.") for name in given)
 
-    said = error
-    if by_hand(str(error.where)):
-        said = ParameterError(
-            error.problem, where=error.where, found=error.found, expected=error.expected, advice=error.advice
-        )
+    said = ParameterError(
+        error.problem,
+        path="" if by_hand(str(error.where)) else error.path,
+        where=error.where,
+        found=error.found,
+        expected=error.expected,
+        advice=error.advice,
+    )
     for note in getattr(error, "__notes__", []):
         place, _, rest = note.removeprefix(f"{path}, ").partition(":")
         said.add_note(f"{place}:{rest}" if by_hand(place) else note)

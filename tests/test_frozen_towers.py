@@ -184,8 +184,13 @@ def test_the_towers_family_trains_frozen_and_not(store: Store, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("name", "problem"),
-    [("efficientnet-lite0", "found 'towers:efficientnet-lite0'"), ("+minilm", "found 'towers:+minilm'")],
-    ids=["one", "none"],
+    [
+        ("efficientnet-lite0", "found 'towers:efficientnet-lite0'"),
+        ("+minilm", "found 'towers:+minilm'"),
+        ("efficientnet-lite0+minilm@0", "found 'towers:efficientnet-lite0+minilm@0'"),
+        ("efficientnet-lite0+minilm@abc", "found 'towers:efficientnet-lite0+minilm@abc'"),
+    ],
+    ids=["one", "none", "zero", "word"],
 )
 def test_a_misspelt_pair_of_encoders_is_explained(name: str, problem: str) -> None:
     from models.students import load_student

@@ -235,7 +235,7 @@ def test_two_modalities_learn_by_every_loss_and_towers_are_heads_too(store: Stor
     assert "embeds texts and speechs; the task image-retrieval needs one of images" in " ".join(result.stderr.split())
     figures = json.loads((tmp_path / "eval" / "figures.json").read_text())["results"][0]["figures"]
     assert figures["store, test"]["text_to_speech"] == found["pcmr"]["text_to_speech"]
-    assert "Head(features='minilm'" in text
+    assert 'Head(features="minilm"' in text
 
 
 @pytest.mark.parametrize("freeze", [[], ["image"]], ids=["all", "frozen"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from models.students import load_student
 from pipeline.inspection.cli import main as cusa_store
 from pipeline.inspection.neighbours import Query, neighbours
 from pipeline.inspection.reranker import Reranker
+from pipeline.serve.answering import RERANKING
 from stores import CusaError, Store
 from stores.parameters import Student
 
@@ -143,3 +145,13 @@ def test_a_server_without_a_second_stage_says_so(searched_store: Store) -> None:
         reply = plain.search(text="a circle", rerank=4)
         assert (reply.status, "--rerank" in reply.json["error"]) == (400, True)
         assert "Second stage" not in plain.page(q="a circle").text
+
+
+def test_no_more_queries_wait_than_a_second_stage_can_answer(searched_store: Store, reranker: str) -> None:
+    """Each is answered or refused, and what was refused may be asked again."""
+    second = Reranker(reranker)
+    with serving(searched_store.root, reranker=second) as client, ThreadPoolExecutor(24) as threads:
+        replies = list(threads.map(lambda _: client.search(text="a red circle", rerank=40), range(24)))
+        assert {reply.status for reply in replies} <= {200, 503}
+        assert sum(reply.status == 200 for reply in replies) >= RERANKING
+        assert client.search(text="a red circle", rerank=2).status == 200

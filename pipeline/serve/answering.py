@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Final
 
 import numpy as np
@@ -60,7 +61,8 @@ class Answering:
         """
         self.served, self._models, self.fetches_images = Served(path, first), ModelThread(), fetches_images
         self._decoders, self.reranker = CapacityLimiter(_DECODERS), reranker
-        self._reranks, self._reranking = ThreadPoolExecutor(1, thread_name_prefix="rerank"), 0
+        self._reranks = ThreadPoolExecutor(1, thread_name_prefix="rerank")
+        self._reranking = BoundedSemaphore(RERANKING)
 
     async def warm(self) -> None:
         """Load the first model and read its indices before anyone asks."""
@@ -139,12 +141,11 @@ class Answering:
                 "The second stage compares an image with a text: search images by a text or by a caption's row, or "
                 "captions by an image or by its row."
             )
-        if self._reranking >= RERANKING:
+        if not self._reranking.acquire(blocking=False):
             raise Busy(f"{RERANKING} queries wait to be reranked. Ask again in a moment.")
-        self._reranking += 1
         # What no longer waits for its answer still ends before the next one begins: one thread has the model.
         work = self._reranks.submit(self.reranker.rank, store, asked.modality, rows, query, asked.rerank)
-        work.add_done_callback(lambda _: setattr(self, "_reranking", self._reranking - 1))
+        work.add_done_callback(lambda _: self._reranking.release())
         return await asyncio.wrap_future(work)
 
     def close(self) -> None:

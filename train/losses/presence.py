@@ -95,7 +95,10 @@ def weighted_mean(
 ) -> Tensor:
     """Return Σ w L / Σ w over the losses that are counted; zero, with a graph, where none is. None: all weigh alike."""
     if not losses:
-        raise TrainingError("The loss compares modalities, and there are no two that it can compare.")
+        raise TrainingError(
+            "The loss compares two modalities at least, which the student must have, and for soft labels its teachers "
+            "too; there are no two."
+        )
     stacked, flags = torch.stack(list(losses)), torch.stack(list(counted))
     heights = flags * stacked.new_tensor([1.0] * len(losses) if weights is None else weights)
     total = heights.sum()
