@@ -96,6 +96,11 @@ def test_what_no_second_stage_can_rank_is_said(searched_store: Store, reranker: 
         (["--row", 1, "--rerank", reranker], "images searched by row"),
         (["--text", "a", "--teacher", "minilm", "--rerank", reranker], "texts searched by text"),
         (["--text", "a circle", "--rerank", "nothing"], "nothing"),
+        (["--text", "a circle", "--rerank-k", 4], "--rerank-k says how many --rerank looks at"),
+        (
+            ["--image", "absent.png", "--teacher", tower(searched_store, "text"), "--rerank", reranker],
+            "The image absent.png cannot be read",
+        ),
         (["--text", "a circle", "--rerank", "open-clip:small-clip/x"], "small-clip"),
     ):
         result = run("neighbours", searched_store.root, *arguments)

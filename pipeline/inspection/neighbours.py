@@ -104,9 +104,8 @@ def _slug(store: Store, query: Query) -> str:
             return towers["image"]
         return default_slug(store, "image" if query.image is not None else asked or "image")
     named = [slug for slug, one in store.manifest.teachers.items() if one.spec == query.teacher]
-    if (
-        named and query.teacher not in store.manifest.features
-    ):  # by the name that it was loaded by, which both towers have
+    # By the name that it was loaded by, which both towers of a model have.
+    if named and query.teacher not in store.manifest.features:
         searched = "image" if query.text is not None else asked or "image"
         of_modality = [slug for slug in named if store.manifest.teachers[slug].modality == searched]
         return (of_modality or named)[0]
@@ -130,7 +129,7 @@ def _asked_of_pairs(query: Query, modality: str) -> str | bytes | None:
     if query.text is not None and query.image is None and modality == "image":
         return _text(query.text)
     if query.image is not None and query.text is None and modality == "text":
-        return query.image.read_bytes()
+        return _file(query.image)
     kinds = [name for name in ("row", "text", "image") if getattr(query, name) is not None]
     raise CusaError(
         where="--rerank",
@@ -188,7 +187,14 @@ def _text(text: str) -> str:
 
 def _picture(path: Path) -> object:
     try:
-        return decode_rgb(path.read_bytes())
+        return decode_rgb(_file(path))
+    except OSError as error:
+        raise CusaError(f"The image {path} cannot be read ({error.strerror or error}). Name an image file.") from None
+
+
+def _file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
     except OSError as error:
         raise CusaError(f"The image {path} cannot be read ({error.strerror or error}). Name an image file.") from None
 

@@ -24,6 +24,7 @@ from torch.nn import functional
 FLOOR: Final = 1e-10
 """Cells of the plan below it count as that much (L2RM): a row of which little is transported has even targets."""
 _LOG_LARGEST: Final = 30.0
+"""Bound of the logarithm of a floor: far above one, targets are even already."""
 EXACT: Final = 1e-12
 """How far the plan's marginals may be off, summed, for a plan that is asked for itself."""
 _CLOSE: Final = 1e-6
@@ -56,13 +57,13 @@ def partial_transport(cost: Tensor, mass: float, reg: float, allowed: Tensor | N
         allowed: (M, N) bool; the plan is zero elsewhere.
 
     Raises:
-        ValueError: mass or reg is out of bounds, or the mask does not let so much mass through.
+        ValueError: mass or reg is out of bounds, there are no costs, or no plan moves so much mass by the mask.
     """
+    if not cost.numel():
+        raise ValueError(f"The costs are {tuple(cost.shape)}, expected one row and one column at least.")
     rows, columns = potentials(cost, mass, reg, allowed, EXACT)
     plan = (rows[:, None] + columns[None, :] + _logits(cost, reg, allowed)).exp().nan_to_num(0.0)
     total = float(plan.sum())
-    if not plan.numel():
-        raise ValueError(f"The costs are {tuple(cost.shape)}, expected one row and one column at least.")
     excess = max(float((plan.sum(dim=side) * plan.shape[1 - side]).max()) for side in (0, 1)) - 1
     if not abs(total - mass) < _FEASIBLE * max(mass, 1e-3) or excess > _FEASIBLE:
         what = f"No plan of mass {mass:g} was found at reg {reg:g}"
