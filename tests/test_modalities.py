@@ -31,6 +31,8 @@ from train.evaluation.figure_tables import difference
 from train.evaluation.models import StudentModel, load_model
 from train.evaluation.ranked_modalities import SplitModalities, relevance
 from train.fit.processes import make_accelerator
+from train.fit.unreached import freeze_unreached
+from train.losses.objective import make_objective
 from train.report.page import write_report
 from train.report.page.modality_pairs import modality_tables
 from train.run import run
@@ -247,6 +249,13 @@ def test_of_a_model_s_towers_only_the_one_that_is_used_learns(store: Store, free
     assert any(name.startswith("models.0.model.visual") for name in found) == (not freeze)
     assert {name.split(".")[0] for name in found} == ({"heads"} if freeze else {"heads", "models"})
     assert not any("text" in name or "token" in name or "logit" in name for name in found if name.startswith("models"))
+
+
+def test_a_uni_modal_head_that_no_term_teaches_does_not_learn(store: Store) -> None:
+    model = AlignedModel(load_student(with_widths(heads(STORED), store)))
+    assert freeze_unreached(model, make_objective(Loss())) == ""
+    frozen = {name.rsplit(".", 2)[0] for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"uni_heads.attributes", "uni_heads.speech"}
 
 
 def test_what_heads_cannot_be_is_said(store: Store, tmp_path: Path) -> None:

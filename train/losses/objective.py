@@ -76,6 +76,10 @@ class Objective(nn.Module):
         """Whether a term teaches the uni-modal heads."""
         return any(term.unimodal for term in self.terms)
 
+    def teaches(self, modality: str) -> bool:
+        """Tell whether a term teaches the uni-modal head of a modality."""
+        return any(term.unimodal and (term.taught is None or modality in term.taught) for term in self.terms)
+
     def temperatures(self) -> dict[str, float]:
         """Return the temperatures by name."""
         return {name: tau().item() for name, tau in self._temperatures().items()}
