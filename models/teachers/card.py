@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 
 from models.teachers.teacher import Teacher
+from stores import plugins
 from stores.errors import TeacherError
 from stores.hardware import ComputePrecision
 from stores.layout import teacher_slug
@@ -22,6 +24,8 @@ class TeacherSpec:
     weights: str | None
     modality: str | None
     """None: whichever it is of."""
+    recorded_in: Path | None = field(default_factory=plugins.record)
+    """The folder whose record names it, wherever it is loaded; None: a person does."""
 
     def load(self, device: str, precision: Precision) -> Teacher:
         """Load the teacher onto `device`.
@@ -31,7 +35,8 @@ class TeacherSpec:
         """
         from models.teachers import load_teacher
 
-        teacher = load_teacher(self.spec, self.weights, device, precision, self.modality)
+        with plugins.recorded_in(self.recorded_in):
+            teacher = load_teacher(self.spec, self.weights, device, precision, self.modality)
         if self.modality is not None and teacher.modality != self.modality:
             raise TeacherError(f"teachers.{self.modality} is {self.spec}, which is a teacher of {teacher.modality}s.")
         return teacher
