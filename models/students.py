@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Protocol, cast
@@ -28,11 +28,13 @@ class Student(Protocol):
 
     Shapes: n items, D = `embed_dim`.
 
-    Three members more are looked for where they are needed:
+    Four members more are looked for where they are needed:
 
     - `towers`: by modality, such as `{"image": [...], "text": [...]}`, the modules and parameters of each, for
       `student.freeze`.
     - `set_grad_checkpointing()`, for `student.gradient_checkpointing`.
+    - `matching_parts`: the modules and parameters that `match` alone needs; without a term that matches they do not
+      learn.
     - `uni_head(dim)`: makes the module that takes a modality's vectors to uni-modal tasks; without it, LayerNorm and a
       linear layer.
     """
@@ -121,6 +123,12 @@ class StudentOfTwoTowers(HalvedStudent):
 
 def _values(tensors: Tensors) -> Tensor:
     return tensors.values if isinstance(tensors, Padded) else tensors
+
+
+def parameters_of(parts: Parts) -> Iterator[nn.Parameter]:
+    """Yield the parameters of modules, and those that are named themselves."""
+    for part in parts:
+        yield from part.parameters() if isinstance(part, nn.Module) else [part]
 
 
 MEMBERS: Final = (*Student.__annotations__, "encode")

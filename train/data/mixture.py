@@ -129,10 +129,12 @@ class Mixture:
 
     def present(self, name: str, numbers: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Return which of these rows have stored features, (n,); None where no row of the split lacks them."""
-        if (known := numbers >= 0).all():
-            return self.features[name].present(numbers)
-        found = known.copy()
-        some = self.features[name].present(numbers[known])
+        features = self.features[name]
+        # Not by these rows: each process must gather the same of its share.
+        if features.level != "class" or self.classes.complete:
+            return features.present(numbers)
+        found = (known := numbers >= 0).copy()
+        some = features.present(numbers[known])
         found[known] = True if some is None else some
         return found
 

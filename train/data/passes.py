@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stores import Store
+from stores import ParameterError, Store
 from train.data.pairing import Pairing
 
 
@@ -55,6 +55,7 @@ class Passes:
 
         Raises:
             StoreError: there is no such split, or captions.arrow is damaged.
+            ParameterError: one caption a sample is asked for, and a sample's captions lie in several shards.
         """
         self.where = f"The split {split!r} of {store.root}"
         store.shards(split)  # refuses a split that is not there
@@ -62,6 +63,10 @@ class Passes:
         self._numbers = np.array([number for number, shard in enumerate(self._shards) if shard.split == split])
         self._pairing, self._unusable = pairing, unusable
         self._one, self._shuffle_shards = captions == "one", shuffle_shards
+        if self._one and not pairing.within_shards():
+            # Which of its captions is drawn in which window could only be told by keeping all of them in memory.
+            expected = "all: wrong pairs made by caption spread a sample's captions over shards (by image they do not)"
+            raise ParameterError(where="train.captions", found=captions, expected=expected)
         self._seed, self._offsets, self._arranged = seed, np.array(offsets), arranged
         counted = np.array([self._count(number) for number in self._numbers], dtype=np.int64)
         self._counts = counted[:, 0]

@@ -1,7 +1,7 @@
 """The checkpoints of one training: what to go on from, the best weights, and those that a rule keeps.
 
-`last.safetensors` is written after each epoch, every `train.save_every` steps and on a stop; parameters that do not
-learn are not in it, since they are loaded from where they came. `best.safetensors` holds all weights.
+`last.safetensors` is written after each epoch, every `train.save_every` steps and on a stop; frozen parameters are not
+in it, since they are loaded from where they came. `best.safetensors` holds all weights.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.checkpoint import frozen_digests, load_checkpoint, read_record, save_checkpoint
 from stores import TrainParameters
@@ -28,11 +28,14 @@ class Checkpoints:
         parameters: TrainParameters,
         modules: Mapping[str, nn.Module],
         optimizer: torch.optim.Optimizer,
+        frozen: Mapping[str, Tensor],
     ) -> None:
+        """`frozen` are parameters that do not learn, by part and name, and are not needed to go on."""
         self.best, self.last = run / "best.safetensors", run / "last.safetensors"
         self._run, self._keep_every = run, parameters.train.keep_every
         self._parameters = as_dict(parameters)
-        self._modules, self._optimizer, self._frozen = modules, optimizer, frozen_digests(modules)
+        self._modules, self._optimizer = modules, optimizer
+        self._left_out, self._frozen = frozen.keys(), frozen_digests(modules, frozen)
 
     def load(self) -> tuple[list[Epoch], EpochProgress]:
         """Load the last state if there is one; return the epochs behind it and what is done of the next.
@@ -53,7 +56,7 @@ class Checkpoints:
             "parameters": self._parameters,
             "frozen": self._frozen,
         }
-        save_checkpoint(self.last, self._modules, record, self._optimizer)
+        save_checkpoint(self.last, self._modules, record, self._optimizer, self._left_out)
 
     def keep(self, history: Sequence[Epoch]) -> None:
         """Keep the weights of the last epoch of `history` if they are the best, or a rule says so."""

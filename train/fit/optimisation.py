@@ -130,7 +130,9 @@ class Optimisation:
     def _compared(self, batch: Batch, encoded: dict[str, Encoded]) -> tuple[Tensor, dict[str, Tensor]]:
         """Compare this process's rows with the rows of all processes."""
         rows = self._instances(batch, encoded)
-        return compare(self.objective, rows, self._processes.columns(rows), self.model.scorer, self._match)
+        columns = self._processes.columns(rows)
+        with self._accelerator.autocast():
+            return compare(self.objective, rows, columns, self.model.scorer, self._match)
 
     def _certain(self, batch: Batch) -> Tensor | None:
         return None if self._clean is None else self._clean[batch.numbers["caption"] - self._data.pairs.first]

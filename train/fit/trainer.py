@@ -24,6 +24,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from models.aligned import AlignedModel
+from models.checkpoint import frozen_parameters
 from models.students import as_student, load_student
 from models.trained import begin_with
 from stores import Store, TrainingError, TrainParameters
@@ -50,6 +51,7 @@ from train.fit.optimisation import GRADIENT, Optimisation
 from train.fit.processes import Processes, precision_of
 from train.fit.run_folder import Facts, describe
 from train.fit.stops import Stop, Stopped
+from train.fit.unreached import freeze_unreached
 from train.losses.comparison import matched_by
 from train.losses.objective import check_weights, make_objective
 
@@ -101,12 +103,14 @@ class Training:
         check_cacheable(self.model, self._settings.micro_batch, self._settings.batch_size // processes)
         self.objective.begin(self.data.pairs)
         self.objective.to(accelerator.device)
+        modules = {"model": self.model, "objective": self.objective}
+        frozen = frozen_parameters(modules)
+        self._unreached = freeze_unreached(self.model, self.objective)
         self._steps = len(self.data.stream)
         self._optimisation = Optimisation(
             self.model, self.objective, self.data, self._settings, accelerator, self._processes, matching
         )
-        modules = {"model": self.model, "objective": self.objective}
-        self.checkpoints = Checkpoints(run, parameters, modules, self._optimisation.optimizer)
+        self.checkpoints = Checkpoints(run, parameters, modules, self._optimisation.optimizer, frozen)
         self.history: list[Epoch] = []
         self._done = EpochProgress()
 
@@ -176,6 +180,8 @@ class Training:
             f"{self._title}: {self.data.announce()}; {processes}{self._accelerator.device.type}, {self._precision}"
             f"{place}"
         )
+        if self._unreached:
+            console.print(self._unreached)
 
     @property
     def _learning_rate(self) -> float:

@@ -25,6 +25,7 @@ from stores.plugins import made_by_factory
 from train.losses import tiles
 from train.losses.comparison import Comparison, Instances, Match, Scores, SoftLabels
 from train.losses.coordination import PCMC, PCMR
+from train.losses.cross_entropy import precise
 from train.losses.image_text_matching import ITM
 from train.losses.rematching import Rematched, WarmUp
 from train.losses.set_terms import set_terms
@@ -75,6 +76,10 @@ class Objective(nn.Module):
     def unimodal(self) -> bool:
         """Whether a term teaches the uni-modal heads."""
         return any(term.unimodal for term in self.terms)
+
+    def teaches(self, modality: str) -> bool:
+        """Tell whether a term teaches the uni-modal head of a modality."""
+        return any(term.unimodal and (term.taught is None or modality in term.taught) for term in self.terms)
 
     def temperatures(self) -> dict[str, float]:
         """Return the temperatures by name."""
@@ -220,14 +225,19 @@ def compare(
         objective: the terms.
         rows: whose losses are averaged, M of them.
         columns: what they are compared with, the rows among them; the same object where they are the rows.
-        scorer: how items of two modalities are compared. All but the cosine run under the autocast of the caller.
+        scorer: how items of two modalities are compared. All but the cosine run under the autocast of the caller; what
+            follows is of their scores in float32.
         match: what the terms that need it match pairs by.
     """
-    given = _given(scorer, rows, columns)
-    with torch.autocast(rows.groups.device.type, enabled=False):
-        all_columns = objective.noted(
-            columns.normalised(), lambda: given if rows is columns else _given(scorer, columns, columns)
-        )
+    given, device = _given(scorer, rows, columns), rows.groups.device.type
+    lowered = torch.is_autocast_enabled(device)
+
+    def all_scores() -> Scores | None:
+        with torch.autocast(device, torch.get_autocast_dtype(device), enabled=lowered):
+            return given if rows is columns else _given(scorer, columns, columns)
+
+    with torch.autocast(device, enabled=False):
+        all_columns = objective.noted(columns.normalised(), all_scores)
         own_notes = {name: note[rows.places] for name, note in all_columns.notes.items()}
         some_rows = all_columns if rows is columns else rows.normalised()._replace(notes=own_notes)
         height = max(1, tiles.ELEMENTS // len(columns.groups))
@@ -261,16 +271,16 @@ def _given(scorer: Scorer, rows: Instances, columns: Instances) -> Scores | None
     """Return the scores of every two modalities both ways; a scorer sees the modality first that the student names so.
 
     Of one process's batch each pair is scored once: the transpose serves the other direction. Cosines are left to the
-    comparison: None.
+    comparison: None. Scores are in float32, or float64 where they are that.
     """
     if isinstance(scorer, Cosine):
         return None
     scores = {}
     for first, second in permutations(rows.encoded, 2):
         if (second, first) not in scores:
-            scores[first, second] = scorer.matrix(rows.encoded[first], columns.encoded[second])
+            scores[first, second] = precise(scorer.matrix(rows.encoded[first], columns.encoded[second]))
         elif rows is columns:
             scores[first, second] = scores[second, first].T
         else:
-            scores[first, second] = scorer.matrix(columns.encoded[second], rows.encoded[first]).T
+            scores[first, second] = precise(scorer.matrix(columns.encoded[second], rows.encoded[first])).T
     return scores

@@ -132,7 +132,9 @@ class Rematched(Term):
 
     def forward(self, compared: Comparison) -> Tensor:
         if _POTENTIALS["image"] not in compared.columns.notes:
-            return torch.zeros_like(compared.scores("image", "text")[0, 0])
+            nothing = torch.zeros_like(compared.scores("image", "text")[0, 0])
+            # The cost takes part with a gradient of zero, as several processes expect of a parameter.
+            return nothing if self.cost is None else nothing + 0 * (self.cost.scale + self.cost.shift)
         settings = self._settings
         others, candidates = (~side.notes[TRUSTED] for side in (compared.rows, compared.columns))
         allowed = candidates & ~compared.same("image", "text")
