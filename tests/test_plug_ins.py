@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
-import timm
 import tiny_teachers
-import torch
 from click.testing import CliRunner, Result
 from conftest import content
-from PIL import Image
 
 import pipeline.cli
 import train.cli
@@ -105,17 +101,3 @@ def test_a_plug_in_that_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(tiny_teachers, "bare", lambda device: None, False)
     with pytest.raises(TeacherError, match=r"must take the keywords weights, device, precision: .*weights"):
         load_teacher("tiny_teachers:bare")
-
-
-def test_the_teacher_of_the_docs_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example of docs/plug-ins.md, with a network of two blocks in the place of DINOv2's."""
-    text = (Path(__file__).resolve().parents[1] / "docs" / "plug-ins.md").read_text()
-    (code,) = re.findall(r"```python\n(# my_models\.py.*?)```", text, re.DOTALL)
-    (tmp_path / "my_models.py").write_text(code.replace("vit_small_patch14_dinov2", "test_vit").replace("384", "64"))
-    torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "weights.pth")
-    monkeypatch.syspath_prepend(tmp_path)
-    teacher = load_teacher("my_models:dino", str(tmp_path / "weights.pth"), "cpu")
-    batch = teacher.collate([teacher.preprocess(Image.new("RGB", (200, 180), color)) for color in ("red", "blue")])
-    features = teacher.encode(batch)
-    assert features.shape == (2, teacher.dim) == (2, 64)
-    assert not torch.equal(features[0], features[1])
