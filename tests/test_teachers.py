@@ -568,6 +568,21 @@ def test_a_user_s_own_teacher_plugs_in_by_name() -> None:
     assert teacher.fingerprint != load_teacher("tiny_teachers:mean_colour", "other", device="cpu").fingerprint
 
 
+def test_the_teacher_of_the_docs_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example of docs/plug-ins.md, with a network of two blocks in the place of DINOv2's."""
+    text = (Path(__file__).resolve().parents[1] / "docs" / "plug-ins.md").read_text()
+    code = text.partition("```python\n# my_models.py")[2].partition("```")[0]
+    code = "#" + code.replace("vit_small_patch14_dinov2", "test_vit").replace("dim=384", "dim=64")
+    (tmp_path / "my_models.py").write_text(code)
+    torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "weights.pth")
+    monkeypatch.syspath_prepend(tmp_path)
+    teacher = load_teacher("my_models:dino", str(tmp_path / "weights.pth"), "cpu")
+    batch = teacher.collate([teacher.preprocess(Image.new("RGB", (200, 180), color)) for color in ("red", "blue")])
+    features = teacher.encode(batch)
+    assert features.shape == (2, teacher.dim) == (2, 64)
+    assert not torch.equal(features[0], features[1])
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
