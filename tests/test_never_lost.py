@@ -19,6 +19,7 @@ from interrupted import finish, kill_until_whole, start
 from PIL import Image
 
 from pipeline.extract import extract
+from pipeline.feature_sets import FeatureSets
 from pipeline.inspection.cli import main
 from stores import CusaError, ExtractParameters, Store, StoreError, TeacherError
 from stores.commands import resumable
@@ -217,6 +218,35 @@ def test_a_teacher_s_other_parts_are_kept_when_one_is_damaged(tmp_path: Path) ->
     assert [name for name in again.made if name.startswith("features")] == [
         f"features/tiny_teachers-length/{parts[0].stem}"
     ]
+
+
+def test_a_damaged_part_is_known_as_ours_wherever_its_repair_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extract(small(), tmp_path)
+    whole = content(tmp_path)
+    part = next((tmp_path / "features" / "tiny_teachers-length").iterdir())
+    part.write_bytes(part.read_bytes()[:-1])
+    withdraw = FeatureSets._withdraw
+
+    def killed(sets: FeatureSets, slug: str) -> None:
+        withdraw(sets, slug)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(FeatureSets, "_withdraw", killed)
+        extract(small(), tmp_path)
+    extract(small(), tmp_path)
+    assert content(tmp_path) == whole
+
+
+def test_a_former_manifest_goes_though_nothing_else_is_to_do(tmp_path: Path) -> None:
+    """A run may be killed right after it has written the new one."""
+    extract(small(), tmp_path)
+    whole, layout = content(tmp_path), Layout(tmp_path)
+    layout.former_manifest.write_bytes(layout.manifest.read_bytes())
+    extract(small(), tmp_path)
+    assert content(tmp_path) == whole
 
 
 def test_two_teachers_never_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ class Data:
     # what encodes spoken captions: speech:<folder of transformers>, or package.module:factory; null: nothing does
     speech: str | None = None
     # features of yours to import, by name: {regions: {file: regions.npy}}
-    features: dict[Annotated[str, Field(pattern=SAFE_NAME)], FeatureFile] = Field(default_factory=dict)
+    features: dict[Annotated[str, Field(pattern=SAFE_NAME, max_length=255)], FeatureFile] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
