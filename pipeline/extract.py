@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +25,8 @@ from stores import ExtractParameters, Manifest, ParameterError, StoreError, Teac
 from stores.atomic import write_text
 from stores.console import console, progress_bar
 from stores.digests import value_digest
-from stores.layout import CROSS_MODAL, Layout
+from stores.features import precision_of_parts
+from stores.layout import CROSS_MODAL, Layout, teacher_slug
 from stores.lock import write_lock
 from stores.manifest import (
     FORMAT_VERSION,
@@ -68,7 +69,7 @@ def extract(parameters: ExtractParameters, store: Path, *, retry: bool = False) 
     made: dict[str, str] = {}
     imports = _imports(source, parameters)
     with ExitStack() as stack:
-        engines = stack.enter_context(open_engines(_teachers(parameters), settings))
+        engines = stack.enter_context(open_engines(_teachers(parameters, layout), settings))
         _check(engines, parameters, imports)
         made |= _claim(layout)
         stack.enter_context(write_lock(layout))
@@ -128,7 +129,15 @@ def _recorded(parameters: ExtractParameters) -> dict[str, Any]:
     return values
 
 
-def _teachers(parameters: ExtractParameters) -> list[TeacherSpec]:
+def _teachers(parameters: ExtractParameters, layout: Layout) -> list[TeacherSpec]:
+    """Return the teachers, each with what the store holds its features in."""
+    before = _readable_manifest(layout)
+    held = {slug: entry.precision for slug, entry in (before.teachers if before else {}).items()}
+    named = [(one, teacher_slug(one.spec, one.modality or "")) for one in _named_teachers(parameters)]
+    return [replace(one, held=held.get(slug) or precision_of_parts(slug, layout)) for one, slug in named]
+
+
+def _named_teachers(parameters: ExtractParameters) -> list[TeacherSpec]:
     teachers = parameters.teachers
     named = [
         TeacherSpec(spec=teachers.image, weights=teachers.image_weights, modality="image"),
@@ -189,7 +198,7 @@ def _claim(layout: Layout) -> dict[str, str]:
         if mark.is_file() and mark.read_bytes().startswith(_MARK.encode()):  # a person's words may follow
             return {}
         fault = "damaged" if mark.is_file() else "missing"
-        if set(root.iterdir()) - set(leftovers(root, STORE_KINDS)) and not _has_our_manifest(layout):
+        if set(root.iterdir()) - set(leftovers(root, STORE_KINDS)) and _readable_manifest(layout) is None:
             raise StoreError(f"{root} is not empty and no store of ours. Choose another place with --store.")
         write_text(mark, _MARK)
     except OSError as error:
@@ -199,11 +208,11 @@ def _claim(layout: Layout) -> dict[str, str]:
     return {mark.name: fault}
 
 
-def _has_our_manifest(layout: Layout) -> bool:
+def _readable_manifest(layout: Layout) -> Manifest | None:
     try:
-        return read_former_manifest(layout) is not None
-    except StoreError:
-        return False
+        return read_former_manifest(layout)
+    except (StoreError, OSError):
+        return None
 
 
 def _previous(layout: Layout) -> Manifest | None:

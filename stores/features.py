@@ -29,6 +29,7 @@ from stores.layout import Layout
 from stores.manifest import FeatureSet, Shard
 from stores.modality import Level
 from stores.ownership import is_plain
+from stores.parameters import Precision
 
 PART_FORMAT: Final = 2
 _DIGEST_BYTES: Final = 32
@@ -47,9 +48,14 @@ class PartOrigin:
 
 
 def write_part(
-    path: Path, features: NDArray[np.float16], valid: NDArray[np.bool_], origin: PartOrigin, batch_size: int = 1
+    path: Path,
+    features: NDArray[np.float16],
+    valid: NDArray[np.bool_],
+    origin: PartOrigin,
+    batch_size: int = 1,
+    precision: str | None = None,
 ) -> None:
-    """Write (rows, …) `features` and (rows,) `valid` as one part, atomically, and their batch size."""
+    """Write (rows, …) `features` and (rows,) `valid` as one part, atomically, and how a teacher computed them."""
     with atomic_path(path) as temporary:
         # Assembled in memory and then written: HDF5 itself, on a full disk, ends in faults that nothing can catch.
         whole = io.BytesIO()
@@ -60,6 +66,8 @@ def write_part(
             file.attrs["teacher_fingerprint"] = origin.teacher_fingerprint
             file.attrs["shard_sha256"] = origin.shard_sha256
             file.attrs["batch_size"] = batch_size
+            if precision is not None:
+                file.attrs["precision"] = precision
             file.attrs["checksum"] = _checksum(features, valid)
         with temporary.open("wb") as stream:
             stream.write(whole.getbuffer())
@@ -117,6 +125,16 @@ def part_batch_size(path: Path) -> int:
     """Return the batch size with which a whole part was encoded."""
     with h5py.File(path, "r") as file:
         return int(file.attrs["batch_size"])
+
+
+def precision_of_parts(slug: str, layout: Layout) -> Precision:
+    """Return what the first whole part of a teacher was computed in; "auto" where there is none, or it does not say."""
+    path = next(filter(is_part, sorted(layout.features(slug, "").parent.glob("*.h5"))), None)
+    if path is None:
+        return "auto"
+    with h5py.File(path, "r") as file:
+        found = file.attrs.get("precision")
+    return found if found in ("fp32", "bf16") else "auto"
 
 
 def _checksum(features: NDArray[np.float16], valid: NDArray[np.bool_]) -> str:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_teachers
+import torch
 from click.testing import CliRunner
 from conftest import content, small_scenes
 from interrupted import finish, kill_until_whole, start
@@ -217,6 +219,33 @@ def test_a_teacher_s_other_parts_are_kept_when_one_is_damaged(tmp_path: Path) ->
     assert [name for name in again.made if name.startswith("features")] == [
         f"features/tiny_teachers-length/{parts[0].stem}"
     ]
+
+
+def test_another_machine_keeps_the_precision_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Made where the processor multiplies in bf16, gone on with where it does not; stopped, nothing is lost."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    extract(small(), tmp_path)
+    whole, layout = content(tmp_path), Layout(tmp_path)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert not extract(small(), tmp_path).made
+    assert "tiny_teachers:length stays in bf16" in " ".join(capsys.readouterr().err.split())
+    layout.manifest.unlink()
+    layout.features("tiny_teachers-length", "test-000000").unlink()
+    extract(small(), tmp_path)
+    assert content(tmp_path) == whole
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tiny_teachers.MeanColour, "forward", stopped)
+        extract(small(precision="fp32"), tmp_path)
+    left = content(tmp_path)
+    assert {name for name in whole if name.endswith(".h5")} <= left.keys(), "none goes before its successor is there"
+    extract(small(), tmp_path)
+    assert content(tmp_path) == whole
 
 
 def test_two_teachers_never_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from typing import Self
 
 from models.teachers.teacher import Teacher
+from stores.console import console
 from stores.errors import TeacherError
 from stores.hardware import ComputePrecision
 from stores.layout import teacher_slug
@@ -22,6 +24,8 @@ class TeacherSpec:
     weights: str | None
     modality: str | None
     """None: whichever it is of."""
+    held: Precision = "auto"
+    """What a store's features of it were made in. "auto" keeps to that: another would make all of them stale."""
 
     def load(self, device: str, precision: Precision) -> Teacher:
         """Load the teacher onto `device`.
@@ -29,9 +33,15 @@ class TeacherSpec:
         Raises:
             TeacherError: it cannot be loaded, or is of the other modality.
         """
-        from models.teachers import load_teacher
+        from models.teachers import auto_precision, load_teacher
 
-        teacher = load_teacher(self.spec, self.weights, device, precision, self.modality)
+        how = self.held if precision == "auto" else precision
+        teacher = load_teacher(self.spec, self.weights, device, how, self.modality)
+        if how != precision and how != auto_precision(self.spec, teacher.device) and parent_process() is None:
+            console.print(
+                f"{self.spec} stays in {how}, as its features in the store: extract.precision: auto. Another would "
+                f"make all of them anew."
+            )
         if self.modality is not None and teacher.modality != self.modality:
             raise TeacherError(f"teachers.{self.modality} is {self.spec}, which is a teacher of {teacher.modality}s.")
         return teacher

@@ -101,7 +101,7 @@ class _PartWriter:
             origin = PartOrigin(teacher_fingerprint=self._teacher.fingerprint, shard_sha256=shard.sha256)
             path = self._layout.features(self._teacher.slug, shard.name)
             stored = features[here].reshape(-1, *self._teacher.shape)
-            write_part(path, stored, valid[here], origin, self._batch_size)
+            write_part(path, stored, valid[here], origin, self._batch_size, self._teacher.precision)
 
     def _fill(
         self, here: NDArray[np.int64], window: Window, features: NDArray[np.float16], valid: NDArray[np.bool_]
