@@ -38,7 +38,7 @@ from stores.manifest import (
 )
 from stores.modality import LEVELS
 from stores.ownership import leftovers, remove_leftovers
-from stores.parameters import as_dict
+from stores.parameters import Data, as_dict
 
 _MARK: Final = "A store of cusa. Its manifest.json says what is in it.\n"
 
@@ -65,6 +65,7 @@ def extract(parameters: ExtractParameters, store: Path, *, retry: bool = False) 
     """
     started = time.monotonic()
     layout, settings = Layout(store), parameters.extract
+    _check_place(parameters.data, store)
     source = open_source(parameters.data)
     made: dict[str, str] = {}
     imports = _imports(source, parameters)
@@ -188,6 +189,13 @@ def _check_folders(wanted: Mapping[str, str | None], before: Manifest | None) ->
                 f"features/{slug} holds the features of {held.spec}; those of {spec or 'your file'} would take their "
                 f"place. Choose another store with --store."
             )
+
+
+def _check_place(data: Data, store: Path) -> None:
+    """See that no store is made of itself: its shards would change while they are read."""
+    if data.format == "store" and isinstance(data.source, str) and Path(data.source).resolve() == store.resolve():
+        advice = "Choose another place with --store."
+        raise ParameterError("the store itself", where="data.source", found=data.source, advice=advice)
 
 
 def _claim(layout: Layout) -> dict[str, str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +23,10 @@ from conftest import content, small_scenes
 from interrupted import finish, kill_until_whole, start
 from PIL import Image
 
+import stores.lock
 from pipeline.extract import extract
 from pipeline.inspection.cli import main
-from stores import CusaError, ExtractParameters, Store, StoreError, TeacherError
+from stores import CusaError, ExtractParameters, ParameterError, Store, StoreError, TeacherError
 from stores.commands import resumable
 from stores.layout import Layout
 from stores.lock import write_lock
@@ -266,6 +270,38 @@ def test_an_empty_lock_and_an_unfinished_mark_hold_nobody_up(tmp_path: Path) -> 
     assert not Layout(tmp_path).lock.exists()
 
 
+def test_of_two_that_find_an_empty_lock_one_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both come to remove it at once, and the second is late: by then the first one's own lies there."""
+    monkeypatch.setattr(stores.lock, "_PATIENCE", 0.2)
+    path, remove = tmp_path / "store.lock", Path.unlink
+    path.touch()
+    met, held, most = threading.Barrier(2), threading.Event(), []
+
+    def unlink(self: Path, missing_ok: bool = False) -> None:
+        if self == path and not held.is_set():
+            with contextlib.suppress(threading.BrokenBarrierError):
+                if met.wait(1):
+                    held.wait(1)
+        remove(self, missing_ok)
+
+    def hold() -> None:
+        with contextlib.suppress(StoreError), stores.lock.lock_held(path, tmp_path, "--store", StoreError):
+            most.append(1)
+            held.set()
+            time.sleep(0.6)
+            most.pop()
+            counts.append(len(most))
+
+    counts: list[int] = []
+    monkeypatch.setattr(Path, "unlink", unlink)
+    runs = [threading.Thread(target=hold) for _ in range(2)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert counts == [0]
+
+
 def test_a_folder_with_a_file_of_the_mark_s_name_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "store.txt").write_text("my shops")
     (tmp_path / "shards").mkdir()
@@ -274,6 +310,16 @@ def test_a_folder_with_a_file_of_the_mark_s_name_is_no_store(tmp_path: Path) -> 
     with pytest.raises(StoreError, match="is not empty and no store of ours"):
         extract(small(), tmp_path)
     assert content(tmp_path) == before
+
+
+def test_a_store_is_not_made_of_itself(tmp_path: Path) -> None:
+    store, link = tmp_path / "store", tmp_path / "link"
+    extract(small(), store)
+    link.symlink_to(store)
+    before = content(store)
+    with pytest.raises(ParameterError, match=r"data\.source: the store itself.*Choose another place with --store"):
+        extract(replace(small(), data=Data(source=str(link), format="store")), store)
+    assert content(store) == before
 
 
 def test_what_was_repaired_is_said(tmp_path: Path) -> None:
