@@ -463,7 +463,8 @@ class OnlySo(Teacher):
     modality = "text"
 
     def __init__(self, most: int, message: str = "CUDA out of memory. Tried to allocate 1 GiB.") -> None:
-        self.most, self.message, self.sizes = most, message, list[int]()
+        self.most, self.sizes = most, list[int]()
+        self.short: RuntimeError = torch.OutOfMemoryError(message)
         super().__init__(spec="x:y", dim=2, precision="fp32", device=torch.device("cpu"), identity=None)
 
     def preprocess(self, item: int) -> int:
@@ -479,7 +480,7 @@ class OnlySo(Teacher):
         assert batch["modality"] == "text"
         self.sizes.append(len(numbers))
         if len(numbers) > self.most:
-            raise torch.OutOfMemoryError(self.message)
+            raise self.short
         return torch.cat([numbers[:, None], doubled], dim=1)
 
 
@@ -500,6 +501,22 @@ def test_backing_off_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert said.count("Out of memory:") == 1
     assert "x:y takes 8 of the 64 rows of a batch at once" in said
     assert "extract.text_batch: 8" in said
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: out of memory",
+    ],
+    ids=["cublas", "cudnn", "driver"],
+)
+def test_want_of_memory_is_known_in_the_words_of_each_library(message: str) -> None:
+    teacher = OnlySo(3)
+    teacher.short = RuntimeError(message)
+    assert len(encode_backing_off(teacher, teacher.collate(list(range(8))))) == 8
+    assert largest_batch(teacher, [1], 64) == 1
 
 
 def test_a_single_row_that_does_not_fit_is_explained() -> None:
