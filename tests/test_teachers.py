@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import pytest
 import timm
 import torch
 from conftest import small_scenes
+from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transformer import TextTransformer
 from PIL import Image
 from refusals import refused
 from safetensors.torch import save_file
@@ -24,6 +28,7 @@ from transformers import MPNetConfig, MPNetModel, PreTrainedTokenizerFast, Rober
 
 from models.packaged_weights import packaged_file
 from models.teachers import TeacherCard, load_teacher
+from models.teachers.open_clip_towers import OpenClipTextTeacher
 from models.teachers.teacher import Teacher
 from models.teachers.unicom import MODELS, UnicomTeacher, UnicomViT
 from pipeline.batch_size import batch_size, encode_backing_off, largest_batch, precision_cosine
@@ -290,6 +295,43 @@ def test_a_prompt_changes_the_fingerprint(tmp_path: Path) -> None:
         folder = save_small_model("mpnet", tmp_path, "right", prompt)
         fingerprints.add(load_teacher(f"sentence-transformers:{folder}", device="cpu").fingerprint)
     assert len(fingerprints) == 2
+
+
+def test_a_fingerprint_covers_the_tokenizer_and_the_architecture(tmp_path: Path) -> None:
+    """The weights stay as they are; so does what is said of the library's version or the place."""
+    folder = Path(shutil.copytree(minilm_folder(), tmp_path / "one"))
+
+    def loaded(**settings: Any) -> str:
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+        return load_teacher("sentence-transformers:model", device="cpu", precision="fp32").fingerprint
+
+    with contextlib.chdir(tmp_path):
+        Path("model").symlink_to("one")
+        first = loaded()
+        assert loaded(transformers_version="9.9.9", architectures=["Other"], layer_norm_eps=1e-12) == first
+        relu = loaded(hidden_act="relu")
+        text = (folder / "tokenizer.json").read_text()
+        assert '"lowercase":true' in text.replace(" ", "").replace("\n", "")
+        changed = json.loads(text)
+        changed["normalizer"]["lowercase"] = False
+        (folder / "tokenizer.json").write_text(json.dumps(changed))
+        settings = folder / "tokenizer_config.json"
+        if settings.exists():
+            settings.write_text(json.dumps({**json.loads(settings.read_text()), "do_lower_case": False}))
+        assert len({first, relu, loaded()}) == 3
+
+
+def test_a_fingerprint_covers_an_open_clip_tokenizer() -> None:
+    torch.manual_seed(0)
+    tower = TextTransformer(context_length=8, vocab_size=49408, width=8, heads=1, layers=1, output_dim=4)
+    found = {
+        OpenClipTextTeacher(
+            tower, SimpleTokenizer(context_length=8, clean=clean), "open-clip:x", torch.device("cpu"), "fp32"
+        ).fingerprint
+        for clean in ("lower", "whitespace", "lower")
+    }
+    assert len(found) == 2
 
 
 def test_a_model_without_padded_tokens_takes_its_texts_as_they_are(tmp_path: Path) -> None:
