@@ -22,12 +22,14 @@ from click.testing import CliRunner
 from conftest import content, small_scenes
 from interrupted import finish, kill_until_whole, start
 from PIL import Image
+from refusals import refused
 
 import stores.lock
 from pipeline.extract import extract
 from pipeline.inspection.cli import main
 from stores import CusaError, ExtractParameters, ParameterError, Store, StoreError, TeacherError
 from stores.commands import resumable
+from stores.errors import DamagedStoreError
 from stores.layout import Layout
 from stores.lock import write_lock
 from stores.manifest import withdraw_manifest
@@ -189,12 +191,16 @@ def test_what_was_rejected_is_tried_again_on_request(tmp_path: Path) -> None:
     (tmp_path / "2.png").write_bytes(b"?" * len(good))
     os.utime(tmp_path / "2.png", ns=(times.st_atime_ns, times.st_mtime_ns))
     assert "unreadable-image 1" in finish(start(tmp_path / "store", *flags))
+    opened = Store.open(tmp_path / "store")
     (tmp_path / "2.png").write_bytes(good)
     os.utime(tmp_path / "2.png", ns=(times.st_atime_ns, times.st_mtime_ns))
     assert "nothing to do" in finish(start(tmp_path / "store", *flags))
     done = CliRunner().invoke(main, ["retry", str(tmp_path / "store")])
     assert done.exit_code == 0, done.output
     assert "1 were in quarantine, 0 still are; the store has 1 more sample." in done.output
+    assert opened.images[0] == (tmp_path / "0.png").read_bytes(), "of a shard that stayed"
+    with refused(DamagedStoreError, path=Layout(tmp_path / "store").shard("train-000001")):
+        opened.images[2]
     assert Store.open(tmp_path / "store").samples["source_id"].to_pylist() == ["0", "1", "2", "3"]
 
 

@@ -19,8 +19,8 @@ _PROBE: Final = (
 )  # fmt: skip
 """Short, as a model may read few tokens: cases, accents, digits, punctuation, scripts, emoji, spaces, marks."""
 _WITHOUT_EFFECT: Final = {
-    "architectures", "dtype", "gradient_checkpointing", "id2label", "label2id", "output_attentions", "output_hidden_states", "return_dict",
-    "torch_dtype", "transformers_version", "use_cache",
+    "architectures", "dtype", "gradient_checkpointing", "id2label", "label2id", "output_attentions",
+    "output_hidden_states", "return_dict", "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
 
 
