@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from benchmarks.extraction import random_unicom
 from benchmarks.index import made_store
 from benchmarks.large_batch import Pairs
+from benchmarks.measure import accelerator_of
 from models.aligned import AlignedModel
 from models.encoded import Encoded, map_tensors
 from models.inputs import Padded
@@ -61,7 +62,9 @@ def tiled_objective(device: torch.device) -> Check:
 
 def cached_gradients(device: torch.device) -> Check:
     """Compare gradients of a batch in micro-batches with those of the whole batch on the processor."""
-    ours, theirs = _gradients(device, micro_batch=20), _gradients(torch.device("cpu"), micro_batch=64)
+    accelerator = accelerator_of(device)
+    ours = _gradients(device, 20, accelerator)
+    theirs = _gradients(torch.device("cpu"), 64, accelerator)
     return Check(name="GradCache: gradients", difference=_largest(ours, theirs), tolerance=1e-4)
 
 
@@ -115,7 +118,7 @@ class _Towers(nn.Module):
         return embedding
 
 
-def _gradients(device: torch.device, micro_batch: int) -> list[Tensor]:
+def _gradients(device: torch.device, micro_batch: int, accelerator: Accelerator) -> list[Tensor]:
     torch.manual_seed(0)
     learner = Learner(AlignedModel(_Towers()), make_objective(Loss())).train()
     tokens = torch.randint(100, (64, 10))
@@ -129,7 +132,6 @@ def _gradients(device: torch.device, micro_batch: int) -> list[Tensor]:
         items = Instances(encoded, rows, rows, teachers)
         return compare(learner.objective, items, items, learner.model.scorer)
 
-    accelerator = Accelerator(cpu=device.type == "cpu")
     cached_backward(learner, inputs, micro_batch, loss, lambda number: None, accelerator)
     return [parameter.grad for parameter in learner.parameters() if parameter.grad is not None]
 

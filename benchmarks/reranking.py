@@ -12,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from benchmarks.large_batch import kibibytes
-from benchmarks.measure import Result, in_turn
+from benchmarks.measure import Result, accelerator_of, in_turn
 from models.encoded import Encoded
 from models.inputs import Padded
 from models.x2vlm import X2VLM
@@ -48,7 +47,7 @@ class Reranking:
         first = CosineSimilarities(self.images.vector, self.texts.vector)
         both = self.images, self.texts
         with tempfile.TemporaryDirectory() as folder:
-            accelerator = Accelerator(cpu=True, mixed_precision="no")
+            accelerator = accelerator_of(torch.device("cpu"))
             found = reranked(first, self.student, both, K, "replace", batch_size, accelerator, Path(folder))
         scores = np.empty((QUERIES, K), np.float32)
         np.put_along_axis(scores, found.texts_of_images.ids, found.texts_of_images.scores, axis=1)

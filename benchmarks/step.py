@@ -12,10 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from accelerate import Accelerator
 
 from benchmarks.extraction import PICTURES
-from benchmarks.measure import Result, in_turn, seconds
+from benchmarks.measure import Result, accelerator_of, in_turn, seconds
 from pipeline.extract import extract
 from stores import ExtractParameters, Store, TrainParameters
 from stores.hardware import resolve_device, resolve_precision
@@ -39,7 +38,7 @@ def benchmark() -> list[Result]:
         return []
     device = resolve_device("auto")
     precision = resolve_precision("auto", device)
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
+    accelerator = accelerator_of(device, precision)
     settings = Train(batch_size=BATCH[device.type], learning_rate=1e-5, epochs=1000, captions="all")
     with tempfile.TemporaryDirectory() as folder:
         store = small_store(Path(folder), pairs=(WAITS + 3) * settings.batch_size)

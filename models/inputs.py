@@ -157,7 +157,8 @@ class Tokens(Input):
         if self._padding is None:
             return tokens
         used = (tokens != self._padding).nonzero()
-        return tokens[: int(used[-1]) + 1 if len(used) else 1]
+        # A copy: a view would keep the padding of all texts that were tokenised with it.
+        return tokens[: int(used[-1]) + 1 if len(used) else 1].clone()
 
 
 class Stored(Input):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import small_scenes
+from scipy.stats import spearmanr
 from test_core_students import QUICK
 
 from models.aligned import AlignedModel
@@ -26,6 +28,7 @@ from stores.parameters import Coordination, Evaluation, Head, Loss, Student
 from train.data.partners import by_twos
 from train.eval_cli import main
 from train.evaluation.embed import embed_split
+from train.evaluation.evaluate import caption_pairs, compare_split, evaluate
 from train.evaluation.every_pair import EveryPair
 from train.evaluation.figure_tables import difference
 from train.evaluation.models import StudentModel, load_model
@@ -88,6 +91,30 @@ def measured(store: Store, trained: tuple[Path, dict[str, Any]]) -> tuple[Aligne
     assert isinstance(model, StudentModel)
     accelerator = make_accelerator(QUICK)
     return model.aligned, embed_split(model.aligned, store, "test", accelerator, 64, 0)
+
+
+def test_uni_modal_figures_leave_absent_items_out(store: Store, tmp_path: Path) -> None:
+    """Rows without attributes or speech would else be equal vectors: each other's nearest, and alike."""
+    given = with_widths(heads({"image": "attributes", "text": "speech"}), store)
+    model = AlignedModel(load_student(given)).eval()
+    for split in ("train", "test"):
+        encoded = embed_split(model, store, split, make_accelerator(QUICK), 64, 0)
+        compared = partial(compare_split, model, encoded, tmp_path)
+        figures, _ = evaluate(model, encoded, compared, store, split, Evaluation(), tmp_path)
+        there = {
+            name: np.flatnonzero(store.features(feature).valid[store.rows(split, level)])
+            for name, feature, level in (("image", "attributes", "sample"), ("text", "speech", "caption"))
+        }
+        labels = np.array(store.samples["label"].take(store.rows(split, "sample")[there["image"]]).to_pylist())
+        vectors = torch.nn.functional.normalize(encoded["image"].unimodal[there["image"]].double())
+        nearest = (vectors @ vectors.T).fill_diagonal_(-1).argmax(dim=1).numpy()
+        assert figures["image_class_R@1"] == pytest.approx(100 * (labels[nearest] == labels).mean())
+        first, second, gold = caption_pairs(store, split) or ([], [], [])
+        kept = np.isin(first, there["text"]) & np.isin(second, there["text"])
+        texts = torch.nn.functional.normalize(encoded["text"].unimodal).numpy()
+        alike = (texts[first[kept]] * texts[second[kept]]).sum(axis=1)
+        assert figures["caption_spearman"] == pytest.approx(100 * spearmanr(alike, gold[kept]).statistic, abs=0.01)
+    assert len(there["text"]) == len(store.rows("test", "caption")) // 2
 
 
 def test_every_pair_is_ranked_as_by_hand(store: Store, trained: Any, measured: Any) -> None:

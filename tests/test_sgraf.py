@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from refusals import refused
+from test_core_students import QUICK
 from torch import Tensor, nn
 
 from models.encoded import concatenated
@@ -21,6 +23,9 @@ from models.sgraf.vocabulary import SPECIAL
 from models.students import load_student
 from stores.errors import StudentError, WeightsError
 from stores.parameters import Sgraf, Student
+from train.evaluation.kept_parts import PartsOfSplit, PartsPolicy
+from train.evaluation.similarities import similarities
+from train.fit.processes import make_accelerator
 
 SIZES = Sizes(words=20, regions=4, region=7, word=5, dim=12, similarity=6)
 LENGTHS = (4, 2, 7, 4, 1)
@@ -158,6 +163,26 @@ def test_neither_padding_nor_company_nor_order_changes_a_score(kind: str) -> Non
     order = torch.tensor([3, 0, 4, 1, 2])
     torch.testing.assert_close(model.scorer.matrix(images, texts.take(order)), together[:, order])
     torch.testing.assert_close(model.scorer.pairs(images.take(order), texts), together[order].diagonal())
+
+
+def test_parts_that_lie_on_disk_score_as_those_in_memory(tmp_path: Path) -> None:
+    model = student("SGR").float().eval()
+    regions, captions = items()
+    with torch.inference_mode():
+        both = model.encode("image", regions.float()), model.encode("text", captions)
+    on_disk = []
+    for encoded in both:
+        kept = PartsOfSplit(make_accelerator(QUICK), encoded.size, PartsPolicy(folder=tmp_path, limit=0))
+        kept.add(encoded.given_parts, encoded.mask)
+        parts, mask = kept.whole()
+        assert parts is not None
+        assert parts.dtype == torch.float16
+        on_disk.append(encoded._replace(parts=parts, mask=mask))
+    every = np.arange(both[0].size), np.arange(both[1].size)
+    expected, found = (
+        similarities(model.scorer, *pair, torch.device("cpu"), tmp_path).block(*every) for pair in (both, on_disk)
+    )
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
 
 
 def test_saf_s_running_statistics_are_those_of_caption_after_caption() -> None:

@@ -155,6 +155,8 @@ def test_texts_cut_to_the_longest_of_a_batch_are_encoded_alike(name: str, monkey
         assert batch.mask.sum(dim=1).tolist() == [5, 11, 3]
     else:
         assert batch.values.shape[1] == student.tokenizer([""]).shape[1], "other towers read to the end"
+    (kept,) = tokens.tokens(["a"])
+    assert kept.untyped_storage().nbytes() == kept.nbytes, "what a cache keeps of a text has no padding behind it"
     whole = student.tokenizer(["a red circle", "a blue circle and a red square beside it", "a"])
     torch.testing.assert_close(student.encode_text(batch.values), student.encode_text(whole), rtol=1e-5, atol=1e-6)
 

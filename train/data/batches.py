@@ -36,6 +36,8 @@ from train.data.stream import BatchRows, PairStream
 Rows = NDArray[np.int64]
 _COPIED_ROWS: Final = 16_384
 """How many rows of a table go to the device at once: the host holds no more of it."""
+_TENSOR_BYTES: Final = 1024
+"""What a small tensor takes beside its numbers, and its place in a cache, about."""
 
 
 class Batch(NamedTuple):
@@ -69,9 +71,9 @@ class TensorCache:
             self._tensors.move_to_end(row)
             return self._tensors[row]
         tensor = self._tensors[row] = self._make(row)
-        self._room -= tensor.nbytes
+        self._room -= tensor.nbytes + _TENSOR_BYTES
         while self._room < 0 and self._tensors:
-            self._room += self._tensors.popitem(last=False)[1].nbytes
+            self._room += self._tensors.popitem(last=False)[1].nbytes + _TENSOR_BYTES
         return tensor
 
 

@@ -6,13 +6,14 @@ Each has encoders of its own and is scored by itself, so there is no embedding o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
 import numpy as np
 
 from stores.errors import CusaError
+from stores.parameters import Evaluation
 from train.evaluation.embed import SplitEncoded
 from train.evaluation.evaluate import compare_split
 from train.evaluation.on_store import StudentOnStore
@@ -35,11 +36,17 @@ class EnsembleOnStore(StudentOnStore):
 
     @cached_property
     def _similarities(self) -> Similarities:
-        members = (
-            compare_split(self.model.aligned, self._encoded, self.folder),
-            *(other._similarities for other in self.others),
+        # Each by its own scorer: what one ranked by as the first of two stages is another thing.
+        encoded = [self._encoded, *(other._embedded(other.model.aligned, reranks=False) for other in self.others)]
+        models = [self.model.aligned, *(other.model.aligned for other in self.others)]
+        return mean_similarities(
+            [compare_split(model, items, self.folder) for model, items in zip(models, encoded, strict=True)]
         )
-        return mean_similarities(members)
+
+    @property
+    def _settings(self) -> Evaluation:
+        # A second stage of one member's training is none of them all.
+        return replace(super()._settings, rerank=self.rerank)
 
 
 def mean_similarities(members: Sequence[Similarities]) -> Similarities:

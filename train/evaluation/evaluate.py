@@ -98,7 +98,7 @@ def _there(
     """Return the two modalities that are crossed, and of all their similarities those of items that are there."""
     modalities = SplitModalities(model, encoded, store, split)
     first, second = (modalities.ranked(name) for name in crossed(model))
-    absent = (first.encoded.size, second.encoded.size) != found.shape
+    absent = (len(first), len(second)) != found.shape
     return first, second, found.part(first.places, second.places) if absent else found
 
 
@@ -201,11 +201,11 @@ def _class_recall(model: AlignedModel, encoded: SplitEncoded, store: Store, spli
     labels = store.samples["label"].slice(rows[0], len(rows))
     if labels.null_count:
         return None
-    names = np.array(labels.to_pylist())
-    first = crossed(model)[0]
-    if model.interface.inputs[first].level != "sample":
+    if model.interface.inputs[crossed(model)[0]].level != "sample":
         return None
-    images = encoded[first].unimodal.to(exact_device(model.device))
+    first = SplitModalities(model, encoded, store, split).ranked(crossed(model)[0])
+    names = np.array(labels.to_pylist())[first.places]
+    images = first.encoded.unimodal.to(exact_device(model.device))
     return class_recall(names[nearest_other(images)], names)
 
 
@@ -214,8 +214,10 @@ def _caption_spearman(model: AlignedModel, encoded: SplitEncoded, store: Store, 
     if pairs is None or model.interface.inputs[name].level != "caption":
         return None
     first, second, gold = pairs
-    texts = encoded[name].unimodal
-    return spearman(paired_cosine(texts[first].numpy(), texts[second].numpy()), gold)
+    captions = SplitModalities(model, encoded, store, split).ranked(name)
+    there = np.isin(first, captions.places) & np.isin(second, captions.places)
+    texts = captions.whole.unimodal.numpy()
+    return spearman(paired_cosine(texts[first[there]], texts[second[there]]), gold[there])
 
 
 def cross_modal(found: Similarities, own: sparse.csr_array, folds: int = 1) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class EveryPair:
         return list(self._pairs())
 
     def _pairs(self) -> Iterator[ComparedPair]:
-        there = [one for one in map(self._split.ranked, self._names) if one.encoded.size]
+        there = [one for one in map(self._split.ranked, self._names) if len(one)]
         crossed, main = self._main
         for first, second in combinations(there, 2):
             if first.members & second.members:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
 
@@ -39,12 +40,20 @@ class RankedModality:
     name: str
     """Of several: their names joined by a plus sign."""
     level: Level
-    encoded: Encoded
-    """n items."""
     places: Rows
     """(n,) their places among the rows of their level in the split."""
+    whole: Encoded
+    """All rows of that level; those of absent items mean nothing."""
     owners: Mapping[Level, Rows]
     """(n,) by level, their own and coarser ones: the row that each belongs to; below zero: to none."""
+
+    @cached_property
+    def encoded(self) -> Encoded:
+        """The n items; only taken out where some are absent, since parts may lie on disk."""
+        return self.whole if len(self) == self.whole.size else self.whole.take(torch.from_numpy(self.places))
+
+    def __len__(self) -> int:
+        return len(self.places)
 
     @property
     def members(self) -> set[str]:
@@ -73,9 +82,7 @@ class SplitModalities:
 
     def _real(self, name: str) -> RankedModality:
         level = self._model.interface.inputs[name].level
-        places = np.flatnonzero(self._present[name])
-        items = self._encoded[name].take(torch.from_numpy(places))
-        return self._ranked(name, level, items, places)
+        return self._ranked(name, level, self._encoded[name], np.flatnonzero(self._present[name]))
 
     def _enriched(self, name: str) -> RankedModality:
         """Return Σ z over those of several modalities that a row has (C6), for each row of the finest of their levels.
@@ -104,7 +111,7 @@ class SplitModalities:
         places = np.flatnonzero(some)
         if total is None or not len(places):
             raise CusaError(f"No row of the split has any of {name}.")
-        return self._ranked(name, level, Encoded(total[torch.from_numpy(places)]), places)
+        return self._ranked(name, level, Encoded(total), places)
 
     def compared(
         self,
@@ -122,9 +129,9 @@ class SplitModalities:
             other = Encoded(_levelled(unit(other.vector) if "+" not in second.name else other.vector, (1, 0)))
         return similarities(self._model.scorer, one, other, self._model.device, folder)
 
-    def _ranked(self, name: str, level: Level, items: Encoded, places: Rows) -> RankedModality:
+    def _ranked(self, name: str, level: Level, whole: Encoded, places: Rows) -> RankedModality:
         owners = {coarser: rows[places] for coarser, rows in self._owners[level].items()}
-        return RankedModality(name=name, level=level, encoded=items, places=places, owners=owners)
+        return RankedModality(name=name, level=level, whole=whole, places=places, owners=owners)
 
 
 def check_enriched(enriched: Sequence[str], modalities: Collection[str]) -> None:

@@ -21,16 +21,15 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from scipy import sparse
 from torch import Tensor
 
-from models.encoded import Encoded, map_tensors
+from models.encoded import Encoded
 from models.matching import Matcher
 from stores.atomic import write_json
 from stores.errors import CusaError
 from stores.ownership import json_object
-from train.evaluation.rankings import Ranks, Rows, first_ranks, top
-from train.evaluation.similarities import Places, Similarities, digest_of
+from train.evaluation.rankings import Rows, top
+from train.evaluation.similarities import Places, Similarities, digest_of, on_device
 
 PARTIAL, STATE = "pairs.partial", "pairs.json"
 _SAVE_EVERY = 30.0
@@ -66,9 +65,6 @@ class RerankedSimilarities(Similarities):
     @property
     def shape(self) -> tuple[int, int]:  # type: ignore[override]
         return self.first.shape
-
-    def ranks(self, relevant: sparse.csr_array) -> tuple[Ranks, Ranks]:
-        return first_ranks(self.rows(), relevant), first_ranks(self.columns(), sparse.csr_array(relevant.T))
 
     def rows(self, places: Places | None = None) -> Rows:
         return _RerankedRows(self.first.rows(places), _taken(self.texts_of_images, places))
@@ -235,8 +231,9 @@ class _Scoring:
         """Return the scores of one image with some texts, those of one length at a time."""
         scores = np.empty(len(texts), np.float32)
         order = np.argsort(self._lengths[texts], kind="stable")
+        device = self._accelerator.device
         with self._accelerator.autocast():
-            prepared = self._matcher.prepare_match(self._on_device(self._images.take(slice(image, image + 1))))
+            prepared = self._matcher.prepare_match(on_device(self._images.take(slice(image, image + 1)), device))
             for run in np.split(order, np.flatnonzero(np.diff(self._lengths[texts[order]])) + 1):
                 for start in range(0, len(run), self._batch):
                     places = run[start : start + self._batch]
@@ -245,20 +242,12 @@ class _Scoring:
         return scores
 
     def _matched(self, prepared: Any, texts: Encoded) -> NDArray[np.float32]:
-        logits = self._matcher.match(prepared, self._on_device(texts))
+        logits = self._matcher.match(prepared, on_device(texts, self._accelerator.device))
         if logits.shape != (texts.size, 2):
             raise CusaError(f"match() returned {tuple(logits.shape)} for {texts.size} texts; expected (P, 2).")
         if not torch.isfinite(logits).all():
             raise CusaError("The second stage's scores are not finite; the model is broken.")
         return logits[:, 1].float().cpu().numpy()
-
-    def _on_device(self, items: Encoded) -> Encoded:
-        device = self._accelerator.device
-
-        def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(device).float() if tensor.is_floating_point() else tensor.to(device)
-
-        return map_tensors(moved, items)
 
 
 def _cut(texts: Encoded, length: int) -> Encoded:

@@ -18,7 +18,7 @@ from models.trained import load_aligned
 from stores.parameters import Rerank
 from train.evaluation.embed import SplitEncoded, measuring
 from train.evaluation.evaluate import crossed
-from train.evaluation.every_pair import both_ways
+from train.evaluation.every_pair import asked, both_ways
 from train.evaluation.metrics import recalls
 from train.evaluation.rankings import Ranks
 from train.evaluation.reranking import Candidates, RerankedSimilarities, reranked
@@ -95,27 +95,27 @@ def by_depth(found: RerankedSimilarities, own: sparse.csr_array) -> list[AtDepth
     `own` (n, m) sparse says which items belong together; who has no partner asks nothing.
     """
     ways = own, sparse.csr_array(own.T)
-    asked = [np.flatnonzero(np.diff(matrix.indptr)) for matrix in ways]
+    queries = [asked(matrix) for matrix in ways]
     first = both_ways(found.first, own)
     table = [AtDepth(0, 0, 0.0, (recalls(first[0]), recalls(first[1])))]
     depths = [2**power for power in range(31) if _LEAST <= 2**power < found.depth]
     for k in [*depths, found.depth]:
         some = found.limited(k)
         images, texts = (
-            _best(candidates, matrix, queries, ranks)
-            for candidates, matrix, queries, ranks in zip(
-                (some.texts_of_images, some.images_of_texts), ways, asked, first, strict=True
+            _best(candidates, matrix, those, ranks)
+            for candidates, matrix, those, ranks in zip(
+                (some.texts_of_images, some.images_of_texts), ways, queries, first, strict=True
             )
         )
         table.append(AtDepth(k, some.pairs, some.pairs * found.seconds_per_pair, (recalls(images), recalls(texts))))
     return table
 
 
-def _best(found: Candidates, own: sparse.csr_array, asked: NDArray[np.int64], first: Ranks) -> Ranks:
+def _best(found: Candidates, own: sparse.csr_array, queries: NDArray[np.int64], first: Ranks) -> Ranks:
     """Return the best rank of the partners of some queries: among their candidates, else as the first stage has it."""
-    ids = found.ids[asked]
-    scores = np.where(ids < 0, -np.inf, found.scores[asked])
-    partner = np.asarray(own[np.broadcast_to(asked[:, None], ids.shape).ravel(), ids.ravel()]).reshape(ids.shape)
+    ids = found.ids[queries]
+    scores = np.where(ids < 0, -np.inf, found.scores[queries])
+    partner = np.asarray(own[np.broadcast_to(queries[:, None], ids.shape).ravel(), ids.ravel()]).reshape(ids.shape)
     # By falling score, and equal ones by rising number, as everywhere.
     order = np.lexsort((ids, -scores), axis=1)
     ranked = np.take_along_axis(partner.astype(bool) & (ids >= 0), order, axis=1)

@@ -169,9 +169,9 @@ def _filled(
     )
     write_json(state, {**about, "finished": done})
     for top in range(done, first.size, side):
-        rows = _on(device, first.take(slice(top, top + side)))
+        rows = on_device(first.take(slice(top, top + side)), device)
         for left in range(0, second.size, side):
-            columns = _on(device, second.take(slice(left, left + side)))
+            columns = on_device(second.take(slice(left, left + side)), device)
             scores[top : top + rows.size, left : left + columns.size] = _scored(scorer, rows, columns)
             pause()
         scores.flush()  # type: ignore[attr-defined] # of a memory map
@@ -206,8 +206,13 @@ def digest_of(scorer: object, *given: Encoded | Tensor) -> str:
     return digest.hexdigest()
 
 
-def _on(device: torch.device, items: Encoded) -> Encoded:
-    return map_tensors(lambda tensor: tensor.to(device), items)
+def on_device(items: Encoded, device: torch.device) -> Encoded:
+    """Return items on a device in float32, as a scorer takes them: parts on disk are in float16."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor.to(device).float() if tensor.is_floating_point() else tensor.to(device)
+
+    return map_tensors(moved, items)
 
 
 def _taken(vectors: Tensor, places: Places | None) -> Tensor:

@@ -99,7 +99,9 @@ def weighted_mean(
             "The loss compares two modalities at least, which the student must have, and for soft labels its teachers "
             "too; there are no two."
         )
-    stacked, flags = torch.stack(list(losses)), torch.stack(list(counted))
-    heights = flags * stacked.new_tensor([1.0] * len(losses) if weights is None else weights)
+    stacked = torch.stack(list(losses))
+    # Not by a tensor made of the weights: copying it to a GPU would wait for all that the GPU has yet to do.
+    each = [1.0] * len(losses) if weights is None else weights
+    heights = torch.stack([flag.to(stacked.dtype) * weight for flag, weight in zip(counted, each, strict=True)])
     total = heights.sum()
     return (stacked * heights).sum() / torch.where(total > 0, total, torch.ones_like(total))
