@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +25,8 @@ from stores import ExtractParameters, Manifest, ParameterError, SourceError, Sto
 from stores.atomic import write_text
 from stores.console import console, progress_bar
 from stores.digests import value_digest
-from stores.layout import CROSS_MODAL, Layout
+from stores.features import precision_of_parts
+from stores.layout import CROSS_MODAL, Layout, teacher_slug
 from stores.lock import write_lock
 from stores.manifest import (
     FORMAT_VERSION,
@@ -37,7 +38,7 @@ from stores.manifest import (
 )
 from stores.modality import LEVELS
 from stores.ownership import leftovers, remove_leftovers
-from stores.parameters import as_dict
+from stores.parameters import Data, as_dict
 
 _MARK: Final = "A store of cusa. Its manifest.json says what is in it.\n"
 
@@ -64,11 +65,12 @@ def extract(parameters: ExtractParameters, store: Path, *, retry: bool = False) 
     """
     started = time.monotonic()
     layout, settings = Layout(store), parameters.extract
+    _check_place(parameters.data, store)
     source = open_source(parameters.data)
     made: dict[str, str] = {}
     imports, absent = _imports(source, parameters, _readable_manifest(layout))
     with ExitStack() as stack:
-        engines = stack.enter_context(open_engines(_teachers(parameters), settings))
+        engines = stack.enter_context(open_engines(_teachers(parameters, layout), settings))
         _check(engines, parameters, imports)
         made |= _claim(layout)
         stack.enter_context(write_lock(layout))
@@ -130,7 +132,15 @@ def _recorded(parameters: ExtractParameters) -> dict[str, Any]:
     return values
 
 
-def _teachers(parameters: ExtractParameters) -> list[TeacherSpec]:
+def _teachers(parameters: ExtractParameters, layout: Layout) -> list[TeacherSpec]:
+    """Return the teachers, each with what the store holds its features in."""
+    before = _readable_manifest(layout)
+    held = {slug: entry.precision for slug, entry in (before.teachers if before else {}).items()}
+    named = [(one, teacher_slug(one.spec, one.modality or "")) for one in _named_teachers(parameters)]
+    return [replace(one, held=held.get(slug) or precision_of_parts(slug, layout)) for one, slug in named]
+
+
+def _named_teachers(parameters: ExtractParameters) -> list[TeacherSpec]:
     teachers = parameters.teachers
     named = [
         TeacherSpec(spec=teachers.image, weights=teachers.image_weights, modality="image"),
@@ -210,6 +220,13 @@ def _check_folders(wanted: Mapping[str, str | None], before: Manifest | None) ->
             )
 
 
+def _check_place(data: Data, store: Path) -> None:
+    """See that no store is made of itself: its shards would change while they are read."""
+    if data.format == "store" and isinstance(data.source, str) and Path(data.source).resolve() == store.resolve():
+        advice = "Choose another place with --store."
+        raise ParameterError("the store itself", where="data.source", found=data.source, advice=advice)
+
+
 def _claim(layout: Layout) -> dict[str, str]:
     """Take the folder for a store: it is empty, or bears our mark. Nothing else in it would be safe from us."""
     root, mark = layout.root, layout.mark
@@ -231,7 +248,7 @@ def _claim(layout: Layout) -> dict[str, str]:
 def _readable_manifest(layout: Layout) -> Manifest | None:
     try:
         return read_former_manifest(layout)
-    except StoreError:
+    except (StoreError, OSError):
         return None
 
 

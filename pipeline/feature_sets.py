@@ -139,15 +139,20 @@ class FeatureSets:
         return faults
 
     def _pending(self, slug: str, faults: Mapping[str, str]) -> list[Shard]:
-        """Make room for the parts that must be made, and return their shards."""
+        """Make ready for the parts that must be made, and return their shards."""
         shards = (*self.shards, *self.classes)
         if self.before is None or slug not in self.before.features:
             check_replaced_parts(slug, faults, self.layout)
         unplanned = unplanned_parts(slug, {shard.name for shard in shards}, self.layout)
+        # What is stale but whole stays until its successor takes its place: a run that is stopped has lost nothing.
+        # What is damaged goes while the manifest still shows that it is ours.
+        for path in (self.layout.features(slug, name) for name in faults):
+            if not is_part(path):
+                path.unlink(missing_ok=True)
         if faults or unplanned:
             self._unlink_damaged(slug, faults)
             self._withdraw(slug)
-        for path in (*unplanned, *(self.layout.features(slug, name) for name in faults)):
+        for path in unplanned:
             path.unlink(missing_ok=True)
         self.made |= {f"features/{slug}/{name}": why for name, why in faults.items()}
         return [shard for shard in shards if shard.name in faults]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import resource
 import threading
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +21,7 @@ from typing import Any, Final, Protocol
 
 import h5py
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from stores.atomic import atomic_path
@@ -30,6 +30,7 @@ from stores.layout import Layout
 from stores.manifest import FeatureSet, Shard
 from stores.modality import Level
 from stores.ownership import is_plain
+from stores.parameters import Precision
 
 PART_FORMAT: Final = 3
 """2 had another checksum among its attributes, and is read."""
@@ -51,9 +52,14 @@ class PartOrigin:
 
 
 def write_part(
-    path: Path, features: NDArray[np.float16], valid: NDArray[np.bool_], origin: PartOrigin, batch_size: int = 1
+    path: Path,
+    features: NDArray[np.float16],
+    valid: NDArray[np.bool_],
+    origin: PartOrigin,
+    batch_size: int = 1,
+    precision: str | None = None,
 ) -> None:
-    """Write (rows, …) `features` and (rows,) `valid` as one part, atomically, and their batch size."""
+    """Write (rows, …) `features` and (rows,) `valid` as one part, atomically, and how a teacher computed them."""
     with atomic_path(path) as temporary:
         # Assembled in memory and then written: HDF5 itself, on a full disk, ends in faults that nothing can catch.
         whole = io.BytesIO()
@@ -66,6 +72,8 @@ def write_part(
             file.attrs["batch_size"] = batch_size
             if origin.first_row is not None:
                 file.attrs["first_row"] = origin.first_row
+            if precision is not None:
+                file.attrs["precision"] = precision
         with temporary.open("wb") as stream:
             stream.write(whole.getbuffer())
             stream.write(hashlib.sha256(whole.getbuffer()).digest())
@@ -126,6 +134,16 @@ def part_batch_size(path: Path) -> int:
         return int(file.attrs["batch_size"])
 
 
+def precision_of_parts(slug: str, layout: Layout) -> Precision:
+    """Return what the first whole part of a teacher was computed in; "auto" where there is none, or it does not say."""
+    path = next(filter(is_part, sorted(layout.features(slug, "").parent.glob("*.h5"))), None)
+    if path is None:
+        return "auto"
+    with h5py.File(path, "r") as file:
+        found = file.attrs.get("precision")
+    return found if found in ("fp32", "bf16") else "auto"
+
+
 class FeatureRows(Protocol):
     """Features of a whole store, found by global row."""
 
@@ -165,6 +183,9 @@ class Features:
         self.shape, self.dim, self.unit = entry.shape, entry.dim, entry.unit
         self.fingerprint = entry.fingerprint
         self._paths = [layout.features(slug, shard.name) for shard in shards]
+        self._origins = [
+            PartOrigin(teacher_fingerprint=entry.fingerprint, shard_sha256=shard.sha256) for shard in shards
+        ]
         self._counts = [shard.rows(entry.level) for shard in shards]
         self._bounds = np.concatenate([[0], np.cumsum(self._counts)]).astype(np.int64)
         self._lock = threading.Lock()
@@ -200,25 +221,30 @@ class Features:
     def valid(self) -> NDArray[np.bool_]:
         """(rows,) bool: which rows have features."""
         flags = []
-        for path, count in zip(self._paths, self._counts, strict=True):
-            with _open_part(path, (count, *self.shape), self.fingerprint) as file:
+        for number in range(len(self._paths)):
+            with self._open(number) as file:
                 flags.append(file["valid"][:])
         return np.concatenate(flags) if flags else np.empty(0, dtype=bool)
 
     def _map(self, numbers: NDArray[np.integer[Any]]) -> _View:
         """Map more parts and view them all; the new view replaces the old at once, for gathers in other threads."""
         with self._lock:
-            _allow_open_files()
             for number in map(int, numbers):
                 if number in self._parts:
                     continue
                 path, count = self._paths[number], self._counts[number]
-                with _open_part(path, (count, *self.shape), self.fingerprint) as file:
+                with self._open(number) as file:
                     offset = file["features"].id.get_offset()
-                part = np.memmap(path, dtype=np.float16, mode="r", offset=offset, shape=(count, self.dim))
-                self._parts[number] = np.asarray(part)
+                # Arrow's maps keep no file open, as Python's do: a process may have fewer files than a store has parts.
+                with pa.memory_map(str(path)) as file:
+                    whole = file.read_buffer()
+                part = np.frombuffer(whole, np.float16, count * self.dim, offset or 0)
+                self._parts[number] = part.reshape(count, self.dim)
             self._view = _View.of(self._parts, self._bounds, self.dim)
             return self._view
+
+    def _open(self, number: int) -> h5py.File:
+        return _open_part(self._paths[number], (self._counts[number], *self.shape), self._origins[number])
 
 
 @dataclass(frozen=True)
@@ -260,19 +286,13 @@ class _View:
         return cls(mapped, starts, window)
 
 
-def _allow_open_files() -> None:
-    """Let this process open as many files as the system grants: Python keeps one open for each map."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _open_part(path: Path, shape: tuple[int, ...], fingerprint: str) -> h5py.File:
+def _open_part(path: Path, shape: tuple[int, ...], origin: PartOrigin) -> h5py.File:
     try:
         file = h5py.File(path, "r")
         features, valid = file["features"], file["valid"]
         whole = features.shape == shape and features.dtype == np.float16 and valid.shape == shape[:1]
-        whole = whole and file.attrs["teacher_fingerprint"] == fingerprint
+        whole = whole and file.attrs["teacher_fingerprint"] == origin.teacher_fingerprint
+        whole = whole and file.attrs["shard_sha256"] == origin.shard_sha256
         # Rows are addressed in elements, so they must begin at one (HDF5 aligns them to more).
         whole = (
             whole
