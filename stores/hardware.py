@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 
@@ -11,6 +11,15 @@ from stores.parameters import Precision
 
 ComputePrecision = Literal["fp32", "bf16"]
 """What a model computes in."""
+
+
+WITHOUT_FLOAT64: Final = ("mps",)
+"""Kinds of devices that have no float64."""
+
+
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """Return what sums are taken in that should be exact: float64, or float32 on a device without."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
 
 
 def resolve_device(name: str) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import resource
 import shutil
@@ -34,8 +35,10 @@ from train.evaluation.embed import SplitEncoded, embed_split
 from train.evaluation.evaluate import Evaluated, evaluate
 from train.evaluation.similarities import CosineSimilarities
 from train.fit import optimisation, trainer
+from train.fit.checkpoints import Checkpoints
 from train.fit.claim import replaces_another
-from train.fit.processes import Processes
+from train.fit.epoch import Epoch
+from train.fit.processes import Processes, make_accelerator
 from train.fit.stops import Stop
 from train.losses.comparison import Instances
 from train.losses.functional import info_nce
@@ -130,6 +133,20 @@ def test_parameters_that_do_not_learn_are_left_out_and_must_be_the_same_again(tm
     torch.testing.assert_close(again["model"].state_dict(), one["model"].state_dict(), rtol=0, atol=0)
     with refused(CheckpointError, problem="the parameters that do not learn are others now", path=path):
         load_checkpoint(path, make(2.0))
+
+
+def test_weights_of_which_nothing_tells_how_good_they_are_are_no_best_ones(tmp_path: Path) -> None:
+    modules = {"model": nn.Linear(3, 2)}
+    checkpoints = Checkpoints(tmp_path, QUICK, modules, torch.optim.AdamW(modules["model"].parameters()), {})
+    figures = {"loss": {}, "temperatures": {}, "learning_rate": 0.1, "samples_per_second": 1.0, "wait": 0.0}
+    with refused(TrainingError, where="eval.validation", found="nan"):
+        checkpoints.keep([Epoch(epoch=0, validation_rsum=math.nan, **figures)])
+
+
+def test_buffers_are_shared_before_measuring_and_not_with_every_forward_pass() -> None:
+    handler = make_accelerator(QUICK).ddp_handler
+    assert handler is not None
+    assert not handler.broadcast_buffers
 
 
 def test_foreign_and_broken_checkpoints_are_explained(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ in it, since they are loaded from where they came. `best.safetensors` holds all 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import frozen_digests, load_checkpoint, read_record, save_checkpoint
-from stores import TrainParameters
+from stores import TrainingError, TrainParameters
 from stores.parameters import as_dict
 from train.fit.epoch import Epoch, EpochProgress
 
@@ -59,8 +60,15 @@ class Checkpoints:
         save_checkpoint(self.last, self._modules, record, self._optimizer, self._left_out)
 
     def keep(self, history: Sequence[Epoch]) -> None:
-        """Keep the weights of the last epoch of `history` if they are the best, or a rule says so."""
+        """Keep the weights of the last epoch of `history` if they are the best, or a rule says so.
+
+        Raises:
+            TrainingError: no RSUM tells how good they are.
+        """
         figures = history[-1]
+        if math.isnan(figures.validation_rsum):
+            advice = "No query of that split has a partner that is there: choose one with images and their captions."
+            raise TrainingError("RSUM", where="eval.validation", found="nan", expected="a number", advice=advice)
         record = {
             "epoch": figures.epoch,
             "validation_rsum": figures.validation_rsum,

@@ -47,13 +47,13 @@ from train.fit.epoch import Epoch, EpochProgress, StepMetrics
 from train.fit.frozen_towers import read_frozen_outputs
 from train.fit.grad_cache import check_cacheable
 from train.fit.live import LiveView
-from train.fit.optimisation import GRADIENT, Optimisation
+from train.fit.optimisation import Optimisation
 from train.fit.processes import Processes, precision_of
 from train.fit.run_folder import Facts, describe
 from train.fit.stops import Stop, Stopped
 from train.fit.unreached import freeze_unreached
 from train.losses.comparison import matched_by
-from train.losses.objective import check_modalities, make_objective
+from train.losses.objective import GRADIENT, TOTAL, check_modalities, make_objective
 
 LOOK_EVERY: Final = 10
 """Steps between two looks at the losses: each look waits for the device."""
@@ -349,4 +349,4 @@ class Training:
 
 
 def _written(losses: dict[str, float]) -> str:
-    return " · ".join(f"{name} {value:.3f}" for name, value in losses.items() if name != "total" or len(losses) > 2)
+    return " · ".join(f"{name} {value:.3f}" for name, value in losses.items() if name != TOTAL or len(losses) > 2)

@@ -38,6 +38,9 @@ RECIPES: Final[Mapping[str, Callable[[Loss, Term], list[Term]]]] = {
     "x2vlm": lambda loss, original: [ITM(loss.matching, cast(Temperature, original.temperatures["InfoNCE"]))],
 }
 """What a recipe adds to the student's own loss, which it is given, and the soft labels."""
+TOTAL: Final = "total"
+GRADIENT: Final = "gradient"
+"""What a step gives beside its terms: their weighted sum, and its gradient's norm."""
 
 
 class Objective(nn.Module):
@@ -142,7 +145,7 @@ def make_objective(
         modalities: the student's.
 
     Raises:
-        ParameterError: two terms bear one name, or a term of the user's own cannot be loaded.
+        ParameterError: two terms bear one name, or one that is taken, or a term of the user's own cannot be loaded.
     """
     labels = SoftLabels(tau=loss.teacher_temperature, top_k=loss.soft_top_k, mix=loss.mix)
     terms: list[Term] = [_original(loss, modalities)]
@@ -154,6 +157,10 @@ def make_objective(
         terms.append(_own(spec))
         terms[-1].weight = weight
     terms += RECIPES[loss.recipe](loss, terms[0])
+    if taken := {TOTAL, GRADIENT} & {term.name for term in terms}:
+        raise ParameterError(
+            f"A term of the loss is called {taken.pop()}, as the curves call another figure. Rename it."
+        )
     names = [name for term in terms for name in {term.name, *term.temperatures}]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise ParameterError(f"Two terms of the loss are called {doubled[0]}. Give each a name of its own.")
