@@ -105,6 +105,9 @@ def with_widths(settings: parameters.Student, store: Store) -> parameters.Studen
             heads[name] = head
             continue
         found = store.features(head.features)
+        if {name, found.modality} == {"image", "text"}:
+            said = f"{head.features}, of {found.modality}s"
+            raise StudentError(where=f"student.heads.{name}", found=said, expected=f"features of {name}s")
         local = settings.model.startswith(MAXMATCH)
         takes = "several local features, such as 36 × 2048" if local else "vectors"
         if len(found.shape) != (2 if local else 1):

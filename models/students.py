@@ -156,6 +156,9 @@ def load_student(settings: parameters.Student) -> Any:
     Raises:
         StudentError: there is no such student, or it cannot be loaded, or lacks what the settings ask for.
     """
+    if settings.heads and not settings.model.startswith((HEADS, MAXMATCH)):
+        expected = f"none: {settings.model} has no heads of its own modalities; those of student.model: {HEADS} are"
+        raise StudentError(where="student.heads", found=", ".join(settings.heads), expected=expected)
     student = _load(settings.model, settings)
     for tower in settings.freeze:
         for part in _parts(student, tower, settings.model):

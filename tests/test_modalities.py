@@ -15,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import small_scenes
+from refusals import refused
 from scipy.stats import spearmanr
 from test_core_students import QUICK
 
@@ -97,6 +98,11 @@ def measured(store: Store, trained: tuple[Path, dict[str, Any]]) -> tuple[Aligne
     assert isinstance(model, StudentModel)
     accelerator = make_accelerator(QUICK)
     return model.aligned, embed_split(model.aligned, store, "test", accelerator, 64, 0)
+
+
+def test_a_head_reads_no_features_of_the_other_modality(store: Store) -> None:
+    with refused(StudentError, where="student.heads.image", found="minilm, of texts", expected="features of images"):
+        with_widths(heads({"image": "minilm", "text": "hog-color"}), store)
 
 
 def test_uni_modal_figures_leave_absent_items_out(store: Store, tmp_path: Path) -> None:

@@ -167,6 +167,14 @@ def test_what_cannot_be_trained_on_is_refused(scenes_store: Store, tmp_path: Pat
     all_of_them = np.arange(len(scenes_store.samples))
     with pytest.raises(TrainingError, match="of its 240 pairs, none has the features of both teachers"):
         stream(scenes_store, unusable=Unusable(all_of_them, rows()))
+    with pytest.raises(
+        TrainingError, match=r"train\.clean_at_least leaves 240 out, .*or lower train\.clean_at_least\."
+    ):
+        stream(scenes_store, unusable=Unusable(rows(), np.arange(240), doubtful=240))
+    with pytest.raises(
+        TrainingError, match=r"10 pairs an epoch and leaves 230 out by train\.clean_at_least, fewer than"
+    ):
+        stream(scenes_store, batch_size=20, unusable=Unusable(rows(), np.arange(230), doubtful=230))
     with pytest.raises(TrainingError, match="has no pairs"):
         stream(write_store(tmp_path, [[], []]))
     with pytest.raises(StoreError, match="no split 'dev'; it has train, val, test"):

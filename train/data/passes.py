@@ -18,10 +18,12 @@ from train.data.pairing import Pairing
 
 
 class Unusable(NamedTuple):
-    """Sorted global rows that a teacher could not encode."""
+    """Sorted global rows whose pairs are left out."""
 
     samples: NDArray[np.int64]
     captions: NDArray[np.int64]
+    doubtful: int = 0
+    """How many of the captions are those of pairs less likely to be right than is asked for."""
 
 
 class Passes:
@@ -73,7 +75,8 @@ class Passes:
         self.pairs = int(self._counts.sum())
         """Pairs of one pass."""
         self.left_out = int(counted[:, 1].sum())
-        """Pairs that no pass uses, since a teacher could not encode the image or the caption."""
+        """Pairs that no pass uses: the doubtful ones, and those whose image or caption a teacher could not encode."""
+        self.doubtful = unusable.doubtful
 
     def read(self, position: int) -> Iterator[NDArray[np.int64]]:
         """Yield pairs for ever, (n, 2) a window, from a position in the endless row of passes; pass 0 begins at 0."""
@@ -104,7 +107,7 @@ class Passes:
     def _count(self, number: int) -> tuple[int, int]:
         """Return how many pairs a pass takes of a shard, and how many it leaves out."""
         captions = self._shards[number].captions
-        if not self._one and not any(map(len, self._unusable)):
+        if not self._one and not len(self._unusable.samples) and not len(self._unusable.captions):
             return captions, 0  # by the manifest alone
         usable = self._usable(number)
         return len(np.unique(usable[:, 0])) if self._one else len(usable), captions - len(usable)

@@ -19,7 +19,7 @@ from torch.distributed.nn.functional import all_gather
 from models.encoded import Encoded, tensors_of, with_tensors
 from stores import ParameterError, TrainParameters
 from stores.errors import CusaError
-from stores.hardware import resolve_device, resolve_precision
+from stores.hardware import resolve_device, resolve_precision, use_device
 from train.losses.comparison import Instances
 
 T = TypeVar("T")
@@ -44,8 +44,8 @@ def make_accelerator(parameters: TrainParameters) -> Accelerator:
             f"train.device is {parameters.train.device!r}, one device for {accelerator.num_processes} processes. "
             f"Say cuda or auto: each process then takes its own."
         )
-    if accelerator.num_processes == 1 and device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
+    if accelerator.num_processes == 1:
+        use_device(parameters.train.device)
     return accelerator
 
 

@@ -53,7 +53,7 @@ from train.fit.run_folder import Facts, describe
 from train.fit.stops import Stop, Stopped
 from train.fit.unreached import freeze_unreached
 from train.losses.comparison import matched_by
-from train.losses.objective import GRADIENT, TOTAL, check_weights, make_objective
+from train.losses.objective import GRADIENT, TOTAL, check_modalities, make_objective
 
 LOOK_EVERY: Final = 10
 """Steps between two looks at the losses: each look waits for the device."""
@@ -82,7 +82,7 @@ class Training:
         student = load_student(parameters.student)
         inputs = as_student(student).inputs
         check_enriched(parameters.eval.enriched, inputs)
-        check_weights(parameters.loss, inputs)
+        check_modalities(parameters.loss, inputs)
         taught = tuple(modality for modality in slugs if modality in inputs)
         self.objective = make_objective(parameters.loss, taught, tuple(inputs))
         self.model = AlignedModel(student, uni_modal=self.objective.unimodal)

@@ -165,12 +165,18 @@ def make_objective(
     return Objective(terms)
 
 
-def check_weights(loss: Loss, modalities: Collection[str]) -> None:
-    """Raise a `ParameterError` where weights are of pairs of modalities that the student has not."""
-    named = {one for pair in loss.coordination.weights for one in pair.split("/")}
-    if loss.original in ("pcmc", "pcmr") and (strange := named - {*modalities}):
-        where, expected = "loss.coordination.weights", f"pairs of {', '.join(modalities)}, such as image/text"
-        raise ParameterError(where=where, found=", ".join(sorted(strange)), expected=expected)
+def check_modalities(loss: Loss, modalities: Collection[str]) -> None:
+    """Raise a `ParameterError` where the loss is of modalities, or of pairs of them, that the student has not."""
+    if loss.recipe == "l2rm" and not {"image", "text"} <= {*modalities}:
+        expected = f"cusa: l2rm rematches images and texts, and the student has {', '.join(modalities)}"
+        raise ParameterError(where="loss.recipe", found=loss.recipe, expected=expected)
+    if loss.original not in ("pcmc", "pcmr"):
+        return
+    pairs = [frozenset(pair.split("/")) for pair in loss.coordination.weights]
+    for name, pair in zip(loss.coordination.weights, pairs, strict=True):
+        if len(pair) < 2 or not pair <= {*modalities} or pairs.count(pair) > 1:
+            expected = f"pairs of two of {', '.join(modalities)}, each once, such as image/text"
+            raise ParameterError(where="loss.coordination.weights", found=name, expected=expected)
 
 
 def described(loss: Loss) -> str:
@@ -182,7 +188,8 @@ def described(loss: Loss) -> str:
         text += f", soft labels at τ_P = {loss.teacher_temperature:g}"
         text += f", each row's nearest {loss.soft_top_k}" if loss.soft_top_k else ""
         text += f", similarities of the two teachers mixed: {loss.mix}" if loss.mix != "each" else ""
-    return text + (", InfoNCE divided by the batch size once more" if loss.reduction == "reference" else "")
+    divided = loss.original == "infonce" and loss.reduction == "reference"
+    return text + (", InfoNCE divided by the batch size once more" if divided else "")
 
 
 def _original(loss: Loss, modalities: tuple[str, ...]) -> Term:
