@@ -19,11 +19,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.sources.files import Folder, SourceFile, asked, readable
+from pipeline.sources.files import Folder, SourceFile, asked, content
 from pipeline.sources.image_files import ImageFile
 from pipeline.sources.listed import ListedSource, by_label, columns, file_in, required
 from pipeline.sources.records import BadRecord, GivenFeatures, Record, Rejected
 from pipeline.sources.texts import decoded
+from pipeline.sources.unreadable import readable
 from stores.errors import SourceError
 from stores.modality import Level
 
@@ -71,7 +72,7 @@ def _record(folder: Folder, texts: Folder, name: str, label: str) -> Record | Ba
     try:
         if ".." in place.split("/"):
             raise OSError("leads out of the folder")
-        said = decoded(asked(texts.system.cat_file, texts.path(place)), None).splitlines()
+        said = decoded(content(texts.system, texts.path(place)), None).splitlines()
     except OSError as error:
         return BadRecord(source_id=name, rejected=Rejected("no-captions", f"{texts.path(place)}: {error}"))
     captions = tuple(line.strip() for line in said if line.strip())

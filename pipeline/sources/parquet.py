@@ -17,10 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.sources.files import BLOCK, Folder, SourceFile, readable
+from pipeline.sources.files import BLOCK, Folder, SourceFile
 from pipeline.sources.image_files import ImageFile, check_version
 from pipeline.sources.records import EncodedImage, NoImage, Rejected
 from pipeline.sources.table_source import Row
+from pipeline.sources.unreadable import readable
 
 _ROWS_AT_ONCE: Final = 256
 _IMAGES_AT_ONCE: Final = 32

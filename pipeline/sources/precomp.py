@@ -24,11 +24,12 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from pipeline.sources.file_names import is_image, stem_and_ending
-from pipeline.sources.files import Folder, SourceFile, entries, readable
+from pipeline.sources.files import Folder, SourceFile, entries
 from pipeline.sources.image_files import ImageFile
 from pipeline.sources.listed import ListedSource, by_label, file_in, required
 from pipeline.sources.records import BadRecord, Record
 from pipeline.sources.texts import lines
+from pipeline.sources.unreadable import readable
 from stores.errors import SourceError
 from stores.modality import Level
 
