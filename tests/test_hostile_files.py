@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from test_odd_tars import IMAGE
 from test_sources import listed, opened
 
+from pipeline.imports.feature_files import Spool, open_rows
 from pipeline.sources.image_files import MAX_BYTES
 from stores import SourceError
 
@@ -48,3 +55,97 @@ def test_a_pipe_is_no_data_set(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "t.csv")
     with pytest.raises(SourceError, match="is a pipe, a device or a socket, expected a file"):
         opened(str(tmp_path / "t.csv"))
+
+
+ROWS = np.ones((10, 4), np.float32)
+
+
+def npy(shape: str = "(10, 4)", values: bytes = ROWS.tobytes(), descr: str = "<f4") -> bytes:
+    """An .npy whose header says `shape`."""
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + values
+
+
+def zipped(method: int = zipfile.ZIP_STORED, key: bytes = b"", listed: dict[int, int] | None = None) -> bytes:
+    """An .npz of rows and perhaps keys; in how its directory lists the rows, some bytes are others."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        archive.writestr("x.npy", npy())
+        if key:
+            archive.writestr("id.npy", key)
+    data = bytearray(stream.getvalue())
+    for place, value in (listed or {}).items():
+        data[data.index(b"PK\1\2") + place] = value
+    return bytes(data)
+
+
+def compressed(method: int) -> bytes:
+    """An .npz whose rows' compressed bytes are damaged."""
+    data = bytearray(zipped(method))
+    data[35:80] = b"\xff" * 45
+    return bytes(data)
+
+
+def in_hdf5(make: Callable[[h5py.File], object]) -> bytes:
+    stream = io.BytesIO()
+    with h5py.File(stream, "w") as file:
+        make(file)
+    return stream.getvalue()
+
+
+def virtual(file: h5py.File) -> None:
+    layout = h5py.VirtualLayout(shape=(10, 4), dtype=np.float32)
+    layout[:] = h5py.VirtualSource("absent.h5", "x", shape=(10, 4))
+    file.create_virtual_dataset("x", layout)
+
+
+def partly(file: h5py.File) -> None:
+    file.create_dataset("x", (10, 4), np.float32, chunks=(5, 4))[:5] = 1
+
+
+def parquet(values: list[list[float | None]]) -> bytes:
+    pq.write_table(pa.table({"x": values}), stream := io.BytesIO())
+    return stream.getvalue()
+
+
+DAMAGED: dict[str, tuple[str, bytes, str]] = {
+    "cut-header": (".npy", npy("(10, "), "the header is cut short or damaged"),
+    "nested-header": (".npy", npy("(" * 4000 + ")" * 4000), "cannot be read as features"),
+    "overflow": (".npy", npy("(2, 8589934592, 2147483648)"), "overflow"),
+    "cut-key": (".npz", zipped(key=npy("(10, ")), "the header is cut short or damaged"),
+    "one-key": (".npz", zipped(key=npy("()", b"a", "|S1")), r"its keys have the shape \(\)"),
+    "claimed-keys": (".npz", zipped(key=npy("(10,)", b"a", "|S8000000000000")), "cannot be read as features"),
+    "unknown-method": (
+        ".npz",
+        zipped(listed={10: 99}),
+        "method",
+    ),
+    "encrypted": (".npz", zipped(listed={8: 1}), "encrypted"),
+    "deflated": (".npz", compressed(zipfile.ZIP_DEFLATED), "while decompressing"),
+    "lzma": (".npz", compressed(zipfile.ZIP_LZMA), "cannot be read as features"),
+    "null": (".parquet", parquet([[1.0, None]] * 10), "it holds null within its rows"),
+    "hdf5-bytes-of-others": (
+        ".h5",
+        in_hdf5(lambda file: file.create_dataset("x", (1, 2), np.uint8, external=[("o.bin", 0, 2)])),
+        "lies in other files",
+    ),
+    "hdf5-virtual": (".h5", in_hdf5(virtual), "lies in other files"),
+    "hdf5-link": (".h5", in_hdf5(lambda file: file.__setitem__("x", h5py.ExternalLink("o.h5", "x"))), "x is a link"),
+    "hdf5-soft-link": (".h5", in_hdf5(lambda file: file.__setitem__("x", h5py.SoftLink("/y"))), "x is a link"),
+    "hdf5-never-written": (".h5", in_hdf5(partly), "rows that were never written would be zeros"),
+    "hdf5-empty": (".h5", in_hdf5(lambda file: file.__setitem__("x", h5py.Empty("f4"))), "x is empty"),
+    "hdf5-claim": (
+        ".h5",
+        in_hdf5(lambda file: file.create_dataset("x", (2**40, 4), np.float32, chunks=(2**20, 4))),
+        "x claims 17,592,186,044,416 bytes, more than fit",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_features_end_in_one_message(tmp_path: Path, name: str) -> None:
+    ending, data, message = DAMAGED[name]
+    (path := tmp_path / f"f{ending}").write_bytes(data)
+    key = "id" if b"id.npy" in data else None
+    with Spool(tmp_path) as spool, pytest.raises(SourceError, match=f"^{path} .*{message}"):
+        open_rows(path, None, key, spool)

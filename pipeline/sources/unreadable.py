@@ -17,7 +17,7 @@ from stores.errors import SourceError
 # What libraries raise on a file that is damaged, or that claims more than there is: NumPy's headers are Python, which
 # breaks in several ways; a zip may be encrypted (RuntimeError) or of an unknown method (NotImplementedError).
 UNREADABLE: Final = (
-    *(OSError, EOFError, ValueError, KeyError, OverflowError, RuntimeError, MemoryError, SyntaxError),
+    *(OSError, EOFError, ValueError, KeyError, ArithmeticError, RuntimeError, MemoryError, SyntaxError),
     *(tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, pa.ArrowException),
 )
 """What may be raised while a file is read that is not what it should be; `readable` makes one message of it."""
@@ -31,6 +31,10 @@ def reason(error: BaseException) -> str:
         if not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError):
             return "no such file or folder"
         return str(cause) or type(cause).__name__
+    if isinstance(error, tokenize.TokenError):
+        return "the header is cut short or damaged"
+    if isinstance(error, MemoryError):
+        return "it asks for more memory than there is"
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
