@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from test_odd_tars import IMAGE
 from test_sources import listed, opened
 
 from pipeline.imports.feature_files import Spool, open_rows
+from pipeline.sources.caption_values import captions_in
 from pipeline.sources.image_files import MAX_BYTES
 from stores import SourceError
 
@@ -149,3 +151,56 @@ def test_damaged_features_end_in_one_message(tmp_path: Path, name: str) -> None:
     key = "id" if b"id.npy" in data else None
     with Spool(tmp_path) as spool, pytest.raises(SourceError, match=f"^{path} .*{message}"):
         open_rows(path, None, key, spool)
+
+
+def texts_with(offsets: list[int]) -> pa.Array:
+    data = pa.py_buffer(b"one and two")
+    return pa.Array.from_buffers(pa.string(), 2, [None, pa.py_buffer(np.array(offsets, np.int32)), data])
+
+
+def images_with(offsets: list[int]) -> pa.Array:
+    return texts_with(offsets).view(pa.binary())
+
+
+SAVED = {
+    "texts": (images_with([0, 3, 11]), texts_with([0, 1 << 30, 11])),
+    "images": (images_with([0, -5, 11]), texts_with([0, 3, 11])),
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_offsets_that_lead_out_of_a_saved_data_set_are_not_followed(tmp_path: Path, name: str) -> None:
+    image, caption = SAVED[name]
+    batch = pa.record_batch({"image": image, "caption": caption})
+    with pa.OSFile(str(tmp_path / "data.arrow"), "wb") as sink, pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    with pytest.raises(SourceError, match=r"data\.arrow cannot be read: .*[Oo]ffset"):
+        list(opened(str(tmp_path)).records("train"))
+
+
+SLOW = {
+    "space": "['a'" + " " * 1_000_000 + "z",
+    "space-in-list": "['a'" + " " * 1_000_000 + "]z",
+    "words": "['a']" + ", b=" * 60 + "(",
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_a_text_that_almost_spells_a_list_is_read_once(name: str) -> None:
+    (found,) = captions_in(SLOW[name])
+    assert found == SLOW[name] or getattr(found, "reason", "") == "malformed-caption"
+
+
+def test_an_extended_header_of_a_tar_is_read_once(tmp_path: Path) -> None:
+    members = {"a.jpg": IMAGE, "a.txt": b"told"}
+    with tarfile.open(tmp_path / "t.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, data in members.items():
+            records = b"5 a=\n" * 200_000 + f"{9 + len(name)} path={name}\n".encode() + b"2 " * 20_000
+            header = tarfile.TarInfo("long")
+            header.type, header.size = tarfile.XHDTYPE, len(records)
+            tar.addfile(header, io.BytesIO(records))
+            member = tarfile.TarInfo("short")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    assert listed(opened(str(tmp_path / "t.tar"))) == [("a", ("told",), IMAGE)]

@@ -102,8 +102,9 @@ class ArrowTable:
             return None
         if message.type != "record batch":
             raise SourceError(f"{self.file} has dictionary-encoded columns, which save_to_disk does not write.")
-        body = message.body
-        return pa.ipc.read_record_batch(message, schema), source.tell() - body.size - body.address
+        body, batch = message.body, pa.ipc.read_record_batch(message, schema)
+        batch.validate(full=True)  # or offsets that lead out of it would be followed, and end the process
+        return batch, source.tell() - body.size - body.address
 
     def _values(self, column: Any, shift: int) -> list[Any]:
         kind = column.type
