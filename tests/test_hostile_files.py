@@ -20,6 +20,7 @@ from test_sources import listed, opened
 from pipeline.imports.feature_files import Spool, open_rows
 from pipeline.sources.caption_values import captions_in
 from pipeline.sources.image_files import MAX_BYTES
+from pipeline.sources.parquet import MOST_LISTED
 from stores import SourceError
 
 
@@ -204,3 +205,23 @@ def test_an_extended_header_of_a_tar_is_read_once(tmp_path: Path) -> None:
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     assert listed(opened(str(tmp_path / "t.tar"))) == [("a", ("told",), IMAGE)]
+
+
+def test_rows_of_millions_of_captions_cost_no_other_row(tmp_path: Path) -> None:
+    many = [["told"] * (MOST_LISTED + 1), ["one", "two"], None, [None]]
+    nested = [[["told"]], [["told"] * 600] * 20, [["told"]] * 2, [["told"] * MOST_LISTED]]
+    columns = {"image": ["a.jpg"] * 4, "caption": many, "nested": nested}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    (tmp_path / "a.jpg").write_bytes(IMAGE)
+    found = listed(opened(str(tmp_path / "t.parquet"), columns={"caption": "caption"}))
+    assert [row[2] for row in found] == ["malformed-record", IMAGE, IMAGE, IMAGE]
+    found = listed(opened(str(tmp_path / "t.parquet"), columns={"caption": "nested"}))
+    assert [row[2] for row in found] == [IMAGE, "malformed-record", IMAGE, "malformed-record"]
+
+
+def test_null_among_captions_of_bytes_is_no_caption(tmp_path: Path) -> None:
+    table = pa.table({"image": ["a.jpg"] * 2, "caption": pa.array([None, b"told"], pa.binary())})
+    pq.write_table(table, tmp_path / "t.parquet")
+    (tmp_path / "a.jpg").write_bytes(IMAGE)
+    (_, (null,), image), (_, told, _) = listed(opened(str(tmp_path / "t.parquet")))
+    assert (getattr(null, "reason", ""), image, told) == ("empty-caption", IMAGE, ("told",))

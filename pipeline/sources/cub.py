@@ -31,6 +31,7 @@ from stores.modality import Level
 NAME: Final = "CUB-200-2011"
 LISTS: Final = ("images.txt", "image_class_labels.txt", "classes.txt", "train_test_split.txt")
 ATTRIBUTES: Final = 312
+_NUMBERS: Final = {str(number): number - 1 for number in range(1, ATTRIBUTES + 1)}
 _TEXTS: Final = ("text_c10", "cvpr2016_cub/text_c10")
 _UNSEEN: Final = ("testclasses.txt", "cvpr2016_cub/testclasses.txt")
 
@@ -116,9 +117,9 @@ class ImageAttributes:
         said: dict[str, NDArray[np.bool_]] = {}
         for number, attribute, present, _ in columns(self._file, 4):
             # Some lines have a field too many behind these; what they say of the attribute is whole.
-            if number in self._images and attribute.isdecimal() and 1 <= int(attribute) <= ATTRIBUTES:
+            if number in self._images and attribute in _NUMBERS:
                 row = said.setdefault(self._images[number], np.zeros(ATTRIBUTES, dtype=np.bool_))
-                row[int(attribute) - 1] = present == "1"
+                row[_NUMBERS[attribute]] = present == "1"
         return said
 
 
