@@ -162,7 +162,8 @@ def _fault(
         return _unknown(path, name, place[-1], _names(owner))
     if tried[0]["type"] == "missing":
         return ParameterError("missing, and needed", path=path, where=name)
-    wanted = [re.sub(r"^(Value error, expected|Input should be|\w+ should have) ", "", one["msg"]) for one in tried]
+    wanted = [re.sub(r"^(Value error, expected|Input should be|\w+ should( have)?) ", "", one["msg"]) for one in tried]
+    wanted = [{"an object": "a mapping", "a valid array": "a list"}.get(one, one) for one in wanted]
     return ParameterError(path=path, where=name, found=tried[0]["input"], expected=", or ".join(wanted))
 
 

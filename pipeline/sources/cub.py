@@ -25,6 +25,7 @@ from pipeline.sources.listed import ListedSource, by_label, columns, file_in, re
 from pipeline.sources.records import BadRecord, GivenFeatures, Record, Rejected
 from pipeline.sources.texts import decoded
 from pipeline.sources.unreadable import readable
+from stores.digests import value_digest
 from stores.errors import SourceError
 from stores.modality import Level
 
@@ -104,8 +105,8 @@ class ImageAttributes:
         self._file, self._images = file, images
 
     def identity(self) -> Any:
-        """Name the file's content."""
-        return self._file.digest()
+        """Name the file's content, and which images its numbers are."""
+        return [self._file.digest(), value_digest(self._images)]
 
     def of(self, name: str) -> NDArray[np.float32] | None:
         """Return the row of an image."""
@@ -135,8 +136,8 @@ class ClassAttributes:
         self._file, self._names = file, names
 
     def identity(self) -> Any:
-        """Name the file's content."""
-        return self._file.digest()
+        """Name the file's content, and the classes of its rows."""
+        return [self._file.digest(), self._names]
 
     def of(self, name: str) -> NDArray[np.float32] | None:
         """Return the row of a class."""
