@@ -27,7 +27,7 @@ from stores.errors import SourceError
 
 BLOCK: Final = 1 << 20
 """Bytes asked for at a time when a file is read from end to end."""
-_DIGEST_WHOLE: Final = 64 << 20
+_SMALL: Final = 64 << 20
 _DEEPEST: Final = 64
 _NO_FILE: Final = "a pipe, a device or a socket, expected a file"
 # What file systems tell versions of a file apart by, the best first: a checksum, else the time of change.
@@ -125,7 +125,7 @@ class SourceFile:
 
     def digest(self, whole: bool = True) -> str:
         """Return the SHA-256 of a file of up to 64 MiB, or of any size with `whole`; else the file's version."""
-        if not whole and self.size > _DIGEST_WHOLE:
+        if not whole and self.size > _SMALL:
             return self.version
         with readable(self), self.open() as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -266,8 +266,10 @@ def local_size(system: AbstractFileSystem, path: str) -> int | None:
 
 
 def content(system: AbstractFileSystem, path: str, end: int | None = None) -> bytes:
-    """Return what is in a file, up to its byte `end`; raises `OSError`."""
-    local_size(system, path)
+    """Return what is in a file, up to its byte `end`; raises `OSError`, as for a whole one of more than 64 MiB."""
+    size = local_size(system, path)
+    if end is None and size is not None and size > _SMALL:
+        raise OSError(f"{path} has {size:,} bytes, at most {_SMALL:,} are read")
     data: bytes = asked(system.cat_file, path, end=end)
     return data
 
