@@ -54,10 +54,15 @@ def test_what_is_no_file_or_too_large_is_never_read(tmp_path: Path, make: Callab
     assert [image for *_, image in listed(opened(str(table)))] == [reason]
 
 
-def test_a_pipe_is_no_data_set(tmp_path: Path) -> None:
+def test_a_pipe_is_no_data_set_and_a_link_to_a_file_is_one(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "t.csv")
-    with pytest.raises(SourceError, match="is a pipe, a device or a socket, expected a file"):
-        opened(str(tmp_path / "t.csv"))
+    for source in ("t.csv", "*.csv"):
+        with pytest.raises(SourceError, match="is a pipe, a device or a socket, expected a file"):
+            opened(str(tmp_path / source))
+    (tmp_path / "a.jpg").write_bytes(IMAGE)
+    (tmp_path / "told.txt").write_text("image\tcaption\na.jpg\ttold\n")
+    (tmp_path / "link.tsv").symlink_to("told.txt")
+    assert listed(opened(str(tmp_path / "*.tsv"))) == [("0", ("told",), IMAGE)]
 
 
 ROWS = np.ones((10, 4), np.float32)

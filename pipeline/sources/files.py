@@ -29,7 +29,6 @@ BLOCK: Final = 1 << 20
 """Bytes asked for at a time when a file is read from end to end."""
 _SMALL: Final = 64 << 20
 _DEEPEST: Final = 64
-_NO_FILE: Final = "a pipe, a device or a socket, expected a file"
 # What file systems tell versions of a file apart by, the best first: a checksum, else the time of change.
 _VERSIONS: Final = (
     *("ETag", "etag", "md5Hash", "content_md5", "blob_id"),
@@ -191,11 +190,12 @@ def source_file(system: AbstractFileSystem, path: str, label: str, info: dict[st
     """Return the file that `info` speaks of.
 
     Raises:
-        SourceError: it is a pipe or a device; or its size is not told, so that its end could not be told from a broken
+        SourceError: it is a pipe or a device, or its size is not told, so that its end could not be told from a broken
             connection.
     """
-    if info.get("type") == "other":
-        raise SourceError(f"{shown(system, path)} is {_NO_FILE}. Write what it gives to a file first.")
+    if info.get("type") == "other":  # a link in a listing, too
+        with readable(shown(system, path)):
+            local_size(system, path)
     if info.get("size") is None:
         raise SourceError(f"{shown(system, path)} has no known size: its server does not tell. Download it first.")
     return SourceFile(system, path, label, int(info["size"]), version(info))
@@ -261,7 +261,7 @@ def local_size(system: AbstractFileSystem, path: str) -> int | None:
         return None
     found = asked(os.stat, path)
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
-        raise OSError(f"{path} is {_NO_FILE}")
+        raise OSError(f"{path} is a pipe, a device or a socket, expected a file")
     return found.st_size
 
 
