@@ -198,14 +198,16 @@ def test_a_text_that_almost_spells_a_list_is_read_once(name: str) -> None:
     assert found == SLOW[name] or getattr(found, "reason", "") == "malformed-caption"
 
 
-def test_an_extended_header_of_a_tar_is_read_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", [b"2 " * 20_000, b"0 a=b\n", b"9 a=b\n"], ids=["no-records", "no-length", "too-long"])
+def test_an_extended_header_of_a_tar_is_read_once(tmp_path: Path, last: bytes) -> None:
     members = {"a.jpg": IMAGE, "a.txt": b"told"}
     with tarfile.open(tmp_path / "t.tar", "w", format=tarfile.PAX_FORMAT) as tar:
         for name, data in members.items():
-            records = b"5 a=\n" * 200_000 + f"{9 + len(name)} path={name}\n".encode() + b"2 " * 20_000
-            header = tarfile.TarInfo("long")
-            header.type, header.size = tarfile.XHDTYPE, len(records)
-            tar.addfile(header, io.BytesIO(records))
+            path = f"{9 + len(name)} path={name}\n".encode()
+            for records in (last, b"5 a=\n" * 100_000 + path + last):
+                header = tarfile.TarInfo("long")
+                header.type, header.size = tarfile.XHDTYPE, len(records)
+                tar.addfile(header, io.BytesIO(records))
             member = tarfile.TarInfo("short")
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))

@@ -149,12 +149,13 @@ def _extension(kind: bytes, stream: io.BufferedReader, start: int, size: int) ->
     place = 0
     while length := _PAX_LENGTH.match(data, place):
         # Within the record's own bytes: looking further would cost a header of many records the square of its size.
-        name, mark, told = data[length.end() : place + int(length[1]) - 1].partition(b"=")
-        if not mark:
+        end = place + int(length[1])
+        name, mark, told = data[length.end() : max(end - 1, 0)].partition(b"=")
+        if not mark:  # nor does it end behind its beginning, then
             break
         if name in (b"path", b"size") or name.startswith(b"GNU.sparse."):
             found[name.decode("utf-8", "replace")] = told.decode("utf-8", "surrogateescape")
-        place += int(length[1])
+        place = end
     return found
 
 
