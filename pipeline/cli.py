@@ -11,7 +11,7 @@ import click
 from stores import ExtractParameters, ParameterError, load_parameters
 from stores.commands import loading, resumable
 from stores.console import output
-from stores.layout import Layout
+from stores.layout import SAFE_NAME, Layout
 from stores.manifest import read_former_manifest
 from stores.parameter_loading import PARAMS_FILE
 from stores.plugins import recorded_in
@@ -75,7 +75,7 @@ def main(
         "teachers.text": text_teacher,
         "teachers.text_weights": text_weights,
         "extract.engine": engine,
-        **{f"data.features.{name}.file": file for name, file in map(_named_file, features)},
+        **{f'data.features."{name}".file': file for name, file in map(_named_file, features)},
     }
     adds = params is None and not source and (bool(teacher or features) or not PARAMS_FILE.exists())
     made = store_parameters(store) if adds else None
@@ -104,6 +104,9 @@ def _named_file(given: str) -> tuple[str, str]:
     name, equals, file = given.partition("=")
     if not (name and equals and file):
         raise ParameterError(f"--features {given!r}: expected NAME=FILE, such as regions=regions.npy.")
+    if not re.fullmatch(SAFE_NAME, name):
+        expected = "letters, digits, dots, dashes and underscores, the first a letter or digit"
+        raise ParameterError(where="--features, the name", found=name, expected=expected)
     return name, file
 
 

@@ -34,6 +34,7 @@ def load_parameters(
     Values `recorded` by an earlier run stand in for ./params.yaml.
 
     Flags are values by `section.key`, of which None keeps the file's; overrides `section.key=value`, the value in YAML.
+    A key that has dots itself stands in quotes.
 
     Raises:
         ParameterError: the file cannot be read, a key is unknown (the message names the nearest) or a value invalid.
@@ -43,11 +44,12 @@ def load_parameters(
     values = _read(path) if path else dict(recorded or {})
     for name, value in (flags or {}).items():
         if value is not None:
-            _set(values, name.split("."), value)
+            _set(values, _keys(name), value)
     for override in overrides:
         _set(values, *_parse(override))
-    given = [name for name, value in (flags or {}).items() if value is not None]
-    given += [override.partition("=")[0].strip() for override in overrides]
+    by_hand = [name for name, value in (flags or {}).items() if value is not None]
+    by_hand += [override.partition("=")[0] for override in overrides]
+    given = [".".join(_keys(name)) for name in by_hand]
     try:
         return recorded_parameters(kind, values, path or "parameters")
     except ParameterError as error:
@@ -111,13 +113,18 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _parse(override: str) -> tuple[list[str], Any]:
     path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
+    keys = _keys(path)
     if not equals or len(keys) < 2:
         raise ParameterError(where="-S", found=override, expected="section.key=value, such as loss.alpha=0.1")
     try:
         return keys, _yaml().load(io.StringIO(text))
     except YAMLError:
         raise ParameterError(where=f"-S {path.strip()}", found=text, expected="a YAML value") from None
+
+
+def _keys(path: str) -> list[str]:
+    """Return the keys of a path such as `loss.alpha`, or `data.features."v1.2".key`."""
+    return [quoted or plain for quoted, plain in re.findall(r'(?:^|\.)(?:"([^"]*)"|([^.]*))', path.strip())]
 
 
 def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:

@@ -217,15 +217,21 @@ def test_files_that_are_none_are_explained(tmp_path: Path) -> None:
 def test_from_the_command_line(bare: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     as_npz(tmp_path, regions(18), ids(bare))
-    settings = ["scenes.train=12", "scenes.val=4", "scenes.test=2", "features.regions.key=id"]
+    settings = ["scenes.train=12", "scenes.val=4", "scenes.test=2", 'features."v1.2".key=id']
     flags = [part for setting in settings for part in ("-S", f"data.{setting}")]
     flags += ["--image-teacher", TINY.image, "--text-teacher", TINY.text, "-S", "extract.workers=0", "--store", "store"]
-    done = CliRunner().invoke(main, [*flags, "-S", "data.features.regions.array=boxes", "--features", "regions=f.npz"])
+    given = ["--features", "v1.2=f.npz"]
+    done = CliRunner().invoke(main, [*flags, *given, "-S", 'data.features."v1.2".array=boxes'])
     assert done.exit_code == 0, done.output + done.stderr
-    assert "regions: 3 × 4-d, imported" in " ".join(done.output.split())
-    wrong = CliRunner().invoke(main, [*flags, "--features", "regions"])
-    assert wrong.exit_code == 2
-    assert "expected NAME=FILE, such as regions=regions.npy" in " ".join(wrong.stderr.split())
+    assert "v1.2: 3 × 4-d, imported" in " ".join(done.output.split())
+    for wrong, message in (
+        (["--features", "regions"], "expected NAME=FILE, such as regions=regions.npy"),
+        (["--features", "../x=f.npz"], "the name: found '../x', expected letters, digits"),
+        ([*given, "-S", 'data.features."v1.2".kay=id'], "v1.2.kay: unknown parameter. Did you mean 'key'"),
+    ):
+        refused = CliRunner().invoke(main, [*flags, *wrong])
+        assert refused.exit_code == 2
+        assert message in " ".join(refused.stderr.split())
 
 
 def test_a_store_of_format_1_is_extended_in_place(bare: Store, tmp_path: Path) -> None:

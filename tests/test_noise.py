@@ -68,9 +68,11 @@ def test_other_index_files_are_refused(tmp_path: Path, content: np.ndarray, expe
     np.save(tmp_path / "index.npy", content, allow_pickle=True)
     with pytest.raises(SourceError, match=expected):
         released_owners(tmp_path / "index.npy", OWN, IMAGES)
-    (tmp_path / "index.npy").write_bytes((tmp_path / "index.npy").read_bytes()[:50])
-    with pytest.raises(SourceError, match="cannot be read"):
-        released_owners(tmp_path / "index.npy", OWN, IMAGES)
+    whole = (tmp_path / "index.npy").read_bytes()
+    for damaged in (whole[:50], whole.replace(b")", b" "), b"PK" + whole):
+        (tmp_path / "index.npy").write_bytes(damaged)
+        with pytest.raises(SourceError, match="cannot be read"):
+            released_owners(tmp_path / "index.npy", OWN, IMAGES)
 
 
 def test_a_store_keeps_the_true_pairs_beside_the_wrong_ones(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_encodings_are_seen_or_set(name: str, tmp_path: Path) -> None:
 def test_an_encoding_that_is_none_is_told() -> None:
     with refused(ParameterError, where="data.encoding", found="latin-99"):
         load_parameters(ExtractParameters, None, overrides=("data.encoding=latin-99",))
-    expected = "a valid string, or greater than 0, or a valid array"
+    expected = "a valid string, or greater than 0, or a list"
     with refused(ParameterError, where="data.columns.image", found=0, expected=expected):
         load_parameters(ExtractParameters, None, overrides=("data.columns.image=0",))
     given = load_parameters(ExtractParameters, None, overrides=("data.columns={image: [1, name], caption: 2}",))

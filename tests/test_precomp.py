@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,15 @@ def _shapes(folder: Path) -> None:
     np.save(folder / "dev_ims.npy", np.zeros((3, 4, 5), np.float32))
 
 
+def _shape(told: bytes) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        path = folder / "dev_ims.npy"
+        old = b"(3, 4, 6), }" + b" " * (len(told) - 9)
+        path.write_bytes(path.read_bytes().replace(old, told + b", }"))
+
+    return spoil
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -113,13 +123,16 @@ def _shapes(folder: Path) -> None:
         (_objects, r"dev_ims.npy: found 'object (3,) in "),
         (_rows, r"dev_ims.npy: rows, found '4', expected 3 or 15, for 15 captions"),
         (_ids, r"dev_ids.txt: ids, found '3, 2 different', expected 3 different ids"),
+        (_shape(b"(3, 4, 6 "), "dev_ims.npy cannot be read: the header is cut short or damaged"),
+        (_shape(b"(3, 0, 6)"), r"dev_ims.npy: found 'float32 (3, 0, 6) in "),
+        (_shape(b"(2, 8589934592, 2147483648)"), r"dev_ims.npy: found 'float32 (2, 8589934592, 2147483648) in "),
         (_shapes, r"regions of several shapes, found 'testall_ims.npy (4, 6), dev_ims.npy (4, 5)'"),
     ],
-    ids=["cut", "objects", "rows", "ids", "shapes"],
+    ids=["cut", "objects", "rows", "ids", "cut-header", "none", "overflow", "shapes"],
 )
-def test_what_does_not_fit_together_is_said(tmp_path: Path, spoil: object, said: str) -> None:
+def test_what_does_not_fit_together_is_said(tmp_path: Path, spoil: Callable[[Path], None], said: str) -> None:
     published(tmp_path)
-    spoil(tmp_path)  # type: ignore[operator]
+    spoil(tmp_path)
     with pytest.raises(SourceError, match=re.escape(said)):
         open_source(given(tmp_path).data)
 

@@ -65,6 +65,7 @@ def cub(tmp_path: Path) -> Path:
         written(root / "cvpr2016_cub" / "text_c10" / f"{name[:-4]}.txt", said)
     rows = [f"{n + 1} {a} {int((n + a) % 3 == 0)} 3 {n}.5" for n in range(len(names) - 1) for a in range(1, 313)]
     rows[7] += " 0"  # as some lines of the published file are
+    rows += [f"1 {'9' * 5000} 1 3 1.5"]  # no attribute, and no number that Python would read
     written(root / "attributes" / "image_attribute_labels.txt", "\n".join(rows) + "\n")
     table = "".join(" ".join(f"{(n + 1) * a % 101:.6f}" for a in range(312)) + "\n" for n in range(3))
     written(root / "attributes" / "class_attribute_labels_continuous.txt", table)

@@ -1,16 +1,17 @@
 """Files that hold features: `.npy`, `.npz`, `.parquet` and `.h5`, opened as rows that are read some at a time.
 
-What cannot be read at any place (a compressed `.npz`, a `.parquet`) is first spooled to a nameless file. Nothing is
-ever unpickled.
+What cannot be read at any place (an `.npz`, a `.parquet`) is first spooled to a nameless file, whatever it claims to
+hold. Nothing is ever unpickled, and no other file is read because one names it.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -21,9 +22,12 @@ import pyarrow.parquet as pq
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from pipeline.sources.unreadable import UNREADABLE, reason
 from stores.errors import SourceError
 
 _SPOOLED_BYTES: Final = 2**25
+_MOST_INFLATED: Final = 1032
+"""How many bytes deflate, HDF5's usual compression, makes of one at the most."""
 Array = NDArray[Any]
 
 
@@ -53,7 +57,8 @@ class FileRows:
 
     def read(self, rows: Array) -> Array:
         """Return the rows of these numbers, (k, …), as the file has them."""
-        return self._read(rows)
+        with _readable(self.path):
+            return self._read(rows)
 
 
 def open_rows(path: Path, array: str | None, key: str | None, spool: Spool) -> FileRows:
@@ -68,17 +73,23 @@ def open_rows(path: Path, array: str | None, key: str | None, spool: Spool) -> F
     opener = openers.get(path.suffix.lower())
     if opener is None:
         raise SourceError(f"{path} is no file of features that can be imported. Expected {', '.join(openers)}.")
-    try:
+    with _readable(path):
         found = opener(path, array, key, spool)
-    except FileNotFoundError:
-        raise SourceError(f"The file of features {path} does not exist. Name a file.") from None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, pa.ArrowException) as error:
-        raise SourceError(f"{path} cannot be read as features: {error}.") from None
     if len(found.shape) < 2 or 0 in found.shape[1:]:
         raise SourceError(f"{path} holds an array of the shape {found.shape}; expected (rows, numbers) or more axes.")
     if found.keys is not None and len(found.keys) != found.shape[0]:
         raise SourceError(f"{path} has {found.shape[0]:,} rows of features and {len(found.keys):,} keys.")
     return found
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise SourceError(f"The file of features {path} does not exist. Name a file.") from None
+    except UNREADABLE as error:
+        raise SourceError(f"{path} cannot be read as features: {reason(error)}.") from None
 
 
 def _npy(path: Path, array: str | None, key: str | None, spool: Spool) -> FileRows:
@@ -90,27 +101,30 @@ def _npy(path: Path, array: str | None, key: str | None, spool: Spool) -> FileRo
 def _npz(path: Path, array: str | None, key: str | None, spool: Spool) -> FileRows:
     with zipfile.ZipFile(path) as archive:
         chosen = _chosen(array, key, [name.removesuffix(".npy") for name in archive.namelist()])
-        plain = spool.open()
-        with archive.open(f"{chosen}.npy") as member:
-            shutil.copyfileobj(member, plain, _SPOOLED_BYTES)
-        plain.flush()
-    keys = None
-    if key is not None:
-        with np.load(path, allow_pickle=False) as file:
-            keys = _texts(file[key])
-    return _mapped(path, Path(f"/dev/fd/{plain.fileno()}"), keys)
+        plain = _spooled(archive, chosen, spool)
+        keys = None if key is None else _texts(_load(_spooled(archive, key, spool)))
+    return _mapped(path, plain, keys)
+
+
+def _spooled(archive: zipfile.ZipFile, name: str, spool: Spool) -> Path:
+    plain = spool.open()
+    with archive.open(f"{name}.npy") as member:
+        shutil.copyfileobj(member, plain, _SPOOLED_BYTES)
+    plain.flush()
+    return Path(f"/dev/fd/{plain.fileno()}")
 
 
 def _mapped(path: Path, plain: Path, keys: Array | None) -> FileRows:
     """Return the rows of the array in the file `plain`, in NumPy's format."""
-
-    def load() -> Array:
-        held: Array = npy.open_memmap(plain, "r")
-        return held
-
-    _check_numbers(load().dtype)
+    _check_numbers(_load(plain).dtype)
     # Mapped anew each time: what a map has touched counts as this process's memory as long as it lives.
-    return FileRows(path, load().shape, lambda rows: load()[rows], keys)
+    return FileRows(path, _load(plain).shape, lambda rows: _load(plain)[rows], keys)
+
+
+def _load(plain: Path) -> Array:
+    with np.errstate(over="raise"):  # NumPy multiplies the numbers of a shape, whatever they are
+        held: Array = npy.open_memmap(plain, "r")
+    return held
 
 
 def _parquet(path: Path, array: str | None, key: str | None, spool: Spool) -> FileRows:
@@ -139,13 +153,14 @@ def _parquet(path: Path, array: str | None, key: str | None, spool: Spool) -> Fi
 
 def _hdf5(path: Path, array: str | None, key: str | None, spool: Spool) -> FileRows:
     with h5py.File(path, "r") as file:
-        chosen = _chosen(array, key, [name for name in file if isinstance(file[name], h5py.Dataset)])
-        shape, dtype = file[chosen].shape, file[chosen].dtype
+        chosen = _chosen(array, key, [name for name in file if _is_link(file, name) or _is_dataset(file, name)])
+        rows = _own_dataset(file, chosen)
+        shape, dtype = rows.shape, rows.dtype
         _check_numbers(dtype)
         keys = None
         if key is not None:
-            held = file[key].asstr() if h5py.check_string_dtype(file[key].dtype) else file[key]
-            keys = _texts(held[:])
+            held = _own_dataset(file, key)
+            keys = _texts((held.asstr() if h5py.check_string_dtype(held.dtype) else held)[()])
 
     def read(rows: Array) -> Array:
         # HDF5 takes rows in their order and once each.
@@ -155,6 +170,31 @@ def _hdf5(path: Path, array: str | None, key: str | None, spool: Spool) -> FileR
         return taken[places]
 
     return FileRows(path, shape, read, keys)
+
+
+def _is_link(file: h5py.File, name: str) -> bool:
+    return not isinstance(file.get(name, getlink=True), h5py.HardLink)
+
+
+def _is_dataset(file: h5py.File, name: str) -> bool:
+    return isinstance(file[name], h5py.Dataset)
+
+
+def _own_dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """Return a dataset of the file whose bytes all lie in it, and are no more than it can hold."""
+    if _is_link(file, name):
+        raise ValueError(f"{name} is a link, and links are not followed; copy what it leads to into the file")
+    held: h5py.Dataset = file[name]
+    if held.shape is None:
+        raise ValueError(f"{name} is empty; expected rows")
+    if held.external or held.is_virtual:
+        raise ValueError(f"{name} lies in other files, which are not read; copy it into this one")
+    size, largest = Path(file.filename).stat().st_size, max(held.size, math.prod(held.chunks or ()))
+    if largest * held.dtype.itemsize > _MOST_INFLATED * size:
+        raise ValueError(f"{name} claims {largest * held.dtype.itemsize:,} bytes, more than fit in a file of {size:,}")
+    if held.size and held.id.get_space_status() != h5py.h5d.SPACE_STATUS_ALLOCATED:
+        raise ValueError(f"{name} is not whole: rows that were never written would be zeros")
+    return held
 
 
 def _listed(column: pa.Array) -> Array:
@@ -168,8 +208,8 @@ def _listed(column: pa.Array) -> Array:
             raise ValueError(f"its lists have {min(lengths)} to {max(lengths)} entries; all rows must be of one shape")
         shape.append(lengths.pop() if lengths else getattr(flat.type, "list_size", 0))
         flat = flat.flatten()
-    if flat.null_count:
-        raise ValueError("it holds null among its numbers")
+        if flat.null_count:
+            raise ValueError("it holds null within its rows")
     values = flat.to_numpy(zero_copy_only=False)
     _check_numbers(values.dtype)
     shaped: Array = values.reshape(shape)
@@ -189,7 +229,9 @@ def _chosen(array: str | None, key: str | None, names: list[str]) -> str:
 
 
 def _texts(keys: Array) -> Array:
-    """Return keys as texts; whole numbers without a point."""
+    """Return keys (n,) as texts; whole numbers without a point."""
+    if keys.ndim != 1:
+        raise ValueError(f"its keys have the shape {keys.shape}, expected one for each row")
     if keys.dtype.kind == "S":
         keys = np.char.decode(keys, "utf-8")
     return np.array([str(key) for key in keys.tolist()], dtype=object)

@@ -10,12 +10,13 @@ from typing import Any
 
 from pipeline.sources.annotation_records import coco_records, karpathy_records
 from pipeline.sources.caption_values import kind_of
-from pipeline.sources.files import Folder, SourceFile, readable
+from pipeline.sources.files import Folder, SourceFile
 from pipeline.sources.image_files import ImagePlaces
 from pipeline.sources.json_documents import decode_json
 from pipeline.sources.listed import ListedSource
 from pipeline.sources.places import Files
 from pipeline.sources.texts import decoded
+from pipeline.sources.unreadable import readable
 from stores.errors import SourceError
 
 

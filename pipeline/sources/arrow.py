@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.sources.files import Folder, SourceFile, asked, in_usual_order, readable
+from pipeline.sources.files import Folder, SourceFile, asked, content, in_usual_order
 from pipeline.sources.image_files import StoredImage
 from pipeline.sources.places import Files, common_split
 from pipeline.sources.table_source import Row
+from pipeline.sources.unreadable import readable
 from stores.errors import SourceError
 
 
@@ -64,7 +65,7 @@ def _is_plain(name: object) -> bool:
 def _read_json(folder: Folder, name: str) -> dict[str, Any]:
     path = folder.path(name)
     with readable(path):
-        value = json.loads(asked(folder.system.cat_file, path))
+        value = json.loads(content(folder.system, path))
     if not isinstance(value, dict):
         raise SourceError(f"{path} holds a JSON {type(value).__name__}, expected an object.")
     return value
@@ -101,8 +102,9 @@ class ArrowTable:
             return None
         if message.type != "record batch":
             raise SourceError(f"{self.file} has dictionary-encoded columns, which save_to_disk does not write.")
-        body = message.body
-        return pa.ipc.read_record_batch(message, schema), source.tell() - body.size - body.address
+        body, batch = message.body, pa.ipc.read_record_batch(message, schema)
+        batch.validate(full=True)  # or offsets that lead out of it would be followed, and end the process
+        return batch, source.tell() - body.size - body.address
 
     def _values(self, column: Any, shift: int) -> list[Any]:
         kind = column.type

@@ -16,12 +16,13 @@ from pipeline.sources.records import Caption, Rejected
 TEXT_KEYS: Final = ("raw", "caption", "text", "sentence")
 """Under which name an object holds a caption, as Karpathy's `sentences` do; the first that it has is taken."""
 _STRING: Final = r"""[uU]?(?:'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+")"""
-_ITEM: Final = rf"(?:(?:(?:np|numpy)\.)?str_\(\s*{_STRING}\s*\)|{_STRING}|None|null|nan)"
-_ITEMS: Final = rf"{_ITEM}(?:(?:\s*,\s*|\s*){_ITEM})*+\s*,?"
+_ITEM: Final = rf"(?:(?:(?:np|numpy)\.)?str_\(\s*+{_STRING}\s*+\)|{_STRING}|None|null|nan)"
+# Possessive wherever something may repeat: what is not matched at once is given up, not tried at each length.
+_ITEMS: Final = rf"{_ITEM}(?:\s*+(?:,\s*+)?{_ITEM})*+\s*+(?:,\s*+)?"
 # Behind `array(`, `Index(`, `frozenset(`: what numpy, pandas and Python put around a list; behind `c(`, as R does.
 _LIST: Final = re.compile(
-    rf"(?:\w+\(\s*)?(?P<listed>\[\s*(?:{_ITEMS})\s*\]|\{{\s*(?:{_ITEMS})\s*\}})(?:,\s*\w+=[^()]*)*\s*\)?"
-    rf"|c?(?P<tuple>\(\s*{_STRING}\s*,(?:\s*{_STRING}\s*,)*+(?:\s*{_STRING})?\s*\))",
+    rf"(?:\w+\(\s*+)?(?P<listed>\[\s*+(?:{_ITEMS})\]|\{{\s*+(?:{_ITEMS})\}})(?:,\s*+\w++=[^()]*+)?\s*+\)?"
+    rf"|c?(?P<tuple>\(\s*+{_STRING}\s*+,(?:\s*+{_STRING}\s*+,)*+(?:\s*+{_STRING})?\s*+\))",
     re.DOTALL,
 )
 _LITERAL: Final = re.compile(rf"({_STRING})|None|null|nan", re.DOTALL)
@@ -30,8 +31,8 @@ _ESCAPED: Final = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f", "v": "
 _OBJECTS: Final = re.compile(r"(?:\w+\(\s*)?(?:\[\s*)?\{\s*['\"]\w+['\"]\s*:.*\}\s*\]?.*", re.DOTALL)
 # A quote behind the bracket, and before the last bracket or a comma or never closed: "['80s music] …" is a caption.
 _LOOKS_LISTED: Final = re.compile(
-    r"""(?:\w+\(\s*)*[\[{][\[{(\s]*(?:\w+\(\s*\[?\s*)?[uUbB]?(['"])"""
-    r"""(?:[^\]}]*|.*['")]\s*,?\s*[\])}]+|.*['"]\s*[,:]\s*['"\[].*)""",
+    r"""(?:\w++\(\s*+)*+[\[{][\[{(\s]*+(?:\w++\(\s*+(?:\[\s*+)?)?[uUbB]?(['"])"""
+    r"""(?:[^\]}]*|.*['")]\s*+(?:,\s*+)?[\])}]++|.*['"]\s*+[,:]\s*+['"\[].*)""",
     re.DOTALL,
 )
 

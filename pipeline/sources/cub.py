@@ -19,11 +19,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.sources.files import Folder, SourceFile, asked, readable
+from pipeline.sources.files import Folder, SourceFile, asked, content
 from pipeline.sources.image_files import ImageFile
 from pipeline.sources.listed import ListedSource, by_label, columns, file_in, required
 from pipeline.sources.records import BadRecord, GivenFeatures, Record, Rejected
 from pipeline.sources.texts import decoded
+from pipeline.sources.unreadable import readable
 from stores.digests import value_digest
 from stores.errors import SourceError
 from stores.modality import Level
@@ -31,6 +32,7 @@ from stores.modality import Level
 NAME: Final = "CUB-200-2011"
 LISTS: Final = ("images.txt", "image_class_labels.txt", "classes.txt", "train_test_split.txt")
 ATTRIBUTES: Final = 312
+_NUMBERS: Final = {str(number): number - 1 for number in range(1, ATTRIBUTES + 1)}
 _TEXTS: Final = ("text_c10", "cvpr2016_cub/text_c10")
 _UNSEEN: Final = ("testclasses.txt", "cvpr2016_cub/testclasses.txt")
 
@@ -72,7 +74,7 @@ def _record(folder: Folder, texts: Folder, name: str, label: str) -> Record | Ba
     try:
         if ".." in place.split("/"):
             raise OSError("leads out of the folder")
-        said = decoded(asked(texts.system.cat_file, texts.path(place)), None).splitlines()
+        said = decoded(content(texts.system, texts.path(place)), None).splitlines()
     except OSError as error:
         return BadRecord(source_id=name, rejected=Rejected("no-captions", f"{texts.path(place)}: {error}"))
     captions = tuple(line.strip() for line in said if line.strip())
@@ -116,9 +118,9 @@ class ImageAttributes:
         said: dict[str, NDArray[np.bool_]] = {}
         for number, attribute, present, _ in columns(self._file, 4):
             # Some lines have a field too many behind these; what they say of the attribute is whole.
-            if number in self._images and attribute.isdecimal() and 1 <= int(attribute) <= ATTRIBUTES:
+            if number in self._images and attribute in _NUMBERS:
                 row = said.setdefault(self._images[number], np.zeros(ATTRIBUTES, dtype=np.bool_))
-                row[int(attribute) - 1] = present == "1"
+                row[_NUMBERS[attribute]] = present == "1"
         return said
 
 

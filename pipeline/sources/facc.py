@@ -20,10 +20,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.sources.files import Folder, SourceFile, asked, readable
+from pipeline.sources.files import Folder, SourceFile, asked
 from pipeline.sources.image_files import ImageFile
 from pipeline.sources.listed import ListedSource, by_label, columns, required
 from pipeline.sources.records import BadRecord, GivenFeatures, Record
+from pipeline.sources.unreadable import readable
 from stores.errors import SourceError
 from stores.modality import Level
 from stores.plugins import made_by_factory

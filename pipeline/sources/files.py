@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-import lzma
 import os
-import zlib
+import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, TypeVar
 
-import pyarrow as pa
 from fsspec import AbstractFileSystem
 from fsspec.compression import compr
 from fsspec.core import url_to_fs
@@ -25,11 +22,12 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import infer_compression
 
 from pipeline.sources.file_names import is_system_file, stem_and_ending
+from pipeline.sources.unreadable import readable, reason
 from stores.errors import SourceError
 
 BLOCK: Final = 1 << 20
 """Bytes asked for at a time when a file is read from end to end."""
-_DIGEST_WHOLE: Final = 64 << 20
+_SMALL: Final = 64 << 20
 _DEEPEST: Final = 64
 # What file systems tell versions of a file apart by, the best first: a checksum, else the time of change.
 _VERSIONS: Final = (
@@ -53,6 +51,14 @@ class Folder:
         """Return the file `name` in the folder; raises `OSError`."""
         path = self.path(name)
         return source_file(self.system, path, name, asked(self.system.info, path))
+
+    def contents(self, names: Iterable[str], end: int) -> list[bytes | Exception]:
+        """Return what is in some files up to the byte `end`, or why it cannot be had; elsewhere they come together."""
+        paths = [self.path(name) for name in names]
+        if self.is_local:
+            return [content_or_fault(self.system, path, end) for path in paths]
+        read = self.system.cat_ranges
+        return asked(read, paths, [0] * len(paths), [end] * len(paths), on_error="return") if paths else []
 
     @cached_property
     def is_local(self) -> bool:
@@ -118,7 +124,7 @@ class SourceFile:
 
     def digest(self, whole: bool = True) -> str:
         """Return the SHA-256 of a file of up to 64 MiB, or of any size with `whole`; else the file's version."""
-        if not whole and self.size > _DIGEST_WHOLE:
+        if not whole and self.size > _SMALL:
             return self.version
         with readable(self), self.open() as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -184,8 +190,12 @@ def source_file(system: AbstractFileSystem, path: str, label: str, info: dict[st
     """Return the file that `info` speaks of.
 
     Raises:
-        SourceError: its size is not told, so that its end could not be told from a broken connection.
+        SourceError: it is a pipe or a device, or its size is not told, so that its end could not be told from a broken
+            connection.
     """
+    if info.get("type") == "other":  # a link in a listing, too
+        with readable(shown(system, path)):
+            local_size(system, path)
     if info.get("size") is None:
         raise SourceError(f"{shown(system, path)} has no known size: its server does not tell. Download it first.")
     return SourceFile(system, path, label, int(info["size"]), version(info))
@@ -241,6 +251,37 @@ def walk(folder: Folder, below: str = "", depth: int = 0) -> Iterator[tuple[str,
         yield from walk(folder, f"{below}{name}/", depth + 1)
 
 
+def local_size(system: AbstractFileSystem, path: str) -> int | None:
+    """Return the size of a file of this machine, None elsewhere.
+
+    Raises:
+        OSError: there is none, or it is a pipe or a device, which would be waited for, or read, for ever.
+    """
+    if not isinstance(system, LocalFileSystem):
+        return None
+    found = asked(os.stat, path)
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        raise OSError(f"{path} is a pipe, a device or a socket, expected a file")
+    return found.st_size
+
+
+def content(system: AbstractFileSystem, path: str, end: int | None = None) -> bytes:
+    """Return what is in a file, up to its byte `end`; raises `OSError`, as for a whole one of more than 64 MiB."""
+    size = local_size(system, path)
+    if end is None and size is not None and size > _SMALL:
+        raise OSError(f"{path} has {size:,} bytes, at most {_SMALL:,} are read")
+    data: bytes = asked(system.cat_file, path, end=end)
+    return data
+
+
+def content_or_fault(system: AbstractFileSystem, path: str, end: int) -> bytes | Exception:
+    """Return the same, or what it would raise."""
+    try:
+        return content(system, path, end)
+    except OSError as error:
+        return error
+
+
 def asked(call: Callable[..., T], *values: Any, **settings: Any) -> T:
     """Call a file system's driver; what it raises becomes an `OSError`."""
     try:
@@ -249,32 +290,6 @@ def asked(call: Callable[..., T], *values: Any, **settings: Any) -> T:
         raise
     except Exception as error:
         raise OSError(f"{type(error).__name__}: {error}") from error
-
-
-def reason(error: BaseException) -> str:
-    """Say in words why a read failed."""
-    cause = error.__cause__
-    if isinstance(error, FileNotFoundError):
-        # A server that cannot be reached is told by its driver as a file that is not there.
-        if not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError):
-            return "no such file or folder"
-        return str(cause) or type(cause).__name__
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-
-
-_UNREADABLE: Final = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, pa.ArrowException)
-
-
-@contextmanager
-def readable(where: object) -> Iterator[None]:
-    """Turn what goes wrong in reading `where` into a `SourceError`."""
-    try:
-        yield
-    except _UNREADABLE as error:
-        why = reason(error)
-        absent = isinstance(error, FileNotFoundError)
-        advice = "Check the path." if absent else "Check that it is whole and that you may read it."
-        raise SourceError(f"{where} cannot be read: {why}. {advice}") from None
 
 
 def in_usual_order(splits: Iterable[str]) -> list[str]:

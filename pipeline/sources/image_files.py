@@ -12,9 +12,11 @@ from typing import Final
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.sources.file_names import IMAGE_ENDINGS
-from pipeline.sources.files import Folder, SourceFile, asked, entries, version
+from pipeline.sources.files import Folder, SourceFile, asked, entries, local_size, version
 from pipeline.sources.records import EncodedImage, Rejected
 
+MAX_BYTES: Final = 3 << 27
+"""Of an image file: what the largest picture that `data.max_pixels` may allow has before it is compressed."""
 _MOST_FOLDERS: Final = 16
 
 
@@ -44,6 +46,7 @@ class ImageFile:
     def read(self) -> bytes:
         path = self._path()
         try:
+            _check_size(path, local_size(self.folder.system, path) or _listed_size(self.listed))
             data: bytes = asked(self.folder.system.cat_file, path)
         except FileNotFoundError:
             raise Rejected("missing-file", f"{path} does not exist{_advice(self.folder, self.name)}") from None
@@ -81,6 +84,7 @@ class StoredImage(EncodedImage):
 
     def read(self) -> bytes:
         check_version(self.file)
+        _check_size(self.file, self.size)
         try:
             data = self.file.read(self.offset, self.offset + self.size)
         except OSError as error:
@@ -98,6 +102,18 @@ def absolute(name: str, folder: Folder) -> str | None:
         is_own = protocol in ((own,) if isinstance(own, str) else own)
         return str(folder.system._strip_protocol(name)) if is_own else name
     return f"/{name.lstrip('/')}" if name.startswith("/") else None
+
+
+def _listed_size(listed: str | None) -> int:
+    """Return the size in a version; 0 where it is not told."""
+    size = (listed or "").partition(":")[0]
+    return int(size) if size.isdecimal() else 0
+
+
+def _check_size(place: object, size: int) -> None:
+    """Raise `Rejected` for what is too large to be an image, before it is read."""
+    if size > MAX_BYTES:
+        raise Rejected("too-many-bytes", f"{place}: an image of {size:,} bytes, at most {MAX_BYTES:,} are taken")
 
 
 def check_version(file: SourceFile) -> None:

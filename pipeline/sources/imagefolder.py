@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from pipeline.sources.caption_values import captions_of_lines
 from pipeline.sources.file_names import is_image, stem_and_ending
-from pipeline.sources.files import Folder, asked, entries, in_usual_order, readable, walk
+from pipeline.sources.files import Folder, entries, in_usual_order, walk
 from pipeline.sources.image_files import ImageFile
 from pipeline.sources.places import common_split
 from pipeline.sources.records import BadRecord, Caption, Record, Rejected, Source
@@ -21,6 +21,7 @@ from pipeline.sources.sidecars import (
     captions_beside,
 )
 from pipeline.sources.texts import decoded
+from pipeline.sources.unreadable import readable
 
 _TEXTS_AT_ONCE: Final = 64
 _TEXTS: Final = (".txt", ".json")
@@ -122,10 +123,7 @@ class _SampleReader:
     def _texts(self, below: str, names: Iterable[str | None]) -> dict[str, str | Rejected]:
         """Read some texts at once: over a network they come side by side."""
         wanted = list(dict.fromkeys(name for name in names if name is not None))
-        paths = [self._folder.path(below + name) for name in wanted]
-        ends = [LARGEST_TEXT + 1] * len(paths)
-        read = self._folder.system.cat_ranges
-        found = asked(read, paths, [0] * len(paths), ends, on_error="return") if paths else []
+        found = self._folder.contents([below + name for name in wanted], LARGEST_TEXT + 1)
         return {name: self._text(name, content) for name, content in zip(wanted, found, strict=True)}
 
     def _text(self, name: str, content: bytes | Exception) -> str | Rejected:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.sources.files import Folder, SourceFile, asked, in_usual_order, readable
+from pipeline.sources.files import Folder, SourceFile, asked, in_usual_order
 from pipeline.sources.records import BadRecord, GivenFeatures, Record
 from pipeline.sources.texts import lines
+from pipeline.sources.unreadable import readable
 from stores.errors import SourceError
 
 

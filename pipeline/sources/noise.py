@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from pipeline.sources.unreadable import UNREADABLE, reason
 from stores.errors import SourceError
 from stores.parameters import Noise
 
@@ -57,9 +59,10 @@ def released_owners(path: Path, owners: Images, images: int) -> Images:
         SourceError: it cannot be read, is of another length, or is no permutation of the split's images, or captions.
     """
     try:
-        index = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise SourceError(f"cannot be read as an .npy of whole numbers ({error})", path=path) from None
+        with np.errstate(over="raise"):  # NumPy multiplies the numbers of a shape, whatever they are
+            index = npy.open_memmap(path, "r")
+    except UNREADABLE as error:
+        raise SourceError(f"cannot be read as an .npy of whole numbers ({reason(error)})", path=path) from None
     if index.shape not in ((images,), (len(owners),)) or index.dtype.kind not in "iu":
         found = f"{index.shape} {index.dtype}"
         expected = f"{images} or {len(owners)} whole numbers, as the split has images or captions"

@@ -16,12 +16,16 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from pipeline.sources.files import BLOCK, Folder, SourceFile, readable
+from pipeline.sources.files import BLOCK, Folder, SourceFile
 from pipeline.sources.image_files import ImageFile, check_version
 from pipeline.sources.records import EncodedImage, NoImage, Rejected
 from pipeline.sources.table_source import Row
+from pipeline.sources.unreadable import readable
 
+MOST_LISTED: Final = 10_000
+"""Values in a row, those in lists counted. A file of some kilobytes can hold a list of many millions."""
 _ROWS_AT_ONCE: Final = 256
 _IMAGES_AT_ONCE: Final = 32
 _IMAGES_KEPT: Final = 256
@@ -46,14 +50,17 @@ class ParquetTable:
         number = 0
         for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=plain, use_threads=False):
             numbers = range(number, number + batch.num_rows)
+            held = sum((_held(batch[name]) for name in plain), np.zeros(batch.num_rows, np.int64))
+            too_long = set(np.flatnonzero(held > MOST_LISTED).tolist())
             columns = [
                 [CellImage(self.file, self._images, name, row) for row in numbers]
                 if name in embedded
-                else batch[name].to_pylist()
+                else _values(batch[name], too_long)
                 for name in wanted
             ]
-            for row, values in zip(numbers, zip(*columns, strict=True), strict=True):
-                yield Row(row, f"row {row}", values)
+            for place, (row, values) in enumerate(zip(numbers, zip(*columns, strict=True), strict=True)):
+                found = f"it holds {held[place]:,} values, at most {MOST_LISTED:,} are taken"
+                yield Row(row, f"row {row}", values, found if place in too_long else "")
             number += batch.num_rows
 
 
@@ -135,6 +142,31 @@ def _cells_of(values: Any) -> list[Cell]:
     if pa.types.is_struct(values.type):
         return [(cell.get("bytes"), cell.get("path")) if cell else (None, None) for cell in values.to_pylist()]
     return [(cell, None) for cell in values.to_pylist()]
+
+
+def _held(column: Any) -> NDArray[np.int64]:
+    """Return how many values each row of a column holds, in its lists, lists of lists and objects."""
+    if pa.types.is_struct(column.type):
+        return sum(map(_held, column.flatten()), np.ones(len(column), np.int64))
+    if not pa.types.is_nested(column.type):
+        return np.ones(len(column), np.int64)
+    if pa.types.is_fixed_size_list(column.type):
+        lengths = np.full(len(column), column.type.list_size, np.int64)
+    else:
+        lengths = np.diff(column.offsets.to_numpy()).astype(np.int64)
+    counts: NDArray[np.int64] = lengths * column.is_valid().to_numpy(zero_copy_only=False)
+    inner = column.flatten()
+    if pa.types.is_nested(inner.type):
+        sums = np.concatenate([[0], np.cumsum(_held(inner))])
+        counts = np.diff(sums[np.cumsum(counts)], prepend=0)
+    return counts
+
+
+def _values(column: Any, left_out: set[int]) -> list[Any]:
+    if not left_out:
+        values: list[Any] = column.to_pylist()
+        return values
+    return [None if place in left_out else column[place].as_py() for place in range(len(column))]
 
 
 def _open(file: SourceFile) -> Any:

@@ -14,16 +14,8 @@ from braceexpand import braceexpand
 from fsspec import AbstractFileSystem
 
 from pipeline.sources.file_names import is_system_file, plain_suffix
-from pipeline.sources.files import (
-    Folder,
-    SourceFile,
-    asked,
-    in_usual_order,
-    locate,
-    readable,
-    source_file,
-    walk,
-)
+from pipeline.sources.files import Folder, SourceFile, asked, in_usual_order, locate, source_file, walk
+from pipeline.sources.unreadable import readable
 from stores.errors import SourceError
 
 Files = tuple[SourceFile, ...]

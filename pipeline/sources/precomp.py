@@ -15,6 +15,7 @@ Shapes: I images, R regions of P numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,11 +25,12 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from pipeline.sources.file_names import is_image, stem_and_ending
-from pipeline.sources.files import Folder, SourceFile, entries, readable
+from pipeline.sources.files import Folder, SourceFile, entries
 from pipeline.sources.image_files import ImageFile
 from pipeline.sources.listed import ListedSource, by_label, file_in, required
 from pipeline.sources.records import BadRecord, Record
 from pipeline.sources.texts import lines
+from pipeline.sources.unreadable import readable
 from stores.errors import SourceError
 from stores.modality import Level
 
@@ -109,7 +111,9 @@ class RegionRows:
             raise SourceError(
                 path=str(file), found="column by column (Fortran's order)", expected="row by row", advice=advice
             )
-        if len(shape) != 3 or dtype.kind != "f" or file.size != start + int(np.prod(shape)) * dtype.itemsize:
+        # In Python's numbers: NumPy's product of a stranger's sizes may overflow to the right one.
+        fits = len(shape) == 3 and min(shape) > 0 and file.size == start + math.prod(shape) * dtype.itemsize
+        if not fits or dtype.kind != "f":
             found = f"{dtype} {shape} in {file.size:,} bytes"
             raise SourceError(path=str(file), found=found, expected="a whole array (rows, regions, numbers) of floats")
         rows, images = shape[0], captions // CAPTIONS

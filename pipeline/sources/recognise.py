@@ -10,10 +10,11 @@ from typing import Final
 from pipeline.sources.delimited import file_dialect
 from pipeline.sources.facc import RECORDINGS
 from pipeline.sources.file_names import is_image, plain_suffix
-from pipeline.sources.files import Folder, SourceFile, asked, readable, walk
+from pipeline.sources.files import Folder, SourceFile, asked, walk
 from pipeline.sources.jsonl import LINES_ENDINGS, json_form
 from pipeline.sources.precomp import MARKS as PRECOMP
 from pipeline.sources.texts import decoded
+from pipeline.sources.unreadable import readable
 from stores.errors import SourceError
 from stores.parameters import Data
 

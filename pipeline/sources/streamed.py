@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from pipeline.sources.file_names import stem_and_ending
-from pipeline.sources.files import SourceFile, readable
+from pipeline.sources.files import SourceFile
 from pipeline.sources.places import Files
 from pipeline.sources.records import BadRecord, Record, Source
+from pipeline.sources.unreadable import readable
 from stores.digests import value_digest
 from stores.errors import SourceError
 

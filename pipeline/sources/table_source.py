@@ -15,10 +15,11 @@ from uuid import UUID
 
 from pipeline.sources.caption_values import captions_at, kind_of
 from pipeline.sources.column_roles import Roles, find_roles
-from pipeline.sources.files import Folder, SourceFile, readable
+from pipeline.sources.files import Folder, SourceFile
 from pipeline.sources.image_files import ImageFile, ImagePlaces
 from pipeline.sources.places import common_split
-from pipeline.sources.records import BadRecord, Caption, EncodedImage, Record, Rejected
+from pipeline.sources.records import BadRecord, Caption, EncodedImage, NoImage, Record, Rejected
+from pipeline.sources.unreadable import readable
 from stores.errors import SourceError
 from stores.parameters import Columns
 
@@ -117,7 +118,10 @@ def _split(value: object) -> str | None:
 
 def _plain(value: Any) -> Any:
     # Tables leave bytes where they lie, since those of images are many.
-    return value.read() if hasattr(value, "identity") else value
+    try:
+        return value.read() if hasattr(value, "identity") else value
+    except NoImage:
+        return None
 
 
 def _inner(value: Any, key: str) -> Any:

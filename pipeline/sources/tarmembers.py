@@ -18,6 +18,8 @@ from stores.errors import SourceError
 _KEY: Final = re.compile(r"((?:.*/)?[^./]+)[.]([^/]*)", re.DOTALL)
 """WebDataset's rule: the key ends at the first dot of the name's last part."""
 _LARGEST_NAME: Final = 1 << 20
+_PAX_LENGTH: Final = re.compile(rb"(\d{1,7}) ")
+"""How a record of POSIX's extended header begins: its length in bytes, itself among them."""
 _WITHOUT_DATA: Final = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
 _EXTENSIONS: Final = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
@@ -144,11 +146,17 @@ def _extension(kind: bytes, stream: io.BufferedReader, start: int, size: int) ->
     if kind == tarfile.GNUTYPE_LONGNAME:
         return {"path": data.rstrip(b"\0").decode("utf-8", "surrogateescape")}
     found: dict[str, str] = {}
-    while record := re.match(rb"(\d{1,7}) ([^=]+)=", data):
-        end = int(record[1])
-        found[record[2].decode("utf-8", "replace")] = data[record.end() : end - 1].decode("utf-8", "surrogateescape")
-        data = data[max(end, 1) :]
-    return {name: told for name, told in found.items() if name in ("path", "size") or name.startswith("GNU.sparse.")}
+    place = 0
+    while length := _PAX_LENGTH.match(data, place):
+        # Within the record's own bytes: looking further would cost a header of many records the square of its size.
+        end = place + int(length[1])
+        name, mark, told = data[length.end() : max(end - 1, 0)].partition(b"=")
+        if not mark:  # nor does it end behind its beginning, then
+            break
+        if name in (b"path", b"size") or name.startswith(b"GNU.sparse."):
+            found[name.decode("utf-8", "replace")] = told.decode("utf-8", "surrogateescape")
+        place = end
+    return found
 
 
 def _whole_number(value: str | int) -> int:
