@@ -36,7 +36,7 @@ from stores.manifest import (
     write_manifest,
 )
 from stores.modality import LEVELS
-from stores.ownership import leftovers, remove_leftovers
+from stores.ownership import leftovers, linked_folders, remove_leftovers
 from stores.parameters import as_dict
 
 _MARK: Final = "A store of cusa. Its manifest.json says what is in it.\n"
@@ -186,6 +186,9 @@ def _claim(layout: Layout) -> dict[str, str]:
     root, mark = layout.root, layout.mark
     try:
         root.mkdir(parents=True, exist_ok=True)
+        if linked := linked_folders(root, STORE_KINDS):
+            advice = "Put the folder itself there. The store as a whole may be a link."
+            raise StoreError("a link, into which nothing is written", path=linked[0], advice=advice)
         if mark.is_file() and mark.read_bytes().startswith(_MARK.encode()):  # a person's words may follow
             return {}
         fault = "damaged" if mark.is_file() else "missing"

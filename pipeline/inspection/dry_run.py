@@ -51,6 +51,12 @@ class DryRun:
             self.tables,
             self._shards,
             Check("rows", range(len(shards)), self._rows, needs=[self.tables]),
+            Check(
+                "classes",
+                ["classes.arrow"] * ("classes.arrow" in store.manifest.files),
+                self._classes,
+                needs=[self.tables],
+            ),
             Check("truth", [name for name in _TRUTH if name in store.manifest.files], self._truth, needs=[self.tables]),
             self._features,
             Check("absent rows", list(features), self._absent),
@@ -60,6 +66,16 @@ class DryRun:
     def _table(self, name: str) -> Iterator[Fault]:
         if found := digest_fault(self._store.root / name, self._manifest.files[name]):
             yield Fault(name, found)
+        elif name in tables.SCHEMAS:
+            try:
+                tables.read_table(self._store.root / name, tables.SCHEMAS[name])
+            except StoreError as error:
+                yield Fault(name, error.message)
+
+    def _classes(self, name: str) -> Iterator[Fault]:
+        classes = len(tables.read_table(self._store.root / name, tables.CLASSES))
+        if classes != self._manifest.classes:
+            yield Fault("manifest.json", f"{self._manifest.classes:,} classes, {name} holds {classes:,}")
 
     def _shard(self, shard: Shard) -> Iterator[Fault]:
         tar, receipt_path = self._layout.shard(shard.name), self._layout.shard_receipt(shard.name)
