@@ -36,7 +36,7 @@ from stores.manifest import (
     write_manifest,
 )
 from stores.modality import LEVELS
-from stores.ownership import leftovers, linked_folders, remove_leftovers
+from stores.ownership import leftovers, remove_leftovers
 from stores.parameters import as_dict
 
 _MARK: Final = "A store of cusa. Its manifest.json says what is in it.\n"
@@ -77,6 +77,7 @@ def extract(parameters: ExtractParameters, store: Path, *, retry: bool = False) 
         finished, before = layout.manifest.exists(), _previous(layout)
         wanted_here = {engine.card.slug: engine.card.spec for engine in engines}
         _check_folders({**wanted_here, **dict.fromkeys(imports)}, before)
+        _check_links(layout, [*wanted_here, *imports, *(before.features if before else ())])
         ingested = ingest(source, parameters.data, settings.shard_size, layout, progress, before=before, retry=retry)
         made |= ingested.made
         sets = FeatureSets(
@@ -181,14 +182,20 @@ def _check_folders(wanted: Mapping[str, str | None], before: Manifest | None) ->
             )
 
 
+def _check_links(layout: Layout, slugs: Sequence[str]) -> None:
+    """See that no folder that is written into is a link: files would come and go somewhere else."""
+    tops = [layout.root / name for name in ("shards", "features", "indices")]
+    for path in (*tops, *(top / slug for top in tops[1:] for slug in slugs)):
+        if path.is_symlink():
+            advice = "Put the folder itself there. The store as a whole may be a link."
+            raise StoreError("a link, into which nothing is written", path=path, advice=advice)
+
+
 def _claim(layout: Layout) -> dict[str, str]:
     """Take the folder for a store: it is empty, or bears our mark. Nothing else in it would be safe from us."""
     root, mark = layout.root, layout.mark
     try:
         root.mkdir(parents=True, exist_ok=True)
-        if linked := linked_folders(root, STORE_KINDS):
-            advice = "Put the folder itself there. The store as a whole may be a link."
-            raise StoreError("a link, into which nothing is written", path=linked[0], advice=advice)
         if mark.is_file() and mark.read_bytes().startswith(_MARK.encode()):  # a person's words may follow
             return {}
         fault = "damaged" if mark.is_file() else "missing"

@@ -45,12 +45,6 @@ def check_plain(path: Path) -> None:
         raise DamagedStoreError("a link", path=path, found=found, expected="the file itself", advice=advice)
 
 
-def linked_folders(root: Path, kinds: Kinds) -> list[Path]:
-    """Return the folders of these kinds below `root` that are links: who writes into them writes elsewhere."""
-    links = (path for path in _below(root, kinds) if path.is_symlink())
-    return sorted(path for path in links if _is_folder_of(path.relative_to(root).as_posix(), kinds))
-
-
 def write_signed(path: Path, text: str) -> None:
     """Write a page (Markdown or HTML) that ends with its checksum; a person's, or one that was changed, stays.
 
