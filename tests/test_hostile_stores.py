@@ -6,10 +6,12 @@ import hashlib
 import io
 import json
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import faiss
 import h5py
 import numpy as np
 import pyarrow as pa
@@ -24,7 +26,7 @@ from stores import Store, StoreError
 from stores.digests import file_digest
 from stores.errors import DamagedStoreError
 
-SAMPLES, PART = "samples.arrow", "features/minilm/train-000000.h5"
+SAMPLES, PART, INDEX = "samples.arrow", "features/minilm/train-000000.h5", "indices/minilm/train.faiss"
 
 
 def manifest_says(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -81,6 +83,18 @@ def as_link(place: str) -> Callable[[Path], object]:
     return change
 
 
+def with_index_claiming(store: Path) -> None:
+    """Let an index claim vectors of 2 GiB."""
+    path = store / INDEX
+    data = path.read_bytes()
+    index = faiss.read_index(str(path))
+    size = struct.pack("<Q", index.ntotal * index.d)
+    if size not in data:
+        size = struct.pack("<Q", 4 * index.ntotal * index.d)
+    assert data.count(size) == 1
+    path.write_bytes(data.replace(size, struct.pack("<Q", 2**31)))
+
+
 ALTERED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no-tables": (lambda store: manifest_says(store, lambda held: held.update(files={})), "no checksum of captions"),
     "classes": (lambda store: manifest_says(store, lambda held: held.update(classes=10**15)), "000 classes"),
@@ -93,6 +107,7 @@ ALTERED: dict[str, tuple[Callable[[Path], object], str]] = {
     "linked-tar": (as_link("shards/train-000000.tar"), "which no reader follows"),
     "linked-part": (as_link(PART), "a link"),
     "linked-table": (as_link(SAMPLES), "which no reader follows"),
+    "index": (lambda store: with_index_claiming(store), "checksum"),
 }
 
 
@@ -121,6 +136,7 @@ READ: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = {
     "group": (ALTERED["features-group"][0], lambda store: Store.open(store).features("minilm").gather(np.arange(1))),
     "null": (ALTERED["null"][0], lambda store: Store.open(store).images[0]),
     "first": (lambda store: with_column(store, "caption_first", 10**12), _shown),
+    "index": (ALTERED["index"][0], lambda store: Store.open(store).index("minilm", "train")),
     "count": (lambda store: with_column(store, "caption_first", -5), _shown),
 }
 

@@ -30,7 +30,7 @@ from stores.ownership import leftovers
 
 _NORM_TOLERANCE: Final = 1e-2
 """How far a valid row's length may be from 1; rounding to float16 stays far within."""
-_TRUTH: Final = ("pairing.arrow", "relevance.arrow", "caption_pairs.arrow")
+_TRUTH: Final = ("pairing.arrow", "relevance.arrow", "caption_pairs.arrow", "classes.arrow")
 
 
 class DryRun:
@@ -51,12 +51,6 @@ class DryRun:
             self.tables,
             self._shards,
             Check("rows", range(len(shards)), self._rows, needs=[self.tables]),
-            Check(
-                "classes",
-                ["classes.arrow"] * ("classes.arrow" in store.manifest.files),
-                self._classes,
-                needs=[self.tables],
-            ),
             Check("truth", [name for name in _TRUTH if name in store.manifest.files], self._truth, needs=[self.tables]),
             self._features,
             Check("absent rows", list(features), self._absent),
@@ -71,11 +65,6 @@ class DryRun:
                 tables.read_table(self._store.root / name, tables.SCHEMAS[name])
             except StoreError as error:
                 yield Fault(name, error.message)
-
-    def _classes(self, name: str) -> Iterator[Fault]:
-        classes = len(tables.read_table(self._store.root / name, tables.CLASSES))
-        if classes != self._manifest.classes:
-            yield Fault("manifest.json", f"{self._manifest.classes:,} classes, {name} holds {classes:,}")
 
     def _shard(self, shard: Shard) -> Iterator[Fault]:
         tar, receipt_path = self._layout.shard(shard.name), self._layout.shard_receipt(shard.name)
@@ -120,8 +109,12 @@ class DryRun:
         return {path.name: tables.open_batches(path, schema) for path, schema in files}
 
     def _truth(self, name: str) -> Iterator[Fault]:
-        """See that a table of the truth names rows that the store has."""
-        table = tables.read_table(self._store.root / name, tables.SCHEMAS[name])
+        """See that a table of the truth names rows that the store has, or as many classes as the manifest."""
+        table, classes = tables.read_table(self._store.root / name, tables.SCHEMAS[name]), self._manifest.classes
+        if name == "classes.arrow":
+            if len(table) != classes:
+                yield Fault("manifest.json", f"{classes:,} classes, {name} holds {len(table):,}")
+            return
         for column in set(table.column_names) - {"similarity"}:
             most = sum(shard.rows("sample" if column == "sample" else "caption") for shard in self._manifest.shards)
             chunks = [chunk.to_numpy() for chunk in table[column].chunks if len(chunk)]
