@@ -75,6 +75,11 @@ class Blip(nn.Module):
         model = self.model
         return {"image": [model.vision_model, model.vision_proj], "text": [model.text_encoder, model.text_proj]}
 
+    @property
+    def matching_parts(self) -> Parts:
+        """What attends to the image in the text model's layers, and the head."""
+        return [*(layer.crossattention for layer in self._layers), self.model.itm_head]
+
     def set_grad_checkpointing(self) -> None:
         """Compute activations again in the backward pass."""
         self.model.activation_checkpointing_enable()

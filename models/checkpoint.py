@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,16 +29,17 @@ def save_checkpoint(
     modules: Mapping[str, nn.Module],
     record: dict[str, Any],
     optimizer: torch.optim.Optimizer | None = None,
+    left_out: Collection[str] = (),
 ) -> None:
     """Write the weights and buffers of modules by name, the optimiser's state if given, and `record`, atomically.
 
-    Parameters that do not learn, which may be most of a student and were loaded from elsewhere, are left out where
-    `record` has their digests (`frozen_digests`) under "frozen".
+    Parameters that do not learn, which may be most of a student and were loaded from elsewhere, may be `left_out` by
+    part and name; `record` then has their digests (`frozen_digests`) under "frozen".
     """
     tensors = {
         f"{part}.{name}": tensor for part, module in modules.items() for name, tensor in module.state_dict().items()
     }
-    for name in frozen_parameters(modules) if _FROZEN in record else ():
+    for name in left_out:
         del tensors[name]
     if optimizer is not None:
         for number, state in optimizer.state_dict()["state"].items():
@@ -57,13 +58,13 @@ def frozen_parameters(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     }
 
 
-def frozen_digests(modules: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Return by part what changes with its parameters that do not learn."""
-    digests = {part: hashlib.sha256() for part in modules}
-    for part, module in modules.items():
-        for name, parameter in sorted(frozen_parameters({part: module}).items()):
-            digests[part].update(f"{name} {tuple(parameter.shape)}".encode())
-            digests[part].update(parameter.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+def frozen_digests(parts: Iterable[str], frozen: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return by part what changes with its parameters that do not learn; `frozen` are those of all parts."""
+    digests = {part: hashlib.sha256() for part in parts}
+    for name, parameter in sorted(frozen.items()):
+        digest = digests[name.partition(".")[0]]
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        digest.update(parameter.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return {part: digest.hexdigest() for part, digest in digests.items()}
 
 
@@ -139,11 +140,15 @@ def load_checkpoint(
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 — not a mapping
-        frozen = record.get(_FROZEN)
-        if frozen is not None and any(frozen.get(part) != digest for part, digest in frozen_digests(modules).items()):
+        recorded = record.get(_FROZEN)
+        # What does not learn for want of a term that reaches it is in the file all the same.
+        frozen = frozen_parameters(modules) if recorded is not None else {}
+        left_out = {name: parameter for name, parameter in frozen.items() if name not in tensors}
+        if recorded is not None and any(
+            recorded.get(part) != digest for part, digest in frozen_digests(modules, left_out).items()
+        ):
             advice = "Take the weights that it began with, or train anew."
             raise CheckpointError("the parameters that do not learn are others now", path=path, advice=advice)
-        left_out = frozen_parameters(modules) if frozen is not None else {}
         for part, module in modules.items():
             module.load_state_dict(_of(part, {**left_out, **tensors}), strict=True)
     except (SafetensorError, OSError, RuntimeError) as error:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.encoded import Encoded
 from models.inputs import Input, Padded, Stored, Tensors
 from models.scoring import Cosine, Scorer
-from models.students import MAXMATCH, Parts, Student, as_student
+from models.students import MAXMATCH, Parts, Student, as_student, parameters_of
 from stores import Store, parameters
 from stores.errors import StudentError
 
@@ -105,6 +105,9 @@ def with_widths(settings: parameters.Student, store: Store) -> parameters.Studen
             heads[name] = head
             continue
         found = store.features(head.features)
+        if {name, found.modality} == {"image", "text"}:
+            said = f"{head.features}, of {found.modality}s"
+            raise StudentError(where=f"student.heads.{name}", found=said, expected=f"features of {name}s")
         local = settings.model.startswith(MAXMATCH)
         takes = "several local features, such as 36 × 2048" if local else "vectors"
         if len(found.shape) != (2 if local else 1):
@@ -127,9 +130,8 @@ def _leave_out_others(model: nn.Module, used: set[str]) -> None:
     towers: Mapping[str, Parts] = getattr(model, "towers", {})
     if not used <= towers.keys():
         return
-    parts = [part for name in used for part in towers[name]]
-    taken = [part.parameters() if isinstance(part, nn.Module) else [part] for part in parts]
-    kept = {id(parameter) for some in taken for parameter in some}
+    kept = {id(parameter) for name in used for parameter in parameters_of(towers[name])}
+    kept -= {id(parameter) for parameter in parameters_of(getattr(model, "matching_parts", []))}
     for parameter in model.parameters():
         if id(parameter) not in kept:
             parameter.requires_grad_(False)

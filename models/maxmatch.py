@@ -28,6 +28,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from models.encoded import Encoded
 from models.inputs import Input, Pixels, Stored, Tensors, Tokens
+from models.recurrent import states_of
 from models.scoring import Assignment, unit
 from models.students import HalvedStudent, Parts
 from models.timm_networks import feature_map, timm_network
@@ -223,8 +224,8 @@ def _last_states(recurrent: nn.GRU, found: Tensor, mask: Tensor) -> Tensor:
     first = (~mask).int().argsort(dim=1, stable=True)  # those that are there, in their order
     kept = found.gather(1, first[..., None].expand_as(found))
     lengths = mask.sum(dim=1).clamp(min=1).cpu()
-    last: Tensor = recurrent(pack_padded_sequence(kept, lengths, batch_first=True, enforce_sorted=False))[1]
-    return last.mean(dim=0)
+    packed = pack_padded_sequence(kept, lengths, batch_first=True, enforce_sorted=False)
+    return states_of(recurrent, packed)[1].mean(dim=0)
 
 
 def _some_dropped(mask: Tensor) -> Tensor:

@@ -80,6 +80,11 @@ class SmallFusion(nn.Module):
         """The embedded student's; what fuses is of neither."""
         return self.towers_alone.towers
 
+    @property
+    def matching_parts(self) -> Parts:
+        """What fuses, and what makes an image's tokens: the vectors are of the convolutional tower alone."""
+        return [self.places, self.norm, self.fusion, self.head]
+
 
 def small_fusion() -> SmallFusion:
     """Return the student with random weights."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Protocol, cast
@@ -28,11 +28,13 @@ class Student(Protocol):
 
     Shapes: n items, D = `embed_dim`.
 
-    Three members more are looked for where they are needed:
+    Four members more are looked for where they are needed:
 
     - `towers`: by modality, such as `{"image": [...], "text": [...]}`, the modules and parameters of each, for
       `student.freeze`.
     - `set_grad_checkpointing()`, for `student.gradient_checkpointing`.
+    - `matching_parts`: the modules and parameters that `match` alone needs; without a term that matches they do not
+      learn.
     - `uni_head(dim)`: makes the module that takes a modality's vectors to uni-modal tasks; without it, LayerNorm and a
       linear layer.
     """
@@ -123,6 +125,12 @@ def _values(tensors: Tensors) -> Tensor:
     return tensors.values if isinstance(tensors, Padded) else tensors
 
 
+def parameters_of(parts: Parts) -> Iterator[nn.Parameter]:
+    """Yield the parameters of modules, and those that are named themselves."""
+    for part in parts:
+        yield from part.parameters() if isinstance(part, nn.Module) else [part]
+
+
 MEMBERS: Final = (*Student.__annotations__, "encode")
 HEADS: Final = "heads"
 SGRAF: Final = "sgraf:"
@@ -148,6 +156,9 @@ def load_student(settings: parameters.Student) -> Any:
     Raises:
         StudentError: there is no such student, or it cannot be loaded, or lacks what the settings ask for.
     """
+    if settings.heads and not settings.model.startswith((HEADS, MAXMATCH)):
+        expected = f"none: {settings.model} has no heads of its own modalities; those of student.model: {HEADS} are"
+        raise StudentError(where="student.heads", found=", ".join(settings.heads), expected=expected)
     student = _load(settings.model, settings)
     for tower in settings.freeze:
         for part in _parts(student, tower, settings.model):

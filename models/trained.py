@@ -16,6 +16,7 @@ from models.students import SGRAF, load_student
 from stores.errors import CheckpointError, StudentError, TrainingError
 from stores.parameter_loading import recorded_parameters
 from stores.parameters import Student, TrainParameters
+from stores.plugins import recorded_in
 
 BEST: Final = "best.safetensors"
 RUN: Final = "run:"
@@ -85,7 +86,8 @@ def load_trained(path: Path) -> Trained:
     # What was frozen is loaded as it was where the checkpoint does without it.
     freeze = parameters.student.freeze if "frozen" in record else []
     settings = _with_kept_files(parameters.student, file.parent)
-    student = load_student(replace(settings, freeze=freeze, gradient_checkpointing=False))
+    with recorded_in(file.parent):
+        student = load_student(replace(settings, freeze=freeze, gradient_checkpointing=False))
     has_uni_heads = any(name.startswith(f"model.{UNI_HEADS}") for name in tensor_names(file))
     model = AlignedModel(student, uni_modal=has_uni_heads)
     if parameters.student.weights and frozen_parameters({"model": model}) and "frozen" in record:

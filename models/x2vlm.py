@@ -145,6 +145,11 @@ class X2VLM(nn.Module):
             "text": [self.text_encoder, self.text_proj],
         }
 
+    @property
+    def matching_parts(self) -> Parts:
+        """The fusion encoder and its head."""
+        return [self.fusion_encoder, self.itm_head]
+
     def set_grad_checkpointing(self) -> None:
         """Compute activations again in the backward pass, in all three encoders."""
         self.vision_encoder.set_grad_checkpointing(True)

@@ -24,6 +24,8 @@ WITHOUT_PROBING: Final = {"image": 64, "text": 128}
 """Batch sizes on devices other than CUDA; measured on a processor, larger ones are no faster."""
 LIMIT: Final = {"image": 1024, "text": 2048}
 """The largest batch sizes that are tried on CUDA: a GPU's rate no longer grows beyond them."""
+_OUT_OF_MEMORY: Final = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+"""Want of memory in the words of libraries that allocate beside torch."""
 
 
 def encode_backing_off(teacher: Teacher, batch: Any) -> Tensor:
@@ -66,10 +68,15 @@ def batch_size(teacher: Teacher, settings: Extract) -> int:
     if teacher.device.type != "cuda":
         return WITHOUT_PROBING[teacher.modality]
     if teacher.modality == "image":
-        items = [teacher.preprocess(Image.new("RGB", (640, 480)))]
+        items = [an_image(teacher)]
     else:
         items = teacher.prepare(["longer than any teacher reads " * 2000])
     return largest_batch(teacher, items, LIMIT[teacher.modality])
+
+
+def an_image(teacher: Teacher) -> Any:
+    """Return a preprocessed image; all of a teacher's are as large."""
+    return teacher.preprocess(Image.new("RGB", (640, 480)))
 
 
 def largest_batch(teacher: Teacher, items: list[Any], limit: int) -> int:
@@ -89,6 +96,13 @@ def largest_batch(teacher: Teacher, items: list[Any], limit: int) -> int:
 def first_rows(batch: Any, rows: int) -> Any:
     """Return a batch of the first `rows` rows."""
     return _map_rows(batch, lambda part: part[:rows])
+
+
+def bytes_of(batch: Any) -> int:
+    """Return the bytes of all tensors in a batch."""
+    sizes: list[int] = []
+    _map_rows(batch, lambda part: sizes.append(part.nbytes if isinstance(part, Tensor) else 0))
+    return sum(sizes)
 
 
 def _encode(teacher: Teacher, batch: Any, precision: ComputePrecision | None = None) -> tuple[Tensor, int]:
@@ -129,7 +143,8 @@ def _fits(teacher: Teacher, item: Any, size: int) -> bool:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+    said = any(words in str(error) for words in _OUT_OF_MEMORY)
+    return said or isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
 
 
 def _is_rows(batch: Any) -> bool:

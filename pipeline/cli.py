@@ -14,6 +14,7 @@ from stores.console import output
 from stores.layout import Layout
 from stores.manifest import read_former_manifest
 from stores.parameter_loading import PARAMS_FILE
+from stores.plugins import recorded_in
 from stores.streams import Command
 
 
@@ -88,7 +89,9 @@ def main(
             from pipeline.extract import extract
             from pipeline.summary import summary
 
-        output().print(summary(extract(parameters, store, retry=retry), store))
+        with recorded_in(store if made else None):
+            extracted = extract(parameters, store, retry=retry)
+        output().print(summary(extracted, store))
 
 
 def store_parameters(store: Path) -> dict[str, Any] | None:

@@ -9,23 +9,24 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from models.teachers import TeacherCard, TeacherSpec
 from pipeline.encode import Engine, open_engines
 from pipeline.feature_sets import FeatureSets
-from pipeline.imports import FeatureImport, GivenImport
+from pipeline.imports import FeatureImport, GivenImport, absent_file
 from pipeline.indices import check_index_kind
 from pipeline.ingest import Ingested, ingest
 from pipeline.sources import HasFeatures, Source, open_source
 from pipeline.unplanned import STORE_KINDS
-from stores import ExtractParameters, Manifest, ParameterError, StoreError, TeacherError
+from stores import ExtractParameters, Manifest, ParameterError, SourceError, StoreError, TeacherError
 from stores.atomic import write_text
 from stores.console import console, progress_bar
 from stores.digests import value_digest
-from stores.layout import CROSS_MODAL, Layout
+from stores.features import precision_of_parts
+from stores.layout import CROSS_MODAL, Layout, teacher_slug
 from stores.lock import write_lock
 from stores.manifest import (
     FORMAT_VERSION,
@@ -37,7 +38,7 @@ from stores.manifest import (
 )
 from stores.modality import LEVELS
 from stores.ownership import leftovers, remove_leftovers
-from stores.parameters import as_dict
+from stores.parameters import Data, as_dict
 
 _MARK: Final = "A store of cusa. Its manifest.json says what is in it.\n"
 
@@ -64,11 +65,12 @@ def extract(parameters: ExtractParameters, store: Path, *, retry: bool = False) 
     """
     started = time.monotonic()
     layout, settings = Layout(store), parameters.extract
+    _check_place(parameters.data, store)
     source = open_source(parameters.data)
     made: dict[str, str] = {}
-    imports = _imports(source, parameters)
+    imports, absent = _imports(source, parameters, _readable_manifest(layout))
     with ExitStack() as stack:
-        engines = stack.enter_context(open_engines(_teachers(parameters), settings))
+        engines = stack.enter_context(open_engines(_teachers(parameters, layout), settings))
         _check(engines, parameters, imports)
         made |= _claim(layout)
         stack.enter_context(write_lock(layout))
@@ -89,6 +91,7 @@ def extract(parameters: ExtractParameters, store: Path, *, retry: bool = False) 
             before=before,
         )
         sets.keep(wanted_here.keys() | imports.keys())
+        _say_kept(absent, sets)
         for engine in engines:
             sets.extract(engine)
         for wanted in imports.values():
@@ -99,6 +102,7 @@ def extract(parameters: ExtractParameters, store: Path, *, retry: bool = False) 
             made["manifest.json"] = "missing" if before is None else "other content"
         if not layout.manifest.exists() or manifest != read_manifest(layout):
             write_manifest(manifest, layout)
+        layout.former_manifest.unlink(missing_ok=True)  # left by a run that was stopped here
     seconds = time.monotonic() - started
     return Extracted(
         manifest=manifest, ingested=ingested, made=made, repaired=finished, rows=sets.encoded, seconds=seconds
@@ -129,7 +133,15 @@ def _recorded(parameters: ExtractParameters) -> dict[str, Any]:
     return values
 
 
-def _teachers(parameters: ExtractParameters) -> list[TeacherSpec]:
+def _teachers(parameters: ExtractParameters, layout: Layout) -> list[TeacherSpec]:
+    """Return the teachers, each with what the store holds its features in."""
+    before = _readable_manifest(layout)
+    held = {slug: entry.precision for slug, entry in (before.teachers if before else {}).items()}
+    named = [(one, teacher_slug(one.spec, one.modality or "")) for one in _named_teachers(parameters)]
+    return [replace(one, held=held.get(slug) or precision_of_parts(slug, layout)) for one, slug in named]
+
+
+def _named_teachers(parameters: ExtractParameters) -> list[TeacherSpec]:
     teachers = parameters.teachers
     named = [
         TeacherSpec(spec=teachers.image, weights=teachers.image_weights, modality="image"),
@@ -146,13 +158,40 @@ def _teachers(parameters: ExtractParameters) -> list[TeacherSpec]:
     return [*named, *(tower for tower in towers if (tower.spec, tower.modality) not in held_towers)]
 
 
-def _imports(source: Source, parameters: ExtractParameters) -> dict[str, FeatureImport | GivenImport]:
-    """Return what is imported by name: what the data set has, and what the user has, who may name it the same."""
-    given = source.features if isinstance(source, HasFeatures) else {}
-    return {
-        **{name: GivenImport(name, features) for name, features in given.items()},
-        **{name: FeatureImport.of(name, file) for name, file in parameters.data.features.items()},
+def _imports(
+    source: Source, parameters: ExtractParameters, before: Manifest | None
+) -> tuple[dict[str, FeatureImport | GivenImport], dict[str, Path]]:
+    """Return what is imported by name: what the data set has, and what the user has, who may name it the same.
+
+    What was imported before by the same settings, from a file that is absent now, is returned apart, with that file.
+    """
+    given, files = source.features if isinstance(source, HasFeatures) else {}, parameters.data.features
+    imports: dict[str, FeatureImport | GivenImport] = {
+        name: GivenImport(name, features) for name, features in given.items() if name not in files
     }
+    absent = {}
+    for name, settings in files.items():
+        lost = absent_file(settings)
+        if lost and before and name in before.features and _recorded_file(before, name) == as_dict(settings):
+            absent[name] = lost
+        else:
+            imports[name] = FeatureImport.of(name, settings, before.features.get(name) if before else None)
+    return imports, absent
+
+
+def _recorded_file(manifest: Manifest, name: str) -> Any:
+    try:
+        return manifest.parameters["data"]["features"][name]
+    except (KeyError, TypeError):
+        return None
+
+
+def _say_kept(absent: Mapping[str, Path], sets: FeatureSets) -> None:
+    for name, file in absent.items():
+        if name not in sets.features:
+            advice = f"Bring it back, or leave data.features.{name} out."
+            raise SourceError(f"data.features.{name}: {file} is absent, and must be imported again. {advice}")
+        console.print(f"Kept: features/{name}, imported before; {file} is absent now.", style="yellow")
 
 
 def _check(engines: Sequence[Engine], parameters: ExtractParameters, imports: Collection[str]) -> None:
@@ -191,6 +230,13 @@ def _check_links(layout: Layout, slugs: Sequence[str]) -> None:
             raise StoreError("a link, into which nothing is written", path=path, advice=advice)
 
 
+def _check_place(data: Data, store: Path) -> None:
+    """See that no store is made of itself: its shards would change while they are read."""
+    if data.format == "store" and isinstance(data.source, str) and Path(data.source).resolve() == store.resolve():
+        advice = "Choose another place with --store."
+        raise ParameterError("the store itself", where="data.source", found=data.source, advice=advice)
+
+
 def _claim(layout: Layout) -> dict[str, str]:
     """Take the folder for a store: it is empty, or bears our mark. Nothing else in it would be safe from us."""
     root, mark = layout.root, layout.mark
@@ -199,7 +245,7 @@ def _claim(layout: Layout) -> dict[str, str]:
         if mark.is_file() and mark.read_bytes().startswith(_MARK.encode()):  # a person's words may follow
             return {}
         fault = "damaged" if mark.is_file() else "missing"
-        if set(root.iterdir()) - set(leftovers(root, STORE_KINDS)) and not _has_our_manifest(layout):
+        if set(root.iterdir()) - set(leftovers(root, STORE_KINDS)) and _readable_manifest(layout) is None:
             raise StoreError(f"{root} is not empty and no store of ours. Choose another place with --store.")
         write_text(mark, _MARK)
     except OSError as error:
@@ -209,11 +255,11 @@ def _claim(layout: Layout) -> dict[str, str]:
     return {mark.name: fault}
 
 
-def _has_our_manifest(layout: Layout) -> bool:
+def _readable_manifest(layout: Layout) -> Manifest | None:
     try:
-        return read_former_manifest(layout) is not None
-    except StoreError:
-        return False
+        return read_former_manifest(layout)
+    except (StoreError, OSError):
+        return None
 
 
 def _previous(layout: Layout) -> Manifest | None:

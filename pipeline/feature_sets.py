@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from rich.progress import Progress
 
@@ -15,7 +14,7 @@ from pipeline.unplanned import check_replaced_parts, unplanned_indices, unplanne
 from stores import Features, Manifest, Shard, SourceError
 from stores.console import console
 from stores.digests import file_digest
-from stores.features import PartOrigin, is_part, part_fault
+from stores.features import PartFault, PartOrigin, is_part, part_fault, read_part, write_part
 from stores.layout import Layout
 from stores.manifest import FeatureSet, read_manifest, write_manifest
 from stores.modality import Level
@@ -50,11 +49,8 @@ class FeatureSets:
             if not faults:
                 self._add(slug, held)
                 continue
+            self._unlink_damaged(slug, faults)
             self._withdraw(slug)
-            for path in (self.layout.features(slug, name) for name in faults):
-                # What is damaged serves no later run; it is known to be ours only as long as the manifest names it.
-                if not is_part(path):
-                    path.unlink(missing_ok=True)
             console.print(
                 f"Set aside: of the features of {slug}, {len(faults):,} of {len(self._of(held.level)):,} parts must be "
                 f"made again ({next(iter(faults.values()))}). Extract with {held.spec} to have it back; the others are "
@@ -77,19 +73,24 @@ class FeatureSets:
         """Copy what is missing of features that the user or the data set has."""
         name, level = wanted.name, wanted.level
         held = self.before.features.get(name) if self.before else None
-        shape = held.shape if held is not None and held.fingerprint == wanted.fingerprint else None
+        same = held is not None and held.fingerprint == wanted.fingerprint
+        shape = held.shape if held and same else wanted.shape or self._shape_of_parts(wanted)
         shards = self._of(level)
         faults = (
-            dict.fromkeys((shard.name for shard in shards), "missing" if held is None else "stale: other file")
-            if shape is None
-            else self._faults(name, wanted.fingerprint, level, shape)
+            self._faults(name, wanted.fingerprint, level, shape, in_order=wanted.in_order)
+            if shape
+            else dict.fromkeys((shard.name for shard in shards), "missing" if held is None else "stale: other file")
         )
         pending = self._pending(name, faults)
-        if pending or shape is None:
+        if pending or not shape:
             total = sum(shard.rows(level) for shard in pending)
             task = self.progress.add_task(f"import · {name}", total=total, note="")
             try:
-                shape = wanted.write(shards, pending, self.layout, partial(self.progress.advance, task))
+                for shard, features, valid in wanted.parts(shards, pending, self.layout):
+                    origin = self._origin(shard, wanted.fingerprint, level, in_order=wanted.in_order)
+                    write_part(self.layout.features(name, shard.name), features, valid, origin)
+                    shape = features.shape[1:]
+                    self.progress.advance(task, len(features))
             except SourceError:
                 for shard in pending:  # those before the fault are of a file that will be another one
                     self.layout.features(name, shard.name).unlink(missing_ok=True)
@@ -110,28 +111,57 @@ class FeatureSets:
     def _of(self, level: Level) -> tuple[Shard, ...]:
         return self.classes if level == "class" else self.shards
 
-    def _faults(self, slug: str, fingerprint: str, level: Level, shape: tuple[int, ...]) -> dict[str, str]:
+    def _origin(self, shard: Shard, fingerprint: str, level: Level, *, in_order: bool) -> PartOrigin:
+        start = next(other.first_row(level) for other in self._of(level) if other.split == shard.split)
+        first = shard.first_row(level) - start if in_order else None
+        return PartOrigin(teacher_fingerprint=fingerprint, shard_sha256=shard.sha256, first_row=first)
+
+    def _shape_of_parts(self, wanted: FeatureImport | GivenImport) -> tuple[int, ...]:
+        """Return the shape of a row of parts that a stopped run left; none where there are none."""
+        for shard in self._of(wanted.level):
+            origin = self._origin(shard, wanted.fingerprint, wanted.level, in_order=wanted.in_order)
+            try:
+                return read_part(self.layout.features(wanted.name, shard.name), None, origin)[0].shape[1:]
+            except PartFault:
+                continue
+        return ()
+
+    def _faults(
+        self, slug: str, fingerprint: str, level: Level, shape: tuple[int, ...], *, in_order: bool = False
+    ) -> dict[str, str]:
         """Return which shards' parts must be made (again), and why."""
         faults = {}
         for shard in self._of(level):
-            origin = PartOrigin(teacher_fingerprint=fingerprint, shard_sha256=shard.sha256)
+            origin = self._origin(shard, fingerprint, level, in_order=in_order)
             path = self.layout.features(slug, shard.name)
             if fault := part_fault(path, (shard.rows(level), *shape), origin):
                 faults[shard.name] = fault
         return faults
 
     def _pending(self, slug: str, faults: Mapping[str, str]) -> list[Shard]:
-        """Make room for the parts that must be made, and return their shards."""
+        """Make ready for the parts that must be made, and return their shards."""
         shards = (*self.shards, *self.classes)
         if self.before is None or slug not in self.before.features:
             check_replaced_parts(slug, faults, self.layout)
         unplanned = unplanned_parts(slug, {shard.name for shard in shards}, self.layout)
+        # What is stale but whole stays until its successor takes its place: a run that is stopped has lost nothing.
+        # What is damaged goes while the manifest still shows that it is ours.
+        for path in (self.layout.features(slug, name) for name in faults):
+            if not is_part(path):
+                path.unlink(missing_ok=True)
         if faults or unplanned:
+            self._unlink_damaged(slug, faults)
             self._withdraw(slug)
-        for path in (*unplanned, *(self.layout.features(slug, name) for name in faults)):
+        for path in unplanned:
             path.unlink(missing_ok=True)
         self.made |= {f"features/{slug}/{name}": why for name, why in faults.items()}
         return [shard for shard in shards if shard.name in faults]
+
+    def _unlink_damaged(self, slug: str, faults: Mapping[str, str]) -> None:
+        """Remove what serves no later run, as long as the manifest names it: then it is known to be ours."""
+        for path in (self.layout.features(slug, name) for name in faults):
+            if not is_part(path):
+                path.unlink(missing_ok=True)
 
     def _digests(self, slug: str, shards: tuple[Shard, ...]) -> dict[str, str]:
         return {shard.name: file_digest(self.layout.features(slug, shard.name)) for shard in shards}

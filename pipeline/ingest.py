@@ -23,7 +23,7 @@ from pipeline.receipts import read_receipt
 from pipeline.shards import PlannedShard, make_shard, shard_fault
 from pipeline.sources import BadRecord, Record, Rejected, Source
 from pipeline.sources.records import KnowsTruth
-from pipeline.tabulate import count_classes, ensure_pairing, write_classes, write_tables, write_truth
+from pipeline.tabulate import check_classes, count_classes, ensure_pairing, write_classes, write_tables, write_truth
 from pipeline.tally import Tally, write_quarantine
 from pipeline.unplanned import check_replaced_shard, check_truth, unplanned_shards
 from stores import Manifest, Shard, SourceError
@@ -169,6 +169,7 @@ def _finish(
         raise SourceError(f"No sample is left: all {tally.samples:,} were rejected. Reasons: {layout.quarantine}.")
     shared = before.shared if before else None
     if before is None or before.shards != shards or before.files != found:
+        check_classes(before, layout)
         withdraw_manifest(layout)
         write_tables(shards, layout)
         layout.classes.unlink(missing_ok=True)

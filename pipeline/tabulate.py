@@ -16,10 +16,11 @@ from pipeline.sources import Source
 from pipeline.sources.noise import paired_images
 from pipeline.sources.records import KnowsTruth
 from pipeline.unplanned import check_known
-from stores import Manifest, Shard, SourceError, tables
+from stores import Manifest, Shard, SourceError, StoreError, tables
 from stores.atomic import atomic_path
 from stores.layout import Layout
 from stores.manifest import withdraw_manifest
+from stores.ownership import is_plain
 from stores.parameters import Noise
 
 
@@ -74,10 +75,31 @@ def _caption_columns(shard: Shard, samples: Sequence[StoredSample]) -> dict[str,
     }
 
 
+def check_classes(before: Manifest | None, layout: Layout) -> None:
+    """See that classes.arrow is the store's own: the manifest names one, or it has the classes of samples.arrow.
+
+    Raises:
+        StoreError: a person's file lies in its place.
+    """
+    if before is not None and layout.classes.name in before.files:
+        return
+    try:
+        named = tables.read_table(layout.classes, tables.CLASSES)["name"].to_pylist()
+        own = is_plain(layout.classes) and named == _class_names(layout)
+    except StoreError:
+        own = False
+    if not own:
+        check_known([layout.classes], before)
+
+
+def _class_names(layout: Layout) -> list[str]:
+    labels = tables.read_table(layout.samples, tables.SAMPLES)["label"]
+    return sorted(name for name in pc.unique(labels).to_pylist() if name is not None)
+
+
 def write_classes(layout: Layout) -> None:
     """Write classes.arrow from the samples' labels, if they have any."""
-    labels = tables.read_table(layout.samples, tables.SAMPLES)["label"]
-    names = sorted(name for name in pc.unique(labels).to_pylist() if name is not None)
+    names = _class_names(layout)
     if not names:
         return
     with tables.table_writer(layout.classes, tables.CLASSES) as classes:

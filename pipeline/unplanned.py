@@ -23,9 +23,9 @@ _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 _SHARD: Final = SHARD.replace("?P<split>", "")
 STORE_KINDS: Final[Kinds] = {
     r"(store\.txt|(manifest|manifest\.former)\.json|quarantine\.jsonl|first-seen|merge)": is_plain,
-    r"(samples|captions|pairing|relevance|caption_pairs)\.arrow": is_plain,
+    r"(samples|captions|classes|pairing|relevance|caption_pairs)\.arrow": is_plain,
     rf"shards/{_SHARD}\.(tar|json)": is_plain,
-    rf"features/{_NAME}/{_SHARD}\.h5": is_plain,
+    rf"features/{_NAME}/({_SHARD}|classes)\.h5": is_plain,
     rf"indices/{_NAME}/{_NAME}\.(faiss|json)": is_plain,
 }
 """The files of a store, by name."""

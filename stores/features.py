@@ -2,7 +2,8 @@
 
 A part holds `features` (rows, …) float16, contiguous, and `valid` (rows,) bool, false where a row is absent (and
 zero); its attributes name what it was made from. Its last 32 bytes, which HDF5 does not read, are the SHA-256 of all
-before them: a damaged file must not even be shown to HDF5, which may crash on it.
+before them. `read_part`, by which stores are repaired and verified, holds the file against it before HDF5, which may
+crash on a damaged one, sees any of it. `Features` opens parts unchecked, since the check reads them whole.
 
 HDF5 keeps a contiguous dataset at one offset of the file, so a plain memory map of that place serves the rows: about
 twenty times as fast as reading through HDF5, and shared by all processes of a machine.
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import resource
 import threading
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol
 
 import h5py
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from stores.atomic import atomic_path
@@ -29,8 +30,10 @@ from stores.layout import Layout
 from stores.manifest import FeatureSet, Shard
 from stores.modality import Level
 from stores.ownership import check_plain, is_plain
+from stores.parameters import Precision
 
-PART_FORMAT: Final = 2
+PART_FORMAT: Final = 3
+"""2 had another checksum among its attributes, and is read."""
 _DIGEST_BYTES: Final = 32
 
 
@@ -44,12 +47,19 @@ class PartOrigin:
 
     teacher_fingerprint: str
     shard_sha256: str
+    first_row: int | None = None
+    """Of the shard within its split, where rows are taken by their order: it may change while the shard does not."""
 
 
 def write_part(
-    path: Path, features: NDArray[np.float16], valid: NDArray[np.bool_], origin: PartOrigin, batch_size: int = 1
+    path: Path,
+    features: NDArray[np.float16],
+    valid: NDArray[np.bool_],
+    origin: PartOrigin,
+    batch_size: int = 1,
+    precision: str | None = None,
 ) -> None:
-    """Write (rows, …) `features` and (rows,) `valid` as one part, atomically, and their batch size."""
+    """Write (rows, …) `features` and (rows,) `valid` as one part, atomically, and how a teacher computed them."""
     with atomic_path(path) as temporary:
         # Assembled in memory and then written: HDF5 itself, on a full disk, ends in faults that nothing can catch.
         whole = io.BytesIO()
@@ -60,7 +70,10 @@ def write_part(
             file.attrs["teacher_fingerprint"] = origin.teacher_fingerprint
             file.attrs["shard_sha256"] = origin.shard_sha256
             file.attrs["batch_size"] = batch_size
-            file.attrs["checksum"] = _checksum(features, valid)
+            if origin.first_row is not None:
+                file.attrs["first_row"] = origin.first_row
+            if precision is not None:
+                file.attrs["precision"] = precision
         with temporary.open("wb") as stream:
             stream.write(whole.getbuffer())
             stream.write(hashlib.sha256(whole.getbuffer()).digest())
@@ -75,8 +88,10 @@ def part_fault(path: Path, shape: tuple[int, ...], origin: PartOrigin) -> str | 
     return None
 
 
-def read_part(path: Path, shape: tuple[int, ...], origin: PartOrigin) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
-    """Return the features of a part, of `shape` (rows, …), and (rows,) which are there, all of it checked.
+def read_part(
+    path: Path, shape: tuple[int, ...] | None, origin: PartOrigin
+) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+    """Return the features of a part, of `shape` (rows, …) or any, and (rows,) which are there, all of it checked.
 
     Raises:
         PartFault: it must be made (again).
@@ -89,18 +104,18 @@ def read_part(path: Path, shape: tuple[int, ...], origin: PartOrigin) -> tuple[N
     try:
         with h5py.File(io.BytesIO(data), "r") as file:
             features, valid = _datasets(file)
-            if file.attrs["format"] != PART_FORMAT or features.chunks is not None:
+            if file.attrs["format"] not in (2, PART_FORMAT) or features.chunks is not None:
                 raise PartFault("other format")
             if file.attrs["teacher_fingerprint"] != origin.teacher_fingerprint:
                 raise PartFault("stale: other teacher")
             if file.attrs["shard_sha256"] != origin.shard_sha256:
                 raise PartFault("stale: other shard")
+            if origin.first_row is not None and file.attrs.get("first_row") != origin.first_row:
+                raise PartFault("stale: other rows")
+            shape = features.shape if shape is None else shape
             if features.shape != shape or features.dtype != np.float16 or valid.shape != shape[:1]:
                 raise PartFault("damaged: other shape")
-            held = features[:], valid[:].astype(bool, copy=False)
-            if file.attrs["checksum"] != _checksum(*held):
-                raise PartFault("damaged: checksum")
-            return held
+            return features[:], valid[:].astype(bool, copy=False)
     except (OSError, KeyError, RuntimeError, ValueError):
         raise PartFault("damaged: not readable as HDF5") from None
 
@@ -136,10 +151,14 @@ def _datasets(file: h5py.File) -> tuple[h5py.Dataset, h5py.Dataset]:
     return found[0], found[1]
 
 
-def _checksum(features: NDArray[np.float16], valid: NDArray[np.bool_]) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(features).data)
-    digest.update(np.packbits(valid).data)
-    return digest.hexdigest()
+def precision_of_parts(slug: str, layout: Layout) -> Precision:
+    """Return what the first whole part of a teacher was computed in; "auto" where there is none, or it does not say."""
+    path = next(filter(is_part, sorted(layout.features(slug, "").parent.glob("*.h5"))), None)
+    if path is None:
+        return "auto"
+    with h5py.File(path, "r") as file:
+        found = file.attrs.get("precision")
+    return found if found in ("fp32", "bf16") else "auto"
 
 
 class FeatureRows(Protocol):
@@ -181,6 +200,9 @@ class Features:
         self.shape, self.dim, self.unit = entry.shape, entry.dim, entry.unit
         self.fingerprint = entry.fingerprint
         self._paths = [layout.features(slug, shard.name) for shard in shards]
+        self._origins = [
+            PartOrigin(teacher_fingerprint=entry.fingerprint, shard_sha256=shard.sha256) for shard in shards
+        ]
         self._counts = [shard.rows(entry.level) for shard in shards]
         self._bounds = np.concatenate([[0], np.cumsum(self._counts)]).astype(np.int64)
         self._lock = threading.Lock()
@@ -216,25 +238,30 @@ class Features:
     def valid(self) -> NDArray[np.bool_]:
         """(rows,) bool: which rows have features."""
         flags = []
-        for path, count in zip(self._paths, self._counts, strict=True):
-            with _open_part(path, (count, *self.shape), self.fingerprint) as file:
+        for number in range(len(self._paths)):
+            with self._open(number) as file:
                 flags.append(file["valid"][:])
         return np.concatenate(flags) if flags else np.empty(0, dtype=bool)
 
     def _map(self, numbers: NDArray[np.integer[Any]]) -> _View:
         """Map more parts and view them all; the new view replaces the old at once, for gathers in other threads."""
         with self._lock:
-            _allow_open_files()
             for number in map(int, numbers):
                 if number in self._parts:
                     continue
                 path, count = self._paths[number], self._counts[number]
-                with _open_part(path, (count, *self.shape), self.fingerprint) as file:
+                with self._open(number) as file:
                     offset = file["features"].id.get_offset()
-                part = np.memmap(path, dtype=np.float16, mode="r", offset=offset, shape=(count, self.dim))
-                self._parts[number] = np.asarray(part)
+                # Arrow's maps keep no file open, as Python's do: a process may have fewer files than a store has parts.
+                with pa.memory_map(str(path)) as file:
+                    whole = file.read_buffer()
+                part = np.frombuffer(whole, np.float16, count * self.dim, offset or 0)
+                self._parts[number] = part.reshape(count, self.dim)
             self._view = _View.of(self._parts, self._bounds, self.dim)
             return self._view
+
+    def _open(self, number: int) -> h5py.File:
+        return _open_part(self._paths[number], (self._counts[number], *self.shape), self._origins[number])
 
 
 @dataclass(frozen=True)
@@ -276,20 +303,14 @@ class _View:
         return cls(mapped, starts, window)
 
 
-def _allow_open_files() -> None:
-    """Let this process open as many files as the system grants: Python keeps one open for each map."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _open_part(path: Path, shape: tuple[int, ...], fingerprint: str) -> h5py.File:
+def _open_part(path: Path, shape: tuple[int, ...], origin: PartOrigin) -> h5py.File:
     check_plain(path)
     try:
         file = h5py.File(path, "r")
         features, valid = _datasets(file)
         whole = features.shape == shape and features.dtype == np.float16 and valid.shape == shape[:1]
-        whole = whole and file.attrs["teacher_fingerprint"] == fingerprint
+        whole = whole and file.attrs["teacher_fingerprint"] == origin.teacher_fingerprint
+        whole = whole and file.attrs["shard_sha256"] == origin.shard_sha256
         # Rows are addressed in elements, so they must begin at one (HDF5 aligns them to more).
         whole = (
             whole

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import mmap
+import os
 import warnings
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
+from pathlib import Path
 from threading import Lock
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from stores import tables
-from stores.errors import DamagedStoreError
+from stores.errors import DamagedStoreError, StoreError
 from stores.layout import Layout
-from stores.manifest import Shard
+from stores.manifest import Shard, read_manifest
 from stores.ownership import check_plain
 
 DECODING: Final = 3
@@ -115,19 +118,22 @@ class Images:
 
     Random access by row, not a stream, is what lets a run resume at any sample with any number of workers. Tars are
     mapped on first touch in each process for itself, with their rows of samples.arrow, so that memory does not grow
-    with the store; a pickle carries no data.
+    with the store; a pickle carries no data. A run may put another tar in a tar's place while this is open: what is
+    mapped stays as it was, and what is mapped from then on is held against the shard's checksum.
     """
 
     def __init__(self, layout: Layout, shards: Sequence[Shard]) -> None:
         self._layout, self._shards, self._lock = layout, shards, Lock()
+        self._manifest = _state(layout.manifest)
+        """Of a manifest that names these shards."""
         self._bounds = np.cumsum([0, *(shard.samples for shard in shards)])
         self._mapped = lru_cache(MAPPED_SHARDS)(self._map)
 
     def __len__(self) -> int:
         return int(self._bounds[-1])
 
-    def __reduce__(self) -> tuple[type[Images], tuple[Layout, Sequence[Shard]]]:
-        return Images, (self._layout, self._shards)
+    def __reduce__(self) -> tuple[type[Images], tuple[Layout, Sequence[Shard]], dict[str, Any]]:
+        return Images, (self._layout, self._shards), {"_manifest": self._manifest}
 
     def __getitem__(self, row: int) -> bytes:
         """Return the bytes of the image file of sample `row`; none where it has no image."""
@@ -179,4 +185,31 @@ class Images:
                 tar = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise DamagedStoreError(f"cannot be read ({error})", path=path) from None
+        self._check(tar, self._shards[number], path)
         return tar, rows["image_offset"].to_numpy(), rows["image_bytes"].to_numpy()
+
+    def _check(self, tar: mmap.mmap, shard: Shard, path: Path) -> None:
+        """See that a tar is the shard's. A run takes the manifest away before it changes one: only then it is read."""
+        size, state = len(tar), _state(self._layout.manifest)
+        if size == shard.bytes and state != self._manifest:
+            try:
+                named = read_manifest(self._layout).shards
+            except StoreError:
+                named = ()
+            if named == tuple(self._shards):
+                self._manifest = state
+            elif shard not in named and hashlib.sha256(tar).hexdigest() != shard.sha256:
+                size = 0
+        if size != shard.bytes:
+            advice = "Open the store again; where that does not help, cusa-extract repairs it."
+            raise DamagedStoreError("is damaged, or another than when the store was opened", path=path, advice=advice)
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Return by what a file is known from one that took its place; None where there is none."""
+    try:
+        with path.open("rb") as stream:  # opened, so that a network's file system asks again
+            state = os.fstat(stream.fileno())
+    except OSError:
+        return None
+    return state.st_ino, state.st_mtime_ns

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,15 +37,13 @@ def lock_held(path: Path, folder: Path, flag: str, error: type[CusaError]) -> It
         error: another run holds it; the message names its host and process.
     """
     lock = SoftFileLock(path, timeout=_PATIENCE)
+    found = _state(path)
     try:
         try:
             lock.acquire()
         except Timeout:
-            # Empty after all this time: its owner was killed before it could write who it is.
-            if not path.exists() or path.stat().st_size:
-                raise
-            path.unlink(missing_ok=True)
-            lock.acquire()
+            _remove_unsigned(path, found)
+            lock.acquire(timeout=0)
     except Timeout:
         raise error(
             f"Another run is at work on {folder}: {_owner(path)} holds {path.name}. Wait for it, or "
@@ -53,6 +53,31 @@ def lock_held(path: Path, folder: Path, flag: str, error: type[CusaError]) -> It
         yield
     finally:
         lock.release()
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Return by what a file is known from one that takes its place."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_ino, state.st_mtime_ns
+
+
+def _remove_unsigned(path: Path, found: tuple[int, int] | None) -> None:
+    """Remove a lock that is as it was `found`, and empty: its owner was killed before it could write who it is.
+
+    Of several runs that come to this at once, one after the other has the file itself, by a lock of the kernel, and
+    sees whether it still lies there: none removes what another has made in its place.
+    """
+    try:
+        with path.open("r+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            mine = os.fstat(stream.fileno())
+            if mine.st_size == 0 and _state(path) == found == (mine.st_ino, mine.st_mtime_ns):
+                path.unlink()
+    except OSError:  # it is gone, or its file system knows no such locks
+        pass
 
 
 def _owner(path: Path) -> str:

@@ -150,11 +150,13 @@ def _fault(
         for part in place[:-1]:
             # Of a mapping, such as data.features, the part is a name of the user's own.
             owner = get_args(owner)[1] if get_origin(owner) is dict else get_type_hints(owner)[part]
-            owner = next((one for one in get_args(owner) if is_dataclass(one)), owner)  # of what may be null
+            if get_origin(owner) is not dict:
+                owner = next((one for one in get_args(owner) if is_dataclass(one)), owner)  # of what may be null
         return _unknown(path, name, place[-1], _names(owner))
     if tried[0]["type"] == "missing":
         return ParameterError("missing, and needed", path=path, where=name)
-    wanted = [re.sub(r"^(Value error, expected|Input should be|\w+ should have) ", "", one["msg"]) for one in tried]
+    wanted = [re.sub(r"^(Value error, expected|Input should be|\w+ should( have)?) ", "", one["msg"]) for one in tried]
+    wanted = [{"an object": "a mapping", "a valid array": "a list"}.get(one, one) for one in wanted]
     return ParameterError(path=path, where=name, found=tried[0]["input"], expected=", or ".join(wanted))
 
 

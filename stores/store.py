@@ -31,6 +31,8 @@ class Store:
         self.root = root
         self.manifest = manifest
         self._layout = Layout(root)
+        self.images = Images(self._layout, manifest.shards)
+        """The encoded image files, by sample row."""
 
     @classmethod
     def open(cls, path: Path | str) -> Store:
@@ -56,11 +58,6 @@ class Store:
     def classes(self) -> pa.Table | None:
         """The names of the classes that samples' labels name, sorted; None where no sample has a label."""
         return self._optional(self._layout.classes, tables.CLASSES)
-
-    @cached_property
-    def images(self) -> Images:
-        """The encoded image files, by sample row."""
-        return Images(self._layout, self.manifest.shards)
 
     @property
     def relevance(self) -> pa.Table | None:

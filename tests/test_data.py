@@ -19,12 +19,15 @@ from refusals import refused
 from torch import Tensor
 
 from models.encoded import tensors_of, with_tensors
+from models.inputs import Stored
 from models.students import as_student, load_student
 from pipeline.extract import extract
 from stores import ExtractParameters, Store, StoreError, TrainingError
 from stores.images import decode_rgb
-from stores.parameters import Data, Extract, Student, Teachers, Train
+from stores.modality import Level
+from stores.parameters import Data, Extract, FeatureFile, Student, Teachers, Train
 from train.data.batches import Batch, TrainingData
+from train.data.mixture import Mixture
 
 CPU = torch.device("cpu")
 SLUGS = ("tiny_teachers-mean_colour", "tiny_teachers-no_e")
@@ -256,3 +259,24 @@ def test_stores_that_do_not_go_together_are_refused(two_stores: tuple[Store, Sto
 def test_an_uneven_share_is_refused_before_anything_starts(two_stores: tuple[Store, Store]) -> None:
     with pytest.raises(TrainingError, match="12, which 5 processes cannot share out evenly"):
         data(two_stores[0], rank=4, processes=5)
+
+
+def test_features_of_one_name_must_be_of_one_kind_in_all_stores(tmp_path: Path) -> None:
+    """By row, vectors of captions would else stand for those of samples."""
+    shapes: dict[str, tuple[Level, tuple[int, ...]]] = {
+        "main": ("sample", (8, 3)),
+        "captions": ("caption", (40, 3)),
+        "wider": ("sample", (8, 4)),
+    }
+    stores, small = {}, small_scenes(train=8, val=2, test=2)
+    teachers = Teachers(image="tiny_teachers:mean_colour", text="tiny_teachers:no_e")
+    for name, (level, shape) in shapes.items():
+        np.save(tmp_path / f"{name}.npy", np.ones(shape, np.float32))
+        features = {"x": FeatureFile(file={"train": str(tmp_path / f"{name}.npy")}, level=level)}
+        given = replace(small, data=replace(small.data, features=features), teachers=teachers)
+        extract(given, tmp_path / name)
+        stores[name] = Store.open(tmp_path / name)
+    for name, found in (("captions", "3 for each caption"), ("wider", "4 for each sample")):
+        expected = f"3 for each sample, as {stores['main'].root} has"
+        with refused(TrainingError, path=stores[name].root, found=found, expected=expected):
+            Mixture([stores["main"], stores[name]], "train", {"x": Stored("x")})

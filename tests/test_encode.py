@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +22,13 @@ from conftest import content, small_scenes
 from interrupted import finish, start
 from PIL import Image
 
-from models.teachers import load_teacher
+from models.teachers import TeacherSpec, load_teacher
+from pipeline.encode import encoder, extraction
+from pipeline.encode.windows import Job, plan_windows
 from pipeline.extract import extract
+from pipeline.first_seen import first_seen
 from stores import ExtractParameters, Store, TeacherError
+from stores.layout import Layout
 from stores.parameters import Data, Extract, Teachers
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -136,6 +142,8 @@ def test_a_process_that_dies_or_cannot_load_is_named(tmp_path: Path) -> None:
         extract(parameters("tiny_teachers:fatal", device="cpu,cpu", window=20), tmp_path)
     with pytest.raises(TeacherError, match="has nothing callable named 'absent'"):
         extract(parameters("tiny_teachers:absent", device="cpu,cpu"), tmp_path)
+    with pytest.raises(TeacherError, match=r"The devices load tiny_teachers:unlike differently \(fingerprints"):
+        extract(parameters("tiny_teachers:unlike", device="cpu,cpu"), tmp_path)
     extract(parameters(window=20), tmp_path)
     assert len(Store.open(tmp_path).samples) == 80
 
@@ -154,6 +162,42 @@ def test_a_lost_process_ends_the_run_though_a_pipe_is_full(tmp_path: Path) -> No
     assert run.returncode == 2, errors
     assert "was lost (exit code -9)" in " ".join(errors.split())
     assert "Traceback" not in errors
+
+
+def test_what_is_decoded_ahead_is_bounded_by_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead: list[int] = []
+
+    class Watched(encoder.DataLoader):  # type: ignore[type-arg]
+        def __init__(self, *given: Any, prefetch_factor: int, **settings: Any) -> None:
+            ahead.append(prefetch_factor)
+            super().__init__(*given, prefetch_factor=prefetch_factor, **settings)
+
+    monkeypatch.setattr(encoder, "DataLoader", Watched)
+    given = parameters(workers=1, image_batch=8)
+    extract(given, tmp_path / "one")
+    # A batch is 8 rows of 3 float32, and two windows are in hand; of the features of two shards a window is made.
+    monkeypatch.setattr(encoder, "_PREFETCHED_BYTES", 2 * 2 * 8 * 12)
+    monkeypatch.setattr(extraction, "_WINDOW_BYTES", 20 * 3 * 2)
+    extract(given, tmp_path / "other")
+    assert ahead == [4, 2, 2, 2]
+    assert content(tmp_path / "one") == content(tmp_path / "other")
+
+
+def test_an_actor_s_windows_take_turns_on_its_model(tmp_path: Path) -> None:
+    """Two are in its hands, each on a thread, and a model may keep what it computes with (open_clip's mask)."""
+    pytest.importorskip("ray")
+    from pipeline.encode.ray_engine import _Actor
+
+    given = parameters()
+    extract(given, tmp_path)
+    shards = Store.open(tmp_path).manifest.shards
+    actor = _Actor([TeacherSpec(spec="tiny_teachers:alone", weights=None, modality="text")], given.extract, "cpu")
+    job = Job(layout=Layout(tmp_path), shards=shards, batch_size=8)
+    with first_seen(tmp_path) as seen:
+        windows = list(plan_windows(shards, {shard.name for shard in shards}, "caption", 20, job.layout, seen))
+    with ThreadPoolExecutor(2) as threads:
+        encoded = list(threads.map(lambda window: actor.encode(0, job, window), windows))
+    assert sum(len(some.rows) for some in encoded) > 0
 
 
 def test_a_ray_cluster_makes_the_same_store_though_an_actor_is_lost(tmp_path: Path) -> None:

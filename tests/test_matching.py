@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from PIL import Image
 from test_processes import finish, start
 from timm.layers import DropPath
-from tiny_rerankers import tiny_x2vlm
+from tiny_rerankers import tiny_blip, tiny_x2vlm
 from torch import Tensor, nn
 from torch.nn import functional
 
 from models.aligned import AlignedModel
+from models.blip import Blip
 from models.checkpoint import read_record
 from models.encoded import Encoded
-from models.inputs import Padded
+from models.inputs import Padded, Pixels, Tokens
 from models.matching import match_in_training
+from models.small_fusion import small_fusion
 from stores import Store, TrainingError, TrainParameters
 from stores.errors import ParameterError, StudentError
 from stores.parameters import Evaluation, Loss, Matching, Rerank, Student, Train
 from train.fit.grad_cache import cached_backward
 from train.fit.optimisation import Learner
+from train.fit.unreached import freeze_unreached
 from train.losses.comparison import Instances
 from train.losses.image_text_matching import draw
 from train.losses.objective import compare, make_objective
@@ -100,6 +106,23 @@ def test_the_loss_is_that_of_a_plain_loop_over_pairs(learner: Learner) -> None:
             losses.append(-(target * logs[1] + (1 - target) * logs[0]))
     torch.testing.assert_close(parts["ITM"], torch.stack(losses).mean(), rtol=1e-10, atol=0)
     torch.testing.assert_close(total.detach(), 0.5 * parts["InfoNCE"] + 2 * parts["ITM"])
+
+
+@pytest.mark.parametrize(
+    "make", [tiny_x2vlm, lambda: Blip(tiny_blip()), small_fusion], ids=["x2vlm", "blip", "small-fusion"]
+)
+def test_without_matching_all_that_learns_is_reached(make: Any) -> None:
+    model = AlignedModel(make(), uni_modal=False)
+    assert freeze_unreached(model, make_objective(Loss(recipe="x2vlm"))) == ""
+    assert "do not learn" in freeze_unreached(model, make_objective(Loss(beta=0)))
+    image, text = (model.interface.inputs[name] for name in ("image", "text"))
+    assert isinstance(image, Pixels)
+    assert isinstance(text, Tokens)
+    Image.new("RGB", (64, 64)).save(picture := io.BytesIO(), "PNG")
+    encoded = model({"image": image.prepare(picture.getvalue())[None], "text": text.texts(["a red square"])})
+    sum(items.vector.square().sum() for items in encoded.values()).backward()
+    reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert reached == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def test_micro_batches_give_the_whole_batch_s_gradients(learner: Learner) -> None:

@@ -56,6 +56,7 @@ def write_sparse_part(path: Path) -> None:
     kind, space = h5py.h5t.py_create(np.dtype(np.float16)), h5py.h5s.create_simple((ROWS, DIM))
     with h5py.File(path, "w") as file:
         file.attrs["format"], file.attrs["teacher_fingerprint"] = PART_FORMAT, DIGEST
+        file.attrs["shard_sha256"] = DIGEST
         features = h5py.Dataset(h5py.h5d.create(file.id, b"features", kind, space, layout))
         features[-BATCH:] = 1.0
         file["valid"] = np.ones(ROWS, dtype=bool)

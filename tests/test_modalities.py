@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from click.testing import CliRunner
 from conftest import small_scenes
+from refusals import refused
 from scipy.stats import spearmanr
 from test_core_students import QUICK
 
@@ -24,7 +27,9 @@ from stores import ParameterError, Store, StudentError
 from stores.errors import StoreError
 from stores.features import PartOrigin, read_part, write_part
 from stores.layout import Layout
-from stores.parameters import Coordination, Evaluation, Head, Loss, Student
+from stores.parameters import Coordination, Evaluation, Head, Loss, Student, Train
+from stores.tables import table_writer
+from train.data.batches import TrainingData
 from train.data.partners import by_twos
 from train.eval_cli import main
 from train.evaluation.embed import embed_split
@@ -34,6 +39,8 @@ from train.evaluation.figure_tables import difference
 from train.evaluation.models import StudentModel, load_model
 from train.evaluation.ranked_modalities import SplitModalities, relevance
 from train.fit.processes import make_accelerator
+from train.fit.unreached import freeze_unreached
+from train.losses.objective import make_objective
 from train.report.page import write_report
 from train.report.page.modality_pairs import modality_tables
 from train.run import run
@@ -91,6 +98,11 @@ def measured(store: Store, trained: tuple[Path, dict[str, Any]]) -> tuple[Aligne
     assert isinstance(model, StudentModel)
     accelerator = make_accelerator(QUICK)
     return model.aligned, embed_split(model.aligned, store, "test", accelerator, 64, 0)
+
+
+def test_a_head_reads_no_features_of_the_other_modality(store: Store) -> None:
+    with refused(StudentError, where="student.heads.image", found="minilm, of texts", expected="features of images"):
+        with_widths(heads({"image": "minilm", "text": "hog-color"}), store)
 
 
 def test_uni_modal_figures_leave_absent_items_out(store: Store, tmp_path: Path) -> None:
@@ -274,6 +286,31 @@ def test_of_a_model_s_towers_only_the_one_that_is_used_learns(store: Store, free
     assert any(name.startswith("models.0.model.visual") for name in found) == (not freeze)
     assert {name.split(".")[0] for name in found} == ({"heads"} if freeze else {"heads", "models"})
     assert not any("text" in name or "token" in name or "logit" in name for name in found if name.startswith("models"))
+
+
+def test_in_every_batch_it_is_told_who_has_a_class(store: Store, tmp_path: Path) -> None:
+    """Two samples without a label: the shares of a batch, of which few hold one, must gather the same."""
+    shutil.copytree(store.root, tmp_path / "store")
+    table = store.samples
+    labels = [None if row in (3, 4) else label for row, label in enumerate(table["label"].to_pylist())]
+    place = table.schema.get_field_index("label")
+    field = table.schema.field(place)
+    table = table.set_column(place, field, pa.array(labels, pa.string()).cast(field.type))
+    with table_writer(Layout(tmp_path / "store").samples, table.schema) as writer:
+        writer.write_table(table)
+    few = Store.open(tmp_path / "store")
+    inputs = load_student(with_widths(heads({"image": "hog-color", "class_embedding": "class_embedding"}), few)).inputs
+    slugs = {"image": "hog-color", "text": "minilm"}
+    data = TrainingData(few, Train(batch_size=8), slugs, inputs, torch.device("cpu"), classed=True, soft=False)
+    present = [batch.present["class_embedding"] for batch in data.loader]
+    assert 0 < sum(int((~flags).sum()) for flags in present) < len(present), "fewer rows than batches"
+
+
+def test_a_uni_modal_head_that_no_term_teaches_does_not_learn(store: Store) -> None:
+    model = AlignedModel(load_student(with_widths(heads(STORED), store)))
+    assert freeze_unreached(model, make_objective(Loss())) == ""
+    frozen = {name.rsplit(".", 2)[0] for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"uni_heads.attributes", "uni_heads.speech"}
 
 
 def test_what_heads_cannot_be_is_said(store: Store, tmp_path: Path) -> None:

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_teachers
+import torch
 from click.testing import CliRunner
 from conftest import content, small_scenes
 from interrupted import finish, kill_until_whole, start
 from PIL import Image
+from refusals import refused
 
+import stores.lock
 from pipeline.extract import extract
+from pipeline.feature_sets import FeatureSets
 from pipeline.inspection.cli import main
-from stores import CusaError, ExtractParameters, Store, StoreError, TeacherError
+from stores import CusaError, ExtractParameters, ParameterError, Store, StoreError, TeacherError
 from stores.commands import resumable
+from stores.errors import DamagedStoreError
 from stores.layout import Layout
 from stores.lock import write_lock
 from stores.manifest import withdraw_manifest
@@ -183,12 +192,16 @@ def test_what_was_rejected_is_tried_again_on_request(tmp_path: Path) -> None:
     (tmp_path / "2.png").write_bytes(b"?" * len(good))
     os.utime(tmp_path / "2.png", ns=(times.st_atime_ns, times.st_mtime_ns))
     assert "unreadable-image 1" in finish(start(tmp_path / "store", *flags))
+    opened = Store.open(tmp_path / "store")
     (tmp_path / "2.png").write_bytes(good)
     os.utime(tmp_path / "2.png", ns=(times.st_atime_ns, times.st_mtime_ns))
     assert "nothing to do" in finish(start(tmp_path / "store", *flags))
     done = CliRunner().invoke(main, ["retry", str(tmp_path / "store")])
     assert done.exit_code == 0, done.output
     assert "1 were in quarantine, 0 still are; the store has 1 more sample." in done.output
+    assert opened.images[0] == (tmp_path / "0.png").read_bytes(), "of a shard that stayed"
+    with refused(DamagedStoreError, path=Layout(tmp_path / "store").shard("train-000001")):
+        opened.images[2]
     assert Store.open(tmp_path / "store").samples["source_id"].to_pylist() == ["0", "1", "2", "3"]
 
 
@@ -219,6 +232,62 @@ def test_a_teacher_s_other_parts_are_kept_when_one_is_damaged(tmp_path: Path) ->
     ]
 
 
+def test_a_damaged_part_is_known_as_ours_wherever_its_repair_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extract(small(), tmp_path)
+    whole = content(tmp_path)
+    part = next((tmp_path / "features" / "tiny_teachers-length").iterdir())
+    part.write_bytes(part.read_bytes()[:-1])
+    withdraw = FeatureSets._withdraw
+
+    def killed(sets: FeatureSets, slug: str) -> None:
+        withdraw(sets, slug)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(FeatureSets, "_withdraw", killed)
+        extract(small(), tmp_path)
+    extract(small(), tmp_path)
+    assert content(tmp_path) == whole
+
+
+def test_a_former_manifest_goes_though_nothing_else_is_to_do(tmp_path: Path) -> None:
+    """A run may be killed right after it has written the new one."""
+    extract(small(), tmp_path)
+    whole, layout = content(tmp_path), Layout(tmp_path)
+    layout.former_manifest.write_bytes(layout.manifest.read_bytes())
+    extract(small(), tmp_path)
+    assert content(tmp_path) == whole
+
+
+def test_another_machine_keeps_the_precision_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Made where the processor multiplies in bf16, gone on with where it does not; stopped, nothing is lost."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    extract(small(), tmp_path)
+    whole, layout = content(tmp_path), Layout(tmp_path)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert not extract(small(), tmp_path).made
+    assert "tiny_teachers:length stays in bf16" in " ".join(capsys.readouterr().err.split())
+    layout.manifest.unlink()
+    layout.features("tiny_teachers-length", "test-000000").unlink()
+    extract(small(), tmp_path)
+    assert content(tmp_path) == whole
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tiny_teachers.MeanColour, "forward", stopped)
+        extract(small(precision="fp32"), tmp_path)
+    left = content(tmp_path)
+    assert {name for name in whole if name.endswith(".h5")} <= left.keys(), "none goes before its successor is there"
+    extract(small(), tmp_path)
+    assert content(tmp_path) == whole
+
+
 def test_two_teachers_never_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tiny_teachers\u00e9.py").write_text("from tiny_teachers import length as mean_colour\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -237,6 +306,38 @@ def test_an_empty_lock_and_an_unfinished_mark_hold_nobody_up(tmp_path: Path) -> 
     assert not Layout(tmp_path).lock.exists()
 
 
+def test_of_two_that_find_an_empty_lock_one_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both come to remove it at once, and the second is late: by then the first one's own lies there."""
+    monkeypatch.setattr(stores.lock, "_PATIENCE", 0.2)
+    path, remove = tmp_path / "store.lock", Path.unlink
+    path.touch()
+    met, held, most = threading.Barrier(2), threading.Event(), []
+
+    def unlink(self: Path, missing_ok: bool = False) -> None:
+        if self == path and not held.is_set():
+            with contextlib.suppress(threading.BrokenBarrierError):
+                if met.wait(1):
+                    held.wait(1)
+        remove(self, missing_ok)
+
+    def hold() -> None:
+        with contextlib.suppress(StoreError), stores.lock.lock_held(path, tmp_path, "--store", StoreError):
+            most.append(1)
+            held.set()
+            time.sleep(0.6)
+            most.pop()
+            counts.append(len(most))
+
+    counts: list[int] = []
+    monkeypatch.setattr(Path, "unlink", unlink)
+    runs = [threading.Thread(target=hold) for _ in range(2)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert counts == [0]
+
+
 def test_a_folder_with_a_file_of_the_mark_s_name_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "store.txt").write_text("my shops")
     (tmp_path / "shards").mkdir()
@@ -245,6 +346,16 @@ def test_a_folder_with_a_file_of_the_mark_s_name_is_no_store(tmp_path: Path) -> 
     with pytest.raises(StoreError, match="is not empty and no store of ours"):
         extract(small(), tmp_path)
     assert content(tmp_path) == before
+
+
+def test_a_store_is_not_made_of_itself(tmp_path: Path) -> None:
+    store, link = tmp_path / "store", tmp_path / "link"
+    extract(small(), store)
+    link.symlink_to(store)
+    before = content(store)
+    with pytest.raises(ParameterError, match=r"data\.source: the store itself.*Choose another place with --store"):
+        extract(replace(small(), data=Data(source=str(link), format="store")), store)
+    assert content(store) == before
 
 
 def test_what_was_repaired_is_said(tmp_path: Path) -> None:

@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from refusals import refused
 from torch import Tensor, nn
 
 from models.encoded import Encoded, map_tensors
 from models.scoring import Cosine, OwnSimilarity
-from stores.errors import TrainingError
-from stores.parameters import Loss
+from stores.errors import ParameterError, TrainingError
+from stores.parameters import Coordination, Loss
 from train.losses import tiles
 from train.losses.comparison import Instances
 from train.losses.functional import cosine_similarity, csa_loss, info_nce, mixed_targets, usa_loss
-from train.losses.objective import Objective, compare, make_objective
+from train.losses.objective import Objective, check_modalities, compare, described, make_objective
 
 COUNT, DIM = 22, 8
 GROUPS = torch.tensor([0, 0, 1, 2, 3, 1, 4, 0, 5, 6, 7, 8, 9, 9, 10, 11, 12, 13, 13, 13, 14, 15])
@@ -257,7 +258,7 @@ import torch
 from pathlib import Path
 from models.encoded import Encoded
 from models.scoring import Cosine
-from stores.parameters import Loss
+from stores.parameters import Coordination, Loss
 from train.losses import tiles
 from train.losses.comparison import Instances
 from train.losses.objective import compare, make_objective
@@ -284,3 +285,27 @@ def test_memory_is_linear_in_the_batch() -> None:
     base, half, whole = (int(word) for word in done.stdout.split())
     assert whole - base < 4096**2 * 4
     assert whole - half < 16 * 2**20, "doubling the batch may add what the embeddings take, not a matrix"
+
+
+def pcmc(weights: dict[str, float]) -> Loss:
+    return Loss(original="pcmc", coordination=Coordination(weights=weights))
+
+
+@pytest.mark.parametrize(
+    ("loss", "where", "found"),
+    [
+        (Loss(recipe="l2rm"), "loss.recipe", "l2rm"),
+        (pcmc({"speech/text": 2.0}), "loss.coordination.weights", "speech/text"),
+        (pcmc({"speech/speech": 2.0}), "loss.coordination.weights", "speech/speech"),
+        (pcmc({"speech/image": 2.0, "image/speech": 1.0}), "loss.coordination.weights", "speech/image"),
+    ],
+    ids=["l2rm", "strange", "itself", "twice"],
+)
+def test_a_loss_of_modalities_that_the_student_lacks_is_refused(loss: Loss, where: str, found: str) -> None:
+    with refused(ParameterError, where=where, found=found):
+        check_modalities(loss, ["image", "speech"])
+
+
+def test_a_formula_says_only_what_there_is() -> None:
+    assert "InfoNCE" not in described(Loss(original="hinge", reduction="reference"))
+    assert described(Loss(reduction="reference")).endswith("InfoNCE divided by the batch size once more")

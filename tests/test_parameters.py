@@ -41,6 +41,14 @@ def test_dvc_stages_list_the_sections_that_their_commands_read() -> None:
     ("text", "where", "found", "expected", "advice"),
     [
         ("loss: {alpa: 1}", "loss.alpa", None, None, "Did you mean 'alpha'?"),
+        (
+            "student: {heads: {image: {feature: x}}}",
+            "student.heads.image.feature",
+            None,
+            None,
+            "Did you mean 'features'?",
+        ),
+        ("student: {heads: 1}", "student.heads", 1, "a mapping", ""),
         ("los: {alpha: 1}", "los", None, None, "Did you mean 'loss'?"),
         ("loss: {alpha: -1}", "loss.alpha", -1, "greater than or equal to 0", ""),
         ("loss: {alpha: .nan}", "loss.alpha", pytest.approx(math.nan, nan_ok=True), "a finite number", ""),
@@ -50,7 +58,19 @@ def test_dvc_stages_list_the_sections_that_their_commands_read() -> None:
         ("train: [1]", "", {"train": [1]}, f"the sections {', '.join(SECTIONS)}, each a mapping", ""),
         ("train: {epochs: 1", "", None, "YAML", ""),
     ],
-    ids=["key", "section", "negative", "nan", "choice", "fraction", "number-for-flag", "list", "not-yaml"],
+    ids=[
+        "key",
+        "key-in-mapping",
+        "no-mapping",
+        "section",
+        "negative",
+        "nan",
+        "choice",
+        "fraction",
+        "number-for-flag",
+        "list",
+        "not-yaml",
+    ],
 )
 def test_mistakes_are_explained(
     tmp_path: Path, text: str, where: str, found: object, expected: str | None, advice: str

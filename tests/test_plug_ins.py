@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import tiny_teachers
@@ -101,3 +104,47 @@ def test_a_plug_in_that_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(tiny_teachers, "bare", lambda device: None, False)
     with pytest.raises(TeacherError, match=r"must take the keywords weights, device, precision: .*weights"):
         load_teacher("tiny_teachers:bare")
+
+
+@pytest.fixture
+def brought(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as strangers give it: a store, and in it the code that its records name, which would leave a file."""
+    folder = tmp_path / f"given_{uuid4().hex}"  # a module of its own: what was imported stays
+    shutil.copytree(store, folder / "store")
+    code = f"import pathlib\n\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n\n\ndef run(**_):\n    pass\n"
+    for place in (folder, folder / "store"):
+        (place / "brought.py").write_text(code)
+    (folder / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    return folder
+
+
+def _record(folder: Path, spec: str) -> None:
+    manifest = folder / "store" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(TEXT, spec))
+
+
+@pytest.mark.parametrize(
+    "spec", ["{}.brought:run", "{}.store.brought:run", "os:system"], ids=["beside", "inside", "python"]
+)
+@pytest.mark.parametrize(
+    "command",
+    [["store", "neighbours", "--text", "a red square"], ["extract", "--teacher", "hog-color"]],
+    ids=["neighbours", "extract"],
+)
+def test_code_that_came_with_a_store_is_never_run(brought: Path, spec: str, command: list[str]) -> None:
+    _record(brought, spec.format(brought.name))
+    name, *arguments = command
+    place = [str(brought / "store")] if name == "store" else []
+    flags = [] if name == "store" else ["--store", str(brought / "store")]
+    result = CliRunner().invoke(MAIN[name], [*arguments[:1], *place, *arguments[1:], *flags])
+    assert result.exit_code == 2
+    assert "never run from there" in result.stderr
+    assert not (brought.parent / "ran").exists()
+
+
+def test_a_person_names_code_wherever_it_lies(brought: Path) -> None:
+    with pytest.raises(TeacherError, match="returned a NoneType"):
+        load_teacher(f"{brought.name}.brought:run")
+    assert (brought.parent / "ran").exists()

@@ -13,12 +13,17 @@ from pathlib import Path
 import forked
 import pytest
 import torch
+from accelerate.utils import set_seed
 from forked import CHECKOUT
 from safetensors.torch import load_file
 from torch import Tensor
 
+from models.aligned import AlignedModel
 from models.checkpoint import read_record
+from models.small_fusion import small_fusion
+from models.trained import load_trained
 from stores import Store
+from train.data.seeds import derived_seed
 
 FAST = ["-S", "train.device=cpu", "-S", "train.precision=fp32", "-S", "train.compare=false"]
 
@@ -167,6 +172,27 @@ def test_batch_statistics_are_measured_as_they_are_saved(scenes_store: Store, tm
     finish(start(2, scenes_store, tmp_path / "run", *flags))
     (measured,) = json.loads((tmp_path / "run" / "metrics.json").read_text()).values()
     assert measured["RSUM"] == measured["validation_RSUM"]
+
+
+def test_what_no_term_reaches_stays_as_it_is_and_the_checkpoint_loads(scenes_store: Store, tmp_path: Path) -> None:
+    """A student that matches, by a loss that does not: its fusion encoder has no gradient, in any process."""
+    flags = ["-S", "train.batch_size=80", "-S", "train.epochs=1", "-S", "train.weight_decay=1.0", "-S", "loss.beta=0"]
+    flags += ["-S", "student.model=models.small_fusion:small_fusion"]
+    _, said = finish(start(2, scenes_store, tmp_path / "run", *flags))
+    assert said.count("weights that the student matches by do not learn") == 1
+    found = load_trained(tmp_path / "run" / "last.safetensors").model.state_dict()
+    set_seed(derived_seed(0))
+    expected = AlignedModel(small_fusion(), uni_modal=False).state_dict()
+    changed = {name.split(".")[1] for name, tensor in expected.items() if not torch.equal(found[name], tensor)}
+    assert changed == {"towers_alone"}
+
+
+def test_a_cost_that_is_learned_later_holds_no_process_up(scenes_store: Store, tmp_path: Path) -> None:
+    flags = ["-S", "train.batch_size=120", "-S", "train.epochs=2", "-S", "student.model=tiny_students:Tiny"]
+    flags += ["-S", "loss.recipe=l2rm", "-S", "loss.rematching={cost: learned, warm_up: 1}"]
+    finish(start(2, scenes_store, tmp_path / "run", *flags))
+    scale = load_file(tmp_path / "run" / "last.safetensors")["objective.by_name.rematched.cost.scale"]
+    assert scale != 1, "it learns once the warm-up is over"
 
 
 def test_what_cannot_be_shared_is_refused_before_anything_starts(scenes_store: Store, tmp_path: Path) -> None:

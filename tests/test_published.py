@@ -99,6 +99,23 @@ def test_cub_has_attributes_of_images_and_classes(cub: Path, tmp_path: Path) -> 
     np.testing.assert_allclose(classes.gather(np.arange(3)), table, atol=1e-3)
 
 
+def test_rows_of_cub_follow_the_lists_that_number_them(cub: Path, tmp_path: Path) -> None:
+    """Numbers that two images, and two classes, exchange change no sample, and whose attributes are whose."""
+    before = stored(cub, tmp_path)
+    rows = {name: before.features(name).gather(np.arange(3)) for name in ("attributes", "class_embedding")}
+    first = [int(name[-8:-4]) for name in before.samples["source_id"].to_pylist()].index(2)
+    names = (cub / "images.txt").read_text().split("\n")
+    names[0], names[2] = names[0].replace("1 ", "3 ", 1), names[2].replace("3 ", "1 ", 1)
+    (cub / "images.txt").write_text("\n".join(names))
+    (cub / "classes.txt").write_text("".join(f"{n} {CLASSES[row]}\n" for n, row in ((2, 1), (1, 0), (3, 2))))
+    after = stored(cub, tmp_path)
+    assert after.samples.equals(before.samples)
+    found = {name: after.features(name).gather(np.arange(3)) for name in rows}
+    np.testing.assert_array_equal(found["class_embedding"], rows["class_embedding"][[1, 0, 2]])
+    swapped = sorted((0, first))
+    np.testing.assert_array_equal(found["attributes"][swapped], rows["attributes"][swapped[::-1]])
+
+
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [

@@ -19,12 +19,13 @@ from refusals import refused
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from test_terms import COUNT, GROUPS, agree, instances
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.checkpoint import read_record
-from models.encoded import map_tensors
+from models.encoded import map_tensors, tensors_of
 from models.scoring import Cosine, cosine_similarity
 from pipeline.extract import extract
-from stores import ParameterError, Store, StoreError, TrainParameters
+from stores import ParameterError, Store, StoreError, TrainParameters, hardware
 from stores.clean import read_clean, write_clean
 from stores.clean_mixture import clean_probabilities
 from stores.parameters import Loss, Noise, Rematching, Student, Train
@@ -166,6 +167,29 @@ def test_a_row_without_an_image_is_as_if_it_were_left_out(epoch: int) -> None:
     before = rematched.clean.clone()
     rematched.take_survey(1, 100 + torch.arange(COUNT), surveyed.detach())
     assert torch.equal(rematched.clean[~kept], before[~kept]), "never surveyed"
+
+
+def test_a_device_without_float64_is_given_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong pairs matched anew, and pairs that weigh: in float32 the loss is the same but for rounding."""
+    loss = Loss(recipe="l2rm", rematching=replace(SETTINGS, cost="learned"))
+    whole = map_tensors(lambda t: t.detach().float() if t.is_floating_point() else t, rows())
+    certain = whole._replace(certain=CLEAN.float())
+    rematched = split(loss, 1).float().by_name["rematched"]
+    assert isinstance(rematched, Rematched)
+    objective = Objective([rematched])
+    expected = compare(objective, whole, whole, Cosine())[0]
+    monkeypatch.setattr(hardware, "WITHOUT_FLOAT64", ("cpu",))
+    with WithoutFloat64():
+        found = compare(objective, whole, whole, Cosine())[0]
+        assert torch.isfinite(compare(make_objective(Loss()), certain, certain, Cosine())[0])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+class WithoutFloat64(TorchDispatchMode):
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = operation(*args, **(kwargs or {}))
+        assert all(tensor.dtype != torch.float64 for tensor in tensors_of(made)), f"{operation} makes float64"
+        return made
 
 
 @pytest.mark.parametrize("trusted", [0, 1, COUNT - 1, COUNT], ids=["none", "one", "all_but_one", "all"])

@@ -14,9 +14,11 @@ import torch
 from refusals import refused
 from test_core_students import QUICK
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence
 
 from models.encoded import concatenated
 from models.inputs import Padded
+from models.recurrent import states_of
 from models.sgraf import SgrafStudent, Vocabulary, similarity, write_published
 from models.sgraf.published import OPTIONS, Sizes
 from models.sgraf.vocabulary import SPECIAL
@@ -145,6 +147,17 @@ def test_scores_and_gradients_are_those_of_the_equations(
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-10, atol=1e-10, msg=name)
     # Those cannot have one: keys' biases and what a softmax or a normalisation cancels.
     assert sum(gradient.abs().max() > 1e-6 for gradient in gradients.values()) >= 2 / 3 * len(gradients)
+
+
+def test_a_gru_keeps_its_precision_under_autocast() -> None:
+    """On CUDA it would be in float16, though a training is in bf16."""
+    encoder = student("SGR").txt_enc.float().eval()
+    tokens, lengths = torch.randint(1, 20, (3, 5)), torch.tensor([5, 2, 3])
+    expected = encoder(tokens, lengths)
+    lowered = pack_sequence([torch.randn(4, 5), torch.randn(2, 5)]).to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(encoder(tokens, lengths), expected, rtol=0, atol=0)
+        assert states_of(encoder.cap_rnn, lowered)[1].dtype == torch.float32
 
 
 @pytest.mark.parametrize("kind", ["SGR", "SAF"])

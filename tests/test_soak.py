@@ -163,7 +163,8 @@ import json, sys, time
 from pathlib import Path
 import numpy as np
 from written_stores import shard_entry
-from pipeline.imports import FeatureImport, import_features
+from pipeline.imports import FeatureImport
+from stores.features import PartOrigin, write_part
 from stores.layout import Layout
 from stores.parameters import FeatureFile
 
@@ -180,8 +181,12 @@ shards = [shard_entry(n, 1000, 0, n * 1000, 0) for n in range(count // 1000)]
 Path("/proc/self/clear_refs").write_text("5")
 before, started = mebibytes("VmRSS"), time.monotonic()
 wanted = FeatureImport.of("regions", FeatureFile(file=str(folder / "r.npy")))
-shape = import_features(wanted, shards, shards, Layout(folder / "store"), lambda _: None)
-print(json.dumps({"shape": shape, "seconds": time.monotonic() - started, "mebibytes": mebibytes("VmHWM") - before}))
+layout = Layout(folder / "store")
+for shard, features, valid in wanted.parts(shards, shards, layout):
+    origin = PartOrigin(teacher_fingerprint=wanted.fingerprint, shard_sha256=shard.sha256)
+    write_part(layout.features("regions", shard.name), features, valid, origin)
+seconds, taken = time.monotonic() - started, mebibytes("VmHWM") - before
+print(json.dumps({"shape": features.shape[1:], "seconds": seconds, "mebibytes": taken}))
 """
 
 

@@ -92,9 +92,11 @@ def test_gather_finds_rows_in_any_order_with_repeats(tmp_path: Path, counts: lis
 
 def test_parts_are_mapped_one_by_one_as_rows_are_touched(tmp_path: Path) -> None:
     features, table = make_features(tmp_path, [3] * 20)
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for row in np.random.default_rng(2).permutation(60):
         np.testing.assert_array_equal(features.gather(np.array([row, row])), table[[row, row]])
     assert len(features._parts) == 20
+    assert len(list(Path("/proc/self/fd").iterdir())) < before + 10, "no map keeps its file open"
 
 
 def test_threads_may_gather_while_parts_are_mapped(tmp_path: Path) -> None:
@@ -164,6 +166,9 @@ def test_a_damaged_part_is_named_when_it_is_gathered(tmp_path: Path) -> None:
     features, _ = make_features(tmp_path, [10])
     path = Layout(tmp_path).features("t", "train-000000")
     path.write_bytes(b"not HDF5")
+    with refused(DamagedStoreError, path=path):
+        features.gather(np.array([0]))
+    write_part(path, unit_rows(10, 8), np.ones(10, bool), replace(ORIGIN, shard_sha256="c" * 64))
     with refused(DamagedStoreError, path=path):
         features.gather(np.array([0]))
 

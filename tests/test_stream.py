@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from refusals import refused
 from written_stores import write_store
 
 from pipeline.tabulate import ensure_pairing
-from stores import Store, StoreError, TrainingError
+from stores import ParameterError, Store, StoreError, TrainingError
 from stores.digests import file_digest
 from stores.errors import DamagedStoreError
 from stores.layout import Layout
@@ -30,10 +30,10 @@ FAR = 10_000
 """Offset of a second store's rows in these tests."""
 
 
-def noisy(store: Store, share: float) -> Store:
-    """The store with a share of its images' captions permuted."""
+def noisy(store: Store, share: float, level: Literal["image", "caption"] = "image") -> Store:
+    """The store with a share of its images' captions permuted, or of its captions."""
     layout = Layout(store.root)
-    ensure_pairing(Noise(ratio=share, seed=3), store.manifest.shards, layout, store.manifest)
+    ensure_pairing(Noise(ratio=share, seed=3, level=level), store.manifest.shards, layout, store.manifest)
     files = {path.name: file_digest(path) for path in store.root.glob("pairing.arrow")}
     return Store(store.root, replace(store.manifest, files=files))
 
@@ -111,6 +111,20 @@ def test_one_caption_an_image(scenes_store: Store) -> None:
     assert {caption for _, caption in first} != {caption for _, caption in second}
 
 
+def test_one_caption_an_image_is_refused_where_captions_move_by_themselves(tmp_path: Path) -> None:
+    """Counted a shard and drawn a window, a sample would come twice, and a resumed epoch be another one."""
+    store = write_store(tmp_path, [[5] * 8] * 4)
+    by_image = noisy(store, 0.5)
+    pairs = stream(by_image, captions="one")
+    whole = batches(pairs, 0)
+    assert sorted(sample for batch in whole for sample, _ in batch) == list(range(32))
+    assert batches(pairs, 0, first_step=2) == whole[2:]
+    by_caption = noisy(by_image, 0.5, level="caption")
+    with refused(ParameterError, where="train.captions", found="one"):
+        stream(by_caption, captions="one")
+    assert len(epoch(stream(by_caption), 0)) == 160
+
+
 def test_the_order_is_a_function_of_seed_and_epoch(scenes_store: Store) -> None:
     assert epoch(stream(scenes_store), 3) == epoch(stream(scenes_store), 3)
     assert epoch(stream(scenes_store), 3) != epoch(stream(scenes_store), 4)
@@ -153,6 +167,14 @@ def test_what_cannot_be_trained_on_is_refused(scenes_store: Store, tmp_path: Pat
     all_of_them = np.arange(len(scenes_store.samples))
     with pytest.raises(TrainingError, match="of its 240 pairs, none has the features of both teachers"):
         stream(scenes_store, unusable=Unusable(all_of_them, rows()))
+    with pytest.raises(
+        TrainingError, match=r"train\.clean_at_least leaves 240 out, .*or lower train\.clean_at_least\."
+    ):
+        stream(scenes_store, unusable=Unusable(rows(), np.arange(240), doubtful=240))
+    with pytest.raises(
+        TrainingError, match=r"10 pairs an epoch and leaves 230 out by train\.clean_at_least, fewer than"
+    ):
+        stream(scenes_store, batch_size=20, unusable=Unusable(rows(), np.arange(230), doubtful=230))
     with pytest.raises(TrainingError, match="has no pairs"):
         stream(write_store(tmp_path, [[], []]))
     with pytest.raises(StoreError, match="no split 'dev'; it has train, val, test"):

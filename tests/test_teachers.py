@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import pytest
 import timm
 import torch
 from conftest import small_scenes
+from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transformer import TextTransformer
 from PIL import Image
 from refusals import refused
 from safetensors.torch import save_file
@@ -24,6 +28,7 @@ from transformers import MPNetConfig, MPNetModel, PreTrainedTokenizerFast, Rober
 
 from models.packaged_weights import packaged_file
 from models.teachers import TeacherCard, load_teacher
+from models.teachers.open_clip_towers import OpenClipTextTeacher
 from models.teachers.teacher import Teacher
 from models.teachers.unicom import MODELS, UnicomTeacher, UnicomViT
 from pipeline.batch_size import batch_size, encode_backing_off, largest_batch, precision_cosine
@@ -292,6 +297,43 @@ def test_a_prompt_changes_the_fingerprint(tmp_path: Path) -> None:
     assert len(fingerprints) == 2
 
 
+def test_a_fingerprint_covers_the_tokenizer_and_the_architecture(tmp_path: Path) -> None:
+    """The weights stay as they are; so does what is said of the library's version or the place."""
+    folder = Path(shutil.copytree(minilm_folder(), tmp_path / "one"))
+
+    def loaded(**settings: Any) -> str:
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+        return load_teacher("sentence-transformers:model", device="cpu", precision="fp32").fingerprint
+
+    with contextlib.chdir(tmp_path):
+        Path("model").symlink_to("one")
+        first = loaded()
+        assert loaded(transformers_version="9.9.9", architectures=["Other"], layer_norm_eps=1e-12) == first
+        relu = loaded(hidden_act="relu")
+        text = (folder / "tokenizer.json").read_text()
+        assert '"lowercase":true' in text.replace(" ", "").replace("\n", "")
+        changed = json.loads(text)
+        changed["normalizer"]["lowercase"] = False
+        (folder / "tokenizer.json").write_text(json.dumps(changed))
+        settings = folder / "tokenizer_config.json"
+        if settings.exists():
+            settings.write_text(json.dumps({**json.loads(settings.read_text()), "do_lower_case": False}))
+        assert len({first, relu, loaded()}) == 3
+
+
+def test_a_fingerprint_covers_an_open_clip_tokenizer() -> None:
+    torch.manual_seed(0)
+    tower = TextTransformer(context_length=8, vocab_size=49408, width=8, heads=1, layers=1, output_dim=4)
+    found = {
+        OpenClipTextTeacher(
+            tower, SimpleTokenizer(context_length=8, clean=clean), "open-clip:x", torch.device("cpu"), "fp32"
+        ).fingerprint
+        for clean in ("lower", "whitespace", "lower")
+    }
+    assert len(found) == 2
+
+
 def test_a_model_without_padded_tokens_takes_its_texts_as_they_are(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_file(str(minilm_folder() / "tokenizer.json"))
     torch.manual_seed(0)
@@ -463,7 +505,8 @@ class OnlySo(Teacher):
     modality = "text"
 
     def __init__(self, most: int, message: str = "CUDA out of memory. Tried to allocate 1 GiB.") -> None:
-        self.most, self.message, self.sizes = most, message, list[int]()
+        self.most, self.sizes = most, list[int]()
+        self.short: RuntimeError = torch.OutOfMemoryError(message)
         super().__init__(spec="x:y", dim=2, precision="fp32", device=torch.device("cpu"), identity=None)
 
     def preprocess(self, item: int) -> int:
@@ -479,7 +522,7 @@ class OnlySo(Teacher):
         assert batch["modality"] == "text"
         self.sizes.append(len(numbers))
         if len(numbers) > self.most:
-            raise torch.OutOfMemoryError(self.message)
+            raise self.short
         return torch.cat([numbers[:, None], doubled], dim=1)
 
 
@@ -500,6 +543,22 @@ def test_backing_off_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert said.count("Out of memory:") == 1
     assert "x:y takes 8 of the 64 rows of a batch at once" in said
     assert "extract.text_batch: 8" in said
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: out of memory",
+    ],
+    ids=["cublas", "cudnn", "driver"],
+)
+def test_want_of_memory_is_known_in_the_words_of_each_library(message: str) -> None:
+    teacher = OnlySo(3)
+    teacher.short = RuntimeError(message)
+    assert len(encode_backing_off(teacher, teacher.collate(list(range(8))))) == 8
+    assert largest_batch(teacher, [1], 64) == 1
 
 
 def test_a_single_row_that_does_not_fit_is_explained() -> None:
@@ -566,6 +625,21 @@ def test_a_user_s_own_teacher_plugs_in_by_name() -> None:
     teacher = load_teacher("tiny_teachers:mean_colour", "my.weights", device="cpu")
     assert (teacher.modality, teacher.dim, TeacherCard.of(teacher).slug) == ("image", 3, "tiny_teachers-mean_colour")
     assert teacher.fingerprint != load_teacher("tiny_teachers:mean_colour", "other", device="cpu").fingerprint
+
+
+def test_the_teacher_of_the_docs_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example of docs/plug-ins.md, with a network of two blocks in the place of DINOv2's."""
+    text = (Path(__file__).resolve().parents[1] / "docs" / "plug-ins.md").read_text()
+    code = text.partition("```python\n# my_models.py")[2].partition("```")[0]
+    code = "#" + code.replace("vit_small_patch14_dinov2", "test_vit").replace("dim=384", "dim=64")
+    (tmp_path / "my_models.py").write_text(code)
+    torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "weights.pth")
+    monkeypatch.syspath_prepend(tmp_path)
+    teacher = load_teacher("my_models:dino", str(tmp_path / "weights.pth"), "cpu")
+    batch = teacher.collate([teacher.preprocess(Image.new("RGB", (200, 180), color)) for color in ("red", "blue")])
+    features = teacher.encode(batch)
+    assert features.shape == (2, teacher.dim) == (2, 64)
+    assert not torch.equal(features[0], features[1])
 
 
 @pytest.mark.parametrize(

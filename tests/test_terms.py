@@ -195,6 +195,12 @@ class Spread(Term):
         return self.scale * compared.among("image").mean()
 
 
+def called_total() -> Spread:
+    term = Spread()
+    term.name = "total"
+    return term
+
+
 def test_a_term_of_ones_own_is_added_by_name() -> None:
     loss = Loss(beta=0, extra={"test_terms:Spread": 0.25})
     objective = make_objective(loss).double()
@@ -210,6 +216,7 @@ def test_a_term_of_ones_own_is_added_by_name() -> None:
     for wrong, message in (
         (Loss(extra={"test_terms:vectors": 1.0}), "takes|missing|returned|argument"),
         (Loss(extra={"train.losses.terms:InfoNCE": 1.0}), "Two terms of the loss are called InfoNCE"),
+        (Loss(original="test_terms:called_total"), "called total, a name that the curves need"),
         (Loss(original="nonsense"), "nonsense"),
     ):
         with pytest.raises((ParameterError, TypeError), match=message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import resource
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import pytest
+import tiny_students
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -23,19 +25,24 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.aligned import AlignedModel, Head
-from models.checkpoint import frozen_digests, load_checkpoint, read_record, save_checkpoint
+from models.checkpoint import frozen_digests, frozen_parameters, load_checkpoint, read_record, save_checkpoint
 from models.encoded import Encoded
-from models.students import load_student
+from models.students import as_student, load_student
 from stores import ParameterError, Store, StoreError, StudentError, TrainingError, TrainParameters
 from stores.errors import CheckpointError, RunFolderError
-from stores.parameters import Evaluation, Student, Train
+from stores.parameters import Evaluation, Loss, Student, Train
 from train.evaluation.embed import SplitEncoded, embed_split
 from train.evaluation.evaluate import Evaluated, evaluate
 from train.evaluation.similarities import CosineSimilarities
 from train.fit import optimisation, trainer
+from train.fit.checkpoints import Checkpoints
 from train.fit.claim import replaces_another
-from train.fit.processes import Processes
+from train.fit.epoch import Epoch
+from train.fit.processes import Processes, make_accelerator
 from train.fit.stops import Stop
+from train.losses.comparison import Instances
+from train.losses.functional import info_nce
+from train.losses.objective import compare, make_objective
 from train.losses.terms import Temperature
 from train.run import run
 
@@ -118,13 +125,28 @@ def test_parameters_that_do_not_learn_are_left_out_and_must_be_the_same_again(tm
         return {"model": nn.Sequential(frozen, nn.Linear(2, 2))}
 
     one, path = make(1.0), tmp_path / "c.safetensors"
-    save_checkpoint(path, one, {"frozen": frozen_digests(one)})
+    frozen = frozen_parameters(one)
+    save_checkpoint(path, one, {"frozen": frozen_digests(one, frozen)}, left_out=frozen)
     assert {name for name in load_file(path) if name.startswith("model.")} == {"model.1.weight", "model.1.bias"}
     again = make(1.0)
     load_checkpoint(path, again)
     torch.testing.assert_close(again["model"].state_dict(), one["model"].state_dict(), rtol=0, atol=0)
     with refused(CheckpointError, problem="the parameters that do not learn are others now", path=path):
         load_checkpoint(path, make(2.0))
+
+
+def test_weights_of_which_nothing_tells_how_good_they_are_are_no_best_ones(tmp_path: Path) -> None:
+    modules = {"model": nn.Linear(3, 2)}
+    checkpoints = Checkpoints(tmp_path, QUICK, modules, torch.optim.AdamW(modules["model"].parameters()), {})
+    figures = {"loss": {}, "temperatures": {}, "learning_rate": 0.1, "samples_per_second": 1.0, "wait": 0.0}
+    with refused(TrainingError, where="eval.validation", found="nan"):
+        checkpoints.keep([Epoch(epoch=0, validation_rsum=math.nan, **figures)])
+
+
+def test_buffers_are_shared_before_measuring_and_not_with_every_forward_pass() -> None:
+    handler = make_accelerator(QUICK).ddp_handler
+    assert handler is not None
+    assert not handler.broadcast_buffers
 
 
 def test_foreign_and_broken_checkpoints_are_explained(tmp_path: Path) -> None:
@@ -193,6 +215,22 @@ def test_a_seed_beyond_32_bits_trains_and_counts_in_full(scenes_store: Store, tm
     assert torch.equal(starts[0], starts[1])
     assert not torch.equal(starts[0], starts[2]), "their lower 32 bits are the same"
     assert len(large.fit()) == 1
+
+
+def test_bf16_is_for_a_training_s_scores_too_and_not_for_its_losses_or_for_ranks(
+    scenes_store: Store, tmp_path: Path
+) -> None:
+    student = Student(model="tiny_students:Lowered")
+    run(replace(changed(epochs=1, batch_size=120, precision="bf16"), student=student), scenes_store, tmp_path / "run")
+    assert tiny_students.Lowered.compared == {(True, torch.bfloat16), (False, torch.float32)}
+    model = tiny_students.Lowered()
+    vectors = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
+    encoded = {"image": Encoded(vectors[0]), "text": Encoded(vectors[1])}
+    rows = Instances(encoded, torch.arange(6), torch.arange(6))
+    with torch.autocast("cpu", torch.bfloat16):
+        lowered, _ = compare(make_objective(Loss(alpha=0, beta=0)), rows, rows, as_student(model).scorer)
+        scores = model.similarity(*vectors)
+    torch.testing.assert_close(lowered, info_nce(scores.float(), 0.05), rtol=1e-6, atol=0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

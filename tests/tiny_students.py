@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -62,6 +63,17 @@ class Strict(Tiny):
     def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
         assert self.training == torch.is_grad_enabled(), "measured in training mode"
         return nn.functional.normalize(images) @ nn.functional.normalize(texts).T
+
+
+class Lowered(Weighing):
+    """The same, telling in which precision it is compared, with gradients and without."""
+
+    compared: ClassVar[set[tuple[bool, torch.dtype]]] = set()
+
+    def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
+        scores = super().similarity(images, texts)
+        Lowered.compared.add((torch.is_grad_enabled(), scores.dtype))
+        return scores
 
 
 class Projected(Dropping):

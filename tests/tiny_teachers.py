@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -128,6 +129,27 @@ class FatalText(Length):
 
 def fatal_text(weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]) -> Teacher:
     return FatalText(spec="tiny_teachers:fatal_text", dim=26, precision=precision, device=device, identity=weights)
+
+
+def unlike(weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]) -> Teacher:
+    """A teacher that no two processes load alike."""
+    return MeanColour(spec="tiny_teachers:unlike", dim=3, precision=precision, device=device, identity=os.getpid())
+
+
+class Alone(Length):
+    """A teacher that computes one batch at a time."""
+
+    def forward(self, batch: Tensor) -> Tensor:
+        if getattr(self, "busy", False):
+            raise RuntimeError("two batches at once")
+        self.busy = True
+        time.sleep(0.01)
+        self.busy = False
+        return batch
+
+
+def alone(weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]) -> Teacher:
+    return Alone(spec="tiny_teachers:alone", dim=26, precision=precision, device=device, identity=weights)
 
 
 def unlike_its_name(weights: str | None, device: torch.device, precision: Literal["fp32", "bf16"]) -> Teacher:

@@ -7,7 +7,7 @@ from typing import Final
 from models.checkpoint import CHECKPOINT_FORMAT
 from stores.images import DECODING
 
-TRAINING: Final = 4
+TRAINING: Final = 5
 """Raised with every change to what a training computes from its parameters and data: the order of pairs, augmentation,
 the embedded student, heads, losses, the optimiser, the choice of the best epoch, what is measured. A comment, a live
 view or a page changes no result, and leaves it as it is."""

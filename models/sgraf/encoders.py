@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from models.recurrent import states_of
+
 DROPOUT: Final = 0.4
 EPSILON: Final = 1e-8
 _EMBEDDING: Final = 0.1
@@ -55,7 +57,8 @@ class WordEncoder(nn.Module):
         """Encode captions of `lengths` (M,), on the CPU."""
         embedded = self.dropout(self.embed(tokens))
         packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
-        states, _ = pad_packed_sequence(self.cap_rnn(packed)[0], batch_first=True, total_length=tokens.shape[1])
+        found = states_of(self.cap_rnn, packed)[0]
+        states, _ = pad_packed_sequence(found, batch_first=True, total_length=tokens.shape[1])
         forward, backward = states.chunk(2, dim=-1)
         return at_length_one((forward + backward) / 2)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from multiprocessing import parent_process
+from pathlib import Path
 from typing import Self
 
 from models.teachers.teacher import Teacher
+from stores import plugins
+from stores.console import console
 from stores.errors import TeacherError
 from stores.hardware import ComputePrecision
 from stores.layout import teacher_slug
@@ -22,6 +26,10 @@ class TeacherSpec:
     weights: str | None
     modality: str | None
     """None: whichever it is of."""
+    held: Precision = "auto"
+    """What a store's features of it were made in. "auto" keeps to that: another would make all of them stale."""
+    recorded_in: Path | None = field(default_factory=plugins.record)
+    """The folder whose record names it, wherever it is loaded; None: a person does."""
 
     def load(self, device: str, precision: Precision) -> Teacher:
         """Load the teacher onto `device`.
@@ -29,9 +37,16 @@ class TeacherSpec:
         Raises:
             TeacherError: it cannot be loaded, or is of the other modality.
         """
-        from models.teachers import load_teacher
+        from models.teachers import auto_precision, load_teacher
 
-        teacher = load_teacher(self.spec, self.weights, device, precision, self.modality)
+        how = self.held if precision == "auto" else precision
+        with plugins.recorded_in(self.recorded_in):
+            teacher = load_teacher(self.spec, self.weights, device, how, self.modality)
+        if how != precision and how != auto_precision(self.spec, teacher.device) and parent_process() is None:
+            console.print(
+                f"{self.spec} stays in {how}, as its features in the store: extract.precision: auto. Another would "
+                f"make all of them anew."
+            )
         if self.modality is not None and teacher.modality != self.modality:
             raise TeacherError(f"teachers.{self.modality} is {self.spec}, which is a teacher of {teacher.modality}s.")
         return teacher

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from models.loading import nearest, shortened, weights_digest, weights_file
 from models.teachers.image_teacher import ImageTeacher
 from models.teachers.teacher import Teacher, feature_dim
+from models.teachers.text_identity import tokenizer_identity
 from stores.errors import TeacherError
 from stores.hardware import ComputePrecision
 
@@ -86,7 +87,8 @@ class OpenClipTextTeacher(Teacher):
         self.device = device
         example = self.collate(self.prepare(["a text"]))
         dim = feature_dim(self.forward, example, spec)
-        identity = [weights_digest(tower), repr(type(tokenizer)), int(tokenizer.context_length)]
+        tokens = tokenizer_identity(tokenizer, lambda text: tokenizer([text])[0].tolist())
+        identity = [weights_digest(tower), tokens, int(tokenizer.context_length)]
         super().__init__(spec=spec, dim=dim, precision=precision, device=device, identity=identity)
 
     def preprocess(self, item: str) -> NDArray[np.int32]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from models.loading import shortened, weights_digest
 from models.sentence_models import sentence_model
 from models.teachers.teacher import Teacher
+from models.teachers.text_identity import module_identity, tokenizer_identity
 from models.teachers.tokens import bulk_tokens
 from stores.errors import TeacherError
 from stores.hardware import ComputePrecision
@@ -30,11 +31,13 @@ class SentenceTeacher(Teacher):
             raise TeacherError(path=name, expected="a sentence-transformers model that says its embedding size")
         # What SentenceTransformer.encode prepends when no other prompt is asked for.
         self._prompt: str | None = self._model.prompts.get(self._model.default_prompt_name or "")
-        identity = [weights_digest(self._model), repr(self._model), self._model.max_seq_length, self._prompt]
         try:
             self._tokens = bulk_tokens(self._model, self._prompt)
+            tokenizer = tokenizer_identity(self._model.tokenizer, self._numbers)
         except Exception as error:  # whatever a foreign tokenizer or module raises
             raise TeacherError(f"{spec} cannot prepare two texts as a batch: {shortened(error)}") from None
+        modules = [module_identity(module) for module in self._model]
+        identity = [weights_digest(self._model), modules, tokenizer, self._model.max_seq_length, self._prompt, dim]
         super().__init__(spec=spec, dim=dim, precision=precision, device=device, identity=identity)
 
     def preprocess(self, item: str) -> Any:
@@ -52,6 +55,12 @@ class SentenceTeacher(Teacher):
     def collate(self, items: list[Any]) -> Any:
         """Return the model's features, padded to the longest of the batch."""
         return self._tokens.collate(items) if self._tokens else items
+
+    def _numbers(self, text: str) -> Any:
+        """Return the numbers of one text's tokens, or whatever tensors the model reads in their place."""
+        made = self._model.preprocess([text], prompt=self._prompt)
+        read = [made["input_ids"]] if "input_ids" in made else [made[name] for name in sorted(made)]
+        return [value.tolist() for value in read if isinstance(value, Tensor)]
 
     def forward(self, batch: Any) -> Tensor:
         inputs = batch if self._tokens else self._model.preprocess(batch, prompt=self._prompt)

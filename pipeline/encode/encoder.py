@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import compress
 from typing import Any, Final
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from models.teachers import Teacher
 from models.teachers.teacher import MIN_COSINE
-from pipeline.batch_size import encode_backing_off, first_rows, precision_cosine
+from pipeline.batch_size import an_image, bytes_of, encode_backing_off, first_rows, precision_cosine
 from pipeline.encode.windows import Job, Window
 from stores import CusaError, TeacherError, tables
 from stores.commands import leave_interrupts_to_the_parent
@@ -30,6 +31,8 @@ from stores.cores import usable_cores
 from stores.images import DecodingError, Images
 
 _PREFETCH: Final = 4
+"""Batches that each decoding process has ready, as far as they fit into these bytes, of one at least."""
+_PREFETCHED_BYTES: Final = 2**30
 _TOKENISED_TOGETHER: Final = 1024
 _CHECKED_ROWS: Final = 16
 
@@ -53,8 +56,11 @@ Batch = tuple[NDArray[np.int64], Any, NDArray[np.int64]]
 class Encoder:
     """Encodes windows of a store with one teacher."""
 
-    def __init__(self, teacher: Teacher, job: Job, workers: int) -> None:
-        self._teacher, self._workers = teacher, workers
+    def __init__(
+        self, teacher: Teacher, job: Job, workers: int, turn: AbstractContextManager[Any] | None = None
+    ) -> None:
+        """`turn` is held while the teacher computes: others may share it, and models keep what they compute with."""
+        self._teacher, self._workers, self._turn = teacher, workers, turn or nullcontext()
         self._layout, self._batch_size = job.layout, job.batch_size
         self._images = _ImageRows(Images(job.layout, job.shards), teacher)
 
@@ -82,17 +88,23 @@ class Encoder:
             return iter(())
         if self._workers and self._teacher.decodes_in_threads and self._teacher.device.type == "cpu":
             return self._decoded_between(batches)
+        workers = min(self._workers, len(batches), usable_cores())
         return iter(
             DataLoader(
                 self._images,
                 batch_sampler=batches,
-                num_workers=min(self._workers, len(batches), usable_cores()),
+                num_workers=workers,
                 collate_fn=self._images.collate,
                 worker_init_fn=leave_interrupts_to_the_parent,
                 pin_memory=self._teacher.device.type == "cuda",
-                prefetch_factor=_PREFETCH if self._workers else None,
+                prefetch_factor=self._prefetched(workers) if workers else None,
             )
         )
+
+    def _prefetched(self, workers: int) -> int:
+        """Return how many batches each of the processes may have ready, where two windows are in hand."""
+        batch = self._batch_size * bytes_of(self._teacher.collate([an_image(self._teacher)]))
+        return max(1, min(_PREFETCH, _PREFETCHED_BYTES // (2 * workers * max(1, batch))))
 
     def _decoded_between(self, batches: list[list[int]]) -> Iterator[Batch]:
         with ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="decode") as threads:
@@ -127,10 +139,11 @@ class Encoder:
         check = window.opening
         for encoded, batch, failed in _reported(batches):
             if len(encoded):
-                if check:
-                    _say_if_imprecise(self._teacher, batch)
-                    check = False
-                values = _stored(encode_backing_off(self._teacher, batch), self._teacher.unit)
+                with self._turn:
+                    if check:
+                        _say_if_imprecise(self._teacher, batch)
+                        check = False
+                    values = _stored(encode_backing_off(self._teacher, batch), self._teacher.unit)
                 kept = np.isin(encoded, asked, assume_unique=True)
                 places = np.searchsorted(asked, encoded[kept])
                 good = np.logical_and(np.isfinite(values).all(axis=1), values.any(axis=1))

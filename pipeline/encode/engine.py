@@ -14,6 +14,7 @@ from pipeline.batch_size import batch_size
 from pipeline.encode.encoder import Encoder, WindowFeatures
 from pipeline.encode.process_engine import open_processes
 from pipeline.encode.windows import Job, Window
+from stores.hardware import use_device
 from stores.parameters import Extract
 
 
@@ -66,6 +67,7 @@ def open_engines(specs: Sequence[TeacherSpec], settings: Extract) -> Iterator[Se
         return
     devices = device_names(settings.device)
     if len(devices) == 1:
+        use_device(devices[0])
         yield [InProcess(spec, settings, devices[0]) for spec in specs]
         return
     with open_processes(specs, settings, devices) as engines:

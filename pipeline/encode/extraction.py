@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence, Set
 from functools import partial
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,10 @@ from stores import Features, Shard
 from stores.features import PartOrigin, part_batch_size, write_part
 from stores.layout import Layout
 from stores.parameters import Extract
+
+_WINDOW_BYTES: Final = 2**28
+"""The most that a window's features take: `extract.window` rows do where a feature has up to 8,192 numbers. A function
+of the teacher alone, so that a store is the same bytes on every machine."""
 
 
 def extract_features(
@@ -52,7 +57,8 @@ def extract_features(
             yield window
 
     with first_seen(layout.root) as seen:
-        windows = plan_windows(shards, names, teacher.level, settings.window, layout, seen)
+        size = min(settings.window, max(1, _WINDOW_BYTES // (2 * teacher.dim)))
+        windows = plan_windows(shards, names, teacher.level, size, layout, seen)
         advance = partial(progress.advance, task)
         job = Job(layout=layout, shards=tuple(shards), batch_size=batch_size)
         for encoded in engine.encode(noted(windows), job, advance):
@@ -101,7 +107,7 @@ class _PartWriter:
             origin = PartOrigin(teacher_fingerprint=self._teacher.fingerprint, shard_sha256=shard.sha256)
             path = self._layout.features(self._teacher.slug, shard.name)
             stored = features[here].reshape(-1, *self._teacher.shape)
-            write_part(path, stored, valid[here], origin, self._batch_size)
+            write_part(path, stored, valid[here], origin, self._batch_size, self._teacher.precision)
 
     def _fill(
         self, here: NDArray[np.int64], window: Window, features: NDArray[np.float16], valid: NDArray[np.bool_]

@@ -15,12 +15,14 @@ import torch
 
 from models.teachers import TeacherCard, TeacherSpec
 from pipeline.batch_size import batch_size
+from pipeline.encode.agreement import agree
 from pipeline.encode.encoder import Encoder, WindowFeatures
 from pipeline.encode.windows import Job, Window
 from stores import TeacherError
 from stores.commands import end_with_the_parent, leave_interrupts_to_the_parent
 from stores.cores import usable_cores
 from stores.errors import CusaError
+from stores.hardware import use_device
 from stores.parameters import Extract
 
 _QUEUED: Final = 2
@@ -116,11 +118,8 @@ def open_processes(
             )
             process.start()
             workers.append(_Worker(device=device, process=process, tasks=tasks, results=results, done=done))
-        known = [worker.result() for worker in workers]
-        yield [
-            ProcessEngine(workers, number, known[0][number][0], min(teachers[number][1] for teachers in known))
-            for number in range(len(specs))
-        ]
+        agreed = agree([worker.result() for worker in workers])
+        yield [ProcessEngine(workers, number, card, size) for number, (card, size) in enumerate(agreed)]
     finally:
         for worker in workers:
             # A window is more than a pipe holds: without this the queue's thread would wait for a reader for ever.
@@ -150,6 +149,7 @@ def _serve(
             done.value += rows
 
     try:
+        use_device(device)
         teachers = [spec.load(device, settings.precision) for spec in specs]
         results.put([(TeacherCard.of(teacher), batch_size(teacher, settings)) for teacher in teachers])
         while True:

@@ -11,12 +11,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from threading import Lock
 from typing import Any, Final
 
 import torch
 
 from models.teachers import TeacherCard, TeacherSpec
 from pipeline.batch_size import batch_size
+from pipeline.encode.agreement import agree
 from pipeline.encode.encoder import Encoder, WindowFeatures
 from pipeline.encode.windows import Job, Window
 from stores import ParameterError, TeacherError
@@ -44,7 +46,7 @@ class _Actor:
     """Holds the teachers on one device."""
 
     def __init__(self, specs: Sequence[TeacherSpec], settings: Extract, device: str) -> None:
-        self._settings = settings
+        self._settings, self._turn = settings, Lock()
         if device == "cpu":
             torch.set_num_threads(1)
         self._fault: CusaError | None = None
@@ -64,7 +66,7 @@ class _Actor:
         teacher = self._teachers[number]
         workers = self._settings.workers if teacher.device.type == "cuda" else 0
         try:
-            return next(Encoder(teacher, job, workers).encode([window], lambda rows: None))
+            return next(Encoder(teacher, job, workers, self._turn).encode([window], lambda rows: None))
         except CusaError as fault:
             return fault
 
@@ -115,7 +117,7 @@ def open_ray(specs: Sequence[TeacherSpec], settings: Extract) -> Iterator[list[R
     actors: list[Any] = []
     try:
         actors += _start(specs, settings)
-        yield _engines(actors, len(specs))
+        yield _engines(actors)
     finally:
         for actor in actors:
             ray.kill(actor)
@@ -137,7 +139,7 @@ def _start(specs: Sequence[TeacherSpec], settings: Extract) -> list[Any]:
     return [actor.remote(specs, settings, "cuda" if on_gpu else "cpu") for _ in range(count)]
 
 
-def _engines(actors: Sequence[Any], teachers: int) -> list[RayEngine]:
+def _engines(actors: Sequence[Any]) -> list[RayEngine]:
     try:
         described = ray.get([actor.describe.remote() for actor in actors], timeout=_PATIENCE)
     except ray.exceptions.GetTimeoutError:
@@ -150,17 +152,7 @@ def _engines(actors: Sequence[Any], teachers: int) -> list[RayEngine]:
     for fault in described:
         if isinstance(fault, CusaError):
             raise fault
-    engines = []
-    for number in range(teachers):
-        cards, sizes = zip(*(teacher[number] for teacher in described), strict=True)
-        if len(set(cards)) > 1:
-            raise TeacherError(
-                f"The cluster's machines load {cards[0].spec} differently (fingerprints "
-                f"{', '.join(sorted({card.fingerprint[:12] for card in cards}))}). Give all the same weights and "
-                f"versions, and set extract.precision where their hardware differs."
-            )
-        engines.append(RayEngine(actors, number, cards[0], min(sizes)))
-    return engines
+    return [RayEngine(actors, number, card, size) for number, (card, size) in enumerate(agree(described))]
 
 
 def _taken(task: Any, rows: int, advance: Callable[[int], None]) -> WindowFeatures:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,6 @@ from numpy.typing import NDArray
 from pipeline.sources import GivenFeatures
 from stores import Shard, SourceError, tables
 from stores.digests import value_digest
-from stores.features import PartOrigin, write_part
 from stores.layout import Layout
 from stores.modality import Level
 
@@ -26,6 +26,7 @@ class GivenImport:
 
     name: str
     given: GivenFeatures
+    in_order: ClassVar[bool] = False
 
     @property
     def level(self) -> Level:
@@ -34,6 +35,10 @@ class GivenImport:
     @property
     def unit(self) -> bool:
         return self.given.unit
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.given.shape
 
     @property
     def spec(self) -> str:
@@ -45,10 +50,10 @@ class GivenImport:
         given = self.given
         return value_digest(["given", self.name, given.level, list(given.shape), given.unit, given.identity()])
 
-    def write(
-        self, shards: Sequence[Shard], pending: Sequence[Shard], layout: Layout, advance: Callable[[int], None]
-    ) -> tuple[int, ...]:
-        """Write the parts of the `pending` shards; return the shape of a row.
+    def parts(
+        self, shards: Sequence[Shard], pending: Sequence[Shard], layout: Layout
+    ) -> Iterator[tuple[Shard, NDArray[np.float16], NDArray[np.bool_]]]:
+        """Yield each of the `pending` shards, its features (rows, …), and (rows,) which are there.
 
         Captions of a sample of which the store left some out are absent: which of them are left is not known.
 
@@ -56,11 +61,7 @@ class GivenImport:
             SourceError: a number is not finite in float16.
         """
         for shard in pending:
-            features, valid = self._rows(shard, layout)
-            origin = PartOrigin(teacher_fingerprint=self.fingerprint, shard_sha256=shard.sha256)
-            write_part(layout.features(self.name, shard.name), features, valid, origin)
-            advance(len(features))
-        return self.given.shape
+            yield shard, *self._rows(shard, layout)
 
     def _rows(self, shard: Shard, layout: Layout) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
         names, counts = _names(shard, self.level, layout)

@@ -5,11 +5,12 @@ Shapes: n rows of a shard.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +20,8 @@ from numpy.typing import NDArray
 from pipeline.imports.feature_files import FileRows, Spool, open_rows
 from stores import Shard, SourceError, tables
 from stores.digests import file_digest, value_digest
-from stores.features import PartOrigin, write_part
 from stores.layout import Layout
+from stores.manifest import FeatureSet
 from stores.modality import Level
 from stores.parameters import FeatureFile
 
@@ -39,6 +40,15 @@ class FeatureImport:
     name: str
     settings: FeatureFile
     fingerprint: str
+    versions: Mapping[Path, tuple[int, ...]]
+    """By what it shows that a file is no longer the one of the fingerprint."""
+    shape: ClassVar[tuple[int, ...]] = ()
+    """Of a row: known when the files are opened."""
+
+    @property
+    def in_order(self) -> bool:
+        """Whether rows are found by their order."""
+        return self.settings.key is None
 
     @property
     def level(self) -> Level:
@@ -54,42 +64,61 @@ class FeatureImport:
         return ", ".join(map(str, _files(self.settings).values()))
 
     @classmethod
-    def of(cls, name: str, settings: FeatureFile) -> FeatureImport:
-        """Read the files' checksums.
+    def of(cls, name: str, settings: FeatureFile, held: FeatureSet | None = None) -> FeatureImport:
+        """Read the files' checksums; `held` are the features that the store has under the name.
 
         Raises:
             SourceError: a file is not there.
         """
         try:
+            versions = {path: _version(path) for path in _files(settings).values()}
             digests = {split: file_digest(path) for split, path in _files(settings).items()}
         except OSError as error:
             raise SourceError(
                 f"data.features.{name}: {error.filename} cannot be read ({error.strerror}). Name a file."
             ) from None
-        identity = [settings.level, settings.array, settings.key, settings.unit, digests]
-        return cls(name=name, settings=settings, fingerprint=value_digest(["imported", *identity]))
+        identity = ["imported", settings.level, settings.array, settings.key, settings.unit, digests]
+        fingerprint = value_digest(identity)
+        if settings.unit and not (held and held.fingerprint == fingerprint and len(held.shape) == 1):
+            # Several vectors a row were not brought to length one each before; single ones made then are as now.
+            fingerprint = value_digest([*identity, "each vector"])
+        return cls(name=name, settings=settings, fingerprint=fingerprint, versions=versions)
 
-    def write(
-        self, shards: Sequence[Shard], pending: Sequence[Shard], layout: Layout, advance: Callable[[int], None]
-    ) -> tuple[int, ...]:
-        """Write the parts of the `pending` ones among all `shards` from the files; return the shape of a row.
+    def parts(
+        self, shards: Sequence[Shard], pending: Sequence[Shard], layout: Layout
+    ) -> Iterator[tuple[Shard, NDArray[np.float16], NDArray[np.bool_]]]:
+        """Yield each of the `pending` ones among all `shards`, its features (rows, …), and (rows,) which are there.
 
         Raises:
-            SourceError: a file cannot be read, has another number of rows than the store, keys that the store does not
-                know, or a number that is not finite.
+            SourceError: a file cannot be read, is changed meanwhile, has another number of rows than the store, keys
+                that the store does not know, or a number that is not finite; or the store has no rows of the level.
         """
+        if not shards:
+            raise SourceError(
+                f"data.features.{self.name} is of classes, and the store has none: no sample has a label. Name the "
+                f"column of labels (data.columns.label), or give features of samples."
+            )
+        wanted = {shard.name for shard in pending}
         with Spool(layout.root) as spool:
             files = _opened(self, spool)
             places = _by_key if self.settings.key else _in_order
             for shard, found, rows in places(self, files, shards, layout):
-                if shard in pending:
+                if shard.name in wanted:
                     features = np.zeros((len(rows), *found.shape[1:]), np.float16)
                     valid = rows >= 0
                     features[valid] = _checked(found, rows[valid], self)
-                    origin = PartOrigin(teacher_fingerprint=self.fingerprint, shard_sha256=shard.sha256)
-                    write_part(layout.features(self.name, shard.name), features, valid, origin)
-                    advance(len(rows))
-            return next(iter(files.values())).shape[1:]
+                    self._check_unchanged()
+                    yield shard, features, valid
+
+    def _check_unchanged(self) -> None:
+        for path, version in self.versions.items():
+            if _version(path) != version:
+                raise SourceError(f"{path} was changed while it was imported. Run the same command again.")
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _opened(wanted: FeatureImport, spool: Spool) -> dict[str, FileRows]:
@@ -106,6 +135,11 @@ def _files(settings: FeatureFile) -> dict[str, Path]:
     if isinstance(settings.file, str):
         return {"": Path(settings.file)}
     return {split: Path(path) for split, path in settings.file.items()}
+
+
+def absent_file(settings: FeatureFile) -> Path | None:
+    """Return the first file that is not there."""
+    return next((path for path in _files(settings).values() if not path.exists()), None)
 
 
 Place = tuple[Shard, FileRows, Rows]
@@ -163,38 +197,44 @@ def _by_key(
         if of_split is None:
             yield shard, next(iter(files.values())), np.full(len(held), -1)
             continue
-        places = pc.index_in(held, value_set=pa.array(of_split.keys, pa.string()))
+        places = pc.index_in(held, value_set=pa.array(of_split.keys, pa.large_string()))
         yield shard, of_split, pc.fill_null(places, -1).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def _names(level: Level, layout: Layout) -> pa.ChunkedArray:
-    """Return what keys call the rows of a level; captions count from 0 within their sample."""
+    """Return what keys call the rows of a level; captions count from 0 within their sample.
+
+    They are large strings: an array of plain ones holds at most 2 GiB.
+    """
     if level == "class":
-        return tables.read_table(layout.classes, tables.CLASSES)["name"]
+        return tables.read_table(layout.classes, tables.CLASSES)["name"].cast(pa.large_string())
     samples = tables.read_table(layout.samples, tables.SAMPLES)
+    ids = samples["source_id"].cast(pa.large_string())
     if level == "sample":
-        return samples["source_id"]
+        return ids
     counts = samples["caption_count"].to_numpy()
-    ids = samples["source_id"].take(np.repeat(np.arange(len(counts)), counts))
-    places = np.arange(len(ids)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return pc.binary_join_element_wise(ids, pa.array(places).cast(pa.string()), "#")
+    places = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    repeated = ids.take(np.repeat(np.arange(len(counts)), counts))
+    hash_sign = pa.scalar("#", pa.large_string())
+    return pc.binary_join_element_wise(repeated, pa.array(places).cast(pa.large_string()), hash_sign)
 
 
 def _of_split(names: pa.ChunkedArray, split: str, shards: Sequence[Shard], level: Any) -> pa.ChunkedArray:
     own = [names.slice(shard.first_row(level), shard.rows(level)) for shard in shards if shard.split == split]
-    return pa.chunked_array([chunk for part in own for chunk in part.chunks], pa.string())
+    return pa.chunked_array([chunk for part in own for chunk in part.chunks], pa.large_string())
 
 
 def _check_keys(where: str, found: FileRows, names: pa.ChunkedArray, layout: Layout) -> None:
-    keys = pa.array(found.keys, pa.string())
+    keys = pa.array(found.keys, pa.large_string())
     if len(keys) != len(pc.unique(keys)):
         doubled = next(row["values"] for row in pc.value_counts(keys).to_pylist() if row["counts"] > 1)
         raise SourceError(f"{where}: {found.path} names {doubled!r} twice. Each row has a key of its own.")
-    known = pc.is_in(keys, value_set=pa.concat_arrays(names.chunks) if names.num_chunks else pa.array([], pa.string()))
+    known = pc.is_in(keys, value_set=names)
     unknown = keys.filter(pc.invert(known)).to_pylist()
-    if unknown:
-        text = layout.quarantine.read_text(encoding="utf-8") if layout.quarantine.is_file() else ""
-        unknown = [key for key in unknown if not any(f'"{name}"' in text for name in {key, _CAPTION.sub("", key)})]
+    if unknown and layout.quarantine.is_file():
+        with layout.quarantine.open(encoding="utf-8") as lines:
+            left_out = {json.loads(line)["source_id"] for line in lines}
+        unknown = [key for key in unknown if left_out.isdisjoint((key, _CAPTION.sub("", key)))]
     if unknown:
         shown, like = ", ".join(map(repr, unknown[:_NAMED])), ", ".join(map(repr, names.slice(0, _NAMED).to_pylist()))
         raise SourceError(
@@ -211,7 +251,7 @@ def _checked(found: FileRows, rows: Rows, wanted: FeatureImport) -> NDArray[np.f
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         values = given.astype(np.float32)
         if unit:
-            values = values / np.linalg.norm(values, axis=1, keepdims=True)
+            values = values / np.linalg.norm(values, axis=-1, keepdims=True)
         features = values.astype(np.float16)
     fine = np.isfinite(features).all(axis=tuple(range(1, features.ndim)))
     if not fine.all():

@@ -6,6 +6,7 @@ against the shards, of which they are a function, row by row.
 
 from __future__ import annotations
 
+import math
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -133,7 +134,7 @@ class DryRun:
         else:
             changed = digest_fault(path, expected) if expected else "the manifest names no such part"
             found = [changed] if changed else []
-            found += _value_faults(features.reshape(len(features), entry.dim), valid, entry.unit)
+            found += _value_faults(features, valid, entry.unit)
             self._valid[slug, shard.split] += int(valid.sum())
         yield from (Fault(f"features/{slug}/{path.name}", what, self._remedy(slug)) for what in found)
 
@@ -200,13 +201,13 @@ class DryRun:
 
 
 def _value_faults(features: NDArray[np.float16], valid: NDArray[np.bool_], unit: bool) -> list[str]:
-    """Return which claims about the values do not hold: finite, zero where absent, else of length 1 if so claimed."""
-    norms = np.linalg.norm(features.astype(np.float32), axis=1)
-    finite, stray = np.isfinite(norms), np.abs(norms - 1) > _NORM_TOLERANCE
+    """Return which claims do not hold: finite, zero where absent, else of vectors of length 1 if so claimed."""
+    norms = np.linalg.norm(features.astype(np.float32), axis=-1).reshape(len(features), math.prod(features.shape[1:-1]))
+    finite, stray = np.isfinite(norms).all(axis=1), (np.abs(norms - 1) > _NORM_TOLERANCE).any(axis=1)
     wrong = {
         "not finite": ~finite,
         f"of another length than 1 (± {_NORM_TOLERANCE})": finite & valid & stray & unit,
-        "marked as absent and yet not zero": finite & ~valid & (norms != 0),
+        "marked as absent and yet not zero": finite & ~valid & norms.any(axis=1),
     }
     return [
         f"{int(rows.sum()):,} of {len(rows):,} rows are {what}; the first is the part's row {int(rows.argmax())}"

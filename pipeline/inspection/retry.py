@@ -11,6 +11,7 @@ from pipeline.summary import summary
 from stores import ExtractParameters, SourceError, Store
 from stores.layout import Layout
 from stores.parameter_loading import recorded_parameters
+from stores.plugins import recorded_in
 
 
 def retry(path: Path) -> tuple[Table, str]:
@@ -28,7 +29,8 @@ def retry(path: Path) -> tuple[Table, str]:
     samples = len(store.samples)
     parameters = recorded_parameters(ExtractParameters, store.manifest.parameters, layout.manifest)
     try:
-        extracted = extract(parameters, path, retry=True)
+        with recorded_in(path):
+            extracted = extract(parameters, path, retry=True)
     except SourceError as error:
         error.add_note(
             f"The store's source is {parameters.data.source}, seen from the folder where it was made. "

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from stores import Manifest, Store, StoreError, TeacherError
 from stores.modality import LEVELS
+from stores.plugins import recorded_in
 
 if TYPE_CHECKING:
     from models.teachers import Teacher
@@ -71,7 +72,8 @@ def load_stored(store: Store, slug: str, weights: str | None = None) -> Teacher:
     stored = store.manifest.teachers[slug]
     if weights is None and stored.spec == recorded(store.manifest, stored.modality):
         weights = recorded(store.manifest, f"{stored.modality}_weights")
-    teacher = load_teacher(stored.spec, weights, precision=stored.precision or "auto", modality=stored.modality)
+    with recorded_in(store.root):
+        teacher = load_teacher(stored.spec, weights, precision=stored.precision or "auto", modality=stored.modality)
     if teacher.fingerprint != stored.fingerprint:
         raise TeacherError(
             f"The teacher {stored.spec} that was loaded is not the one that made {store.root}/features/{slug}: "

@@ -24,6 +24,7 @@ from pipeline.sources.image_files import ImageFile
 from pipeline.sources.listed import ListedSource, by_label, columns, file_in, required
 from pipeline.sources.records import BadRecord, GivenFeatures, Record, Rejected
 from pipeline.sources.texts import decoded
+from stores.digests import value_digest
 from stores.errors import SourceError
 from stores.modality import Level
 
@@ -102,8 +103,8 @@ class ImageAttributes:
         self._file, self._images = file, images
 
     def identity(self) -> Any:
-        """Name the file's content."""
-        return self._file.digest()
+        """Name the file's content, and which images its numbers are."""
+        return [self._file.digest(), value_digest(self._images)]
 
     def of(self, name: str) -> NDArray[np.float32] | None:
         """Return the row of an image."""
@@ -133,8 +134,8 @@ class ClassAttributes:
         self._file, self._names = file, names
 
     def identity(self) -> Any:
-        """Name the file's content."""
-        return self._file.digest()
+        """Name the file's content, and the classes of its rows."""
+        return [self._file.digest(), self._names]
 
     def of(self, name: str) -> NDArray[np.float32] | None:
         """Return the row of a class."""

@@ -109,7 +109,7 @@ class Data:
     # what encodes spoken captions: speech:<folder of transformers>, or package.module:factory; null: nothing does
     speech: str | None = None
     # features of yours to import, by name: {regions: {file: regions.npy}}
-    features: dict[Annotated[str, Field(pattern=SAFE_NAME)], FeatureFile] = Field(default_factory=dict)
+    features: dict[Annotated[str, Field(pattern=SAFE_NAME, max_length=255)], FeatureFile] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -132,7 +132,7 @@ class Extract:
     shard_size: PositiveInt = 1000
     # auto: every GPU, else the CPU; several are separated by commas, one process each
     device: str = "auto"
-    # auto: bf16 where the hardware has it, else fp32
+    # auto: as the store's features are; of a new store bf16 where the hardware has it, else fp32
     precision: Precision = "auto"
     # auto: the largest that fits; a batch that still runs out of memory is halved
     image_batch: BatchSize = "auto"

@@ -193,7 +193,9 @@ class TrainingData:
         """Say what an epoch is, as part of a sentence."""
         stream, batch_size = self.stream, self._settings.batch_size
         each = f" ({batch_size // self._processes} in each of {self._processes} processes)"
-        left_out = f", {stream.left_out:,} left out for want of features" if stream.left_out else ""
+        absent, doubtful = stream.left_out - stream.doubtful, f", {stream.doubtful:,} left out as too doubtful"
+        left_out = f", {absent:,} left out for want of features" if absent else ""
+        left_out += doubtful if stream.doubtful else ""
         where = "on the device" if self.on_device else "gathered on the host"
         return (
             f"{stream.pairs:,} pairs an epoch in {len(stream):,} steps of {batch_size}"
@@ -249,7 +251,11 @@ def _passes(
     return Passes(
         store,
         "train",
-        Unusable(_failed(store, slugs["image"], soft), np.union1d(_failed(store, slugs["text"], soft), doubtful)),
+        Unusable(
+            _failed(store, slugs["image"], soft),
+            np.union1d(_failed(store, slugs["text"], soft), doubtful),
+            len(doubtful),
+        ),
         Pairing(store, "train"),
         captions=settings.captions,
         shuffle_shards=settings.shuffle_shards,

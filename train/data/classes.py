@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +20,19 @@ class Classes:
     def __init__(self, stores: Sequence[Store], samples: Numbers, numbers: Numbers) -> None:
         """Keep the numbers of the split's samples, and those of all classes."""
         self._stores, self._samples, self.numbers = stores, samples, numbers
-        self._rows: list[NDArray[np.int64]] | None = None
+
+    @cached_property
+    def _rows(self) -> list[NDArray[np.int64]]:
+        return [class_rows(store) for store in self._stores]
+
+    @cached_property
+    def complete(self) -> bool:
+        """Whether every sample of the split has a class."""
+        samples = self._samples.first + np.arange(len(self._samples))
+        return all(bool((self._rows[store][rows] >= 0).all()) for store, _, rows in self._samples.by_store(samples))
 
     def of(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the class of each of `samples` (n,): (n,); below zero, and its own, where it has none."""
-        if self._rows is None:
-            self._rows = [class_rows(store) for store in self._stores]
         found = np.empty(len(samples), dtype=np.int64)
         for store, mine, rows in self._samples.by_store(samples):
             own = self._rows[store][rows]

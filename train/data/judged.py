@@ -40,7 +40,11 @@ def training_pairs(stores: Sequence[Store], captions: Numbers, settings: Train) 
 
 
 def check_weighable(parameters: TrainParameters) -> None:
-    """Raise a `ParameterError` where pairs are to be weighed by a loss that does not weigh them."""
+    """Raise a `ParameterError` where nothing reads a clean column, or a loss cannot weigh pairs by it."""
+    read = parameters.train.clean_weight or parameters.train.clean_at_least or parameters.loss.recipe == "l2rm"
+    if parameters.train.clean is not None and not read:
+        expected = "null, or one of train.clean_at_least, train.clean_weight and loss.recipe: l2rm, which read it"
+        raise ParameterError(where="train.clean", found=parameters.train.clean, expected=expected)
     if parameters.train.clean_weight and (parameters.loss.original == "pcmr" or parameters.loss.recipe == "l2rm"):
         advice = "L2RM splits by train.clean as it is; with PCMR leave doubtful pairs out, by train.clean_at_least."
         expected = "false with loss.original: pcmr or loss.recipe: l2rm, which do not weigh pairs"

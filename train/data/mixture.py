@@ -80,7 +80,7 @@ class Mixture:
         self._texts = [Captions(store) for store in stores]
         self.repeats = Repeats(stores, split, self.samples.first)
         self.teachers = {
-            modality: self._mixed([store.features(slug) for store in stores])
+            modality: self._mixed(slug, stores, [store.features(slug) for store in stores])
             for modality, slug in (slugs or {}).items()
         }
         self.features: dict[str, MixedFeatures] = {}
@@ -88,7 +88,7 @@ class Mixture:
         for modality, given in inputs.items():
             if isinstance(given, Stored):
                 (name,) = given.reads
-                self.features[name] = features = self._mixed([given.features(store) for store in stores])
+                self.features[name] = features = self._mixed(name, stores, [given.features(store) for store in stores])
                 if features.level != given.level:
                     raise TrainingError(
                         f"The student's {modality} is of each {given.level}, but the features {name!r} that it reads "
@@ -129,15 +129,27 @@ class Mixture:
 
     def present(self, name: str, numbers: NDArray[np.int64]) -> NDArray[np.bool_] | None:
         """Return which of these rows have stored features, (n,); None where no row of the split lacks them."""
-        if (known := numbers >= 0).all():
-            return self.features[name].present(numbers)
-        found = known.copy()
-        some = self.features[name].present(numbers[known])
+        features = self.features[name]
+        # Not by these rows: each process must gather the same of its share.
+        if features.level != "class" or self.classes.complete:
+            return features.present(numbers)
+        found = (known := numbers >= 0).copy()
+        some = features.present(numbers[known])
         found[known] = True if some is None else some
         return found
 
-    def _mixed(self, features: Sequence[FeatureRows]) -> MixedFeatures:
-        return MixedFeatures(features, self.numbers(features[0].level))
+    def _mixed(self, name: str, stores: Sequence[Store], features: Sequence[FeatureRows]) -> MixedFeatures:
+        first = features[0]
+        made_by = stores[0].manifest.teachers.get(name)
+        for store, other in zip(stores[1:], features[1:], strict=True):
+            if (other.level, other.shape) != (first.level, first.shape):
+                said, expected = (f"{' × '.join(map(str, one.shape))} for each {one.level}" for one in (other, first))
+                raise TrainingError(
+                    f"the features {name}", path=store.root, found=said, expected=f"{expected}, as {stores[0].root} has"
+                )
+            if made_by is not None:
+                _check_teacher(stores[0], store, name, made_by.modality)
+        return MixedFeatures(features, self.numbers(first.level))
 
 
 def opened(main: Store, others: Iterable[str], slugs: Mapping[str, str]) -> list[Store]:

@@ -49,6 +49,13 @@ class Pairing:
             raise DamagedStoreError("samples of another split", path=self._path, where=f"shard {shard.name}")
         return paired
 
+    def within_shards(self) -> bool:
+        """Tell whether all captions of a sample lie in one shard: not where wrong pairs were made by caption."""
+        if self._paired is None:
+            return True
+        samples = [np.unique(self.owners(number)) for number in self._numbers]
+        return len(np.unique(np.concatenate(samples))) == sum(map(len, samples))
+
     def wrong(self) -> NDArray[np.bool_] | None:
         """Return which of the split's captions are not paired with their own sample, (captions,); None: all are."""
         if self._paired is None:

@@ -13,15 +13,17 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stores import Store
+from stores import ParameterError, Store
 from train.data.pairing import Pairing
 
 
 class Unusable(NamedTuple):
-    """Sorted global rows that a teacher could not encode."""
+    """Sorted global rows whose pairs are left out."""
 
     samples: NDArray[np.int64]
     captions: NDArray[np.int64]
+    doubtful: int = 0
+    """How many of the captions are those of pairs less likely to be right than is asked for."""
 
 
 class Passes:
@@ -55,6 +57,7 @@ class Passes:
 
         Raises:
             StoreError: there is no such split, or captions.arrow is damaged.
+            ParameterError: one caption a sample is asked for, and a sample's captions lie in several shards.
         """
         self.where = f"The split {split!r} of {store.root}"
         store.shards(split)  # refuses a split that is not there
@@ -62,13 +65,18 @@ class Passes:
         self._numbers = np.array([number for number, shard in enumerate(self._shards) if shard.split == split])
         self._pairing, self._unusable = pairing, unusable
         self._one, self._shuffle_shards = captions == "one", shuffle_shards
+        if self._one and not pairing.within_shards():
+            # Which of its captions is drawn in which window could only be told by keeping all of them in memory.
+            expected = "all: wrong pairs made by caption spread a sample's captions over shards (by image they do not)"
+            raise ParameterError(where="train.captions", found=captions, expected=expected)
         self._seed, self._offsets, self._arranged = seed, np.array(offsets), arranged
         counted = np.array([self._count(number) for number in self._numbers], dtype=np.int64)
         self._counts = counted[:, 0]
         self.pairs = int(self._counts.sum())
         """Pairs of one pass."""
         self.left_out = int(counted[:, 1].sum())
-        """Pairs that no pass uses, since a teacher could not encode the image or the caption."""
+        """Pairs that no pass uses: the doubtful ones, and those whose image or caption a teacher could not encode."""
+        self.doubtful = unusable.doubtful
 
     def read(self, position: int) -> Iterator[NDArray[np.int64]]:
         """Yield pairs for ever, (n, 2) a window, from a position in the endless row of passes; pass 0 begins at 0."""
@@ -99,7 +107,7 @@ class Passes:
     def _count(self, number: int) -> tuple[int, int]:
         """Return how many pairs a pass takes of a shard, and how many it leaves out."""
         captions = self._shards[number].captions
-        if not self._one and not any(map(len, self._unusable)):
+        if not self._one and not len(self._unusable.samples) and not len(self._unusable.captions):
             return captions, 0  # by the manifest alone
         usable = self._usable(number)
         return len(np.unique(usable[:, 0])) if self._one else len(usable), captions - len(usable)

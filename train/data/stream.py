@@ -64,7 +64,8 @@ class PairStream(Sampler[BatchRows]):
         self.pairs = passes[0].pairs
         """Pairs of the main store in one epoch, before the last incomplete batch is dropped."""
         self.left_out = sum(split.left_out for split in passes)
-        """Pairs that no epoch uses, since a teacher could not encode the image or the caption; of all stores."""
+        """Pairs that no epoch uses (`Passes.left_out`), of all stores."""
+        self.doubtful = sum(split.doubtful for split in passes)
         # The main store has a place in each period at least, so there are never more steps than these.
         steps = range((self.pairs + 1) * PERIOD // batch_size + 2)
         self._steps = bisect_right(steps, self.pairs, key=lambda number: self._taken(number)[0]) - 1
@@ -127,14 +128,18 @@ def _check_processes(batch_size: int, processes: int) -> None:
 
 def _check_pairs(split: Passes, needed: int, batch_size: int) -> None:
     if not split.pairs and split.left_out:
+        doubtful = f"train.clean_at_least leaves {split.doubtful} out, and " if split.doubtful else ""
         raise TrainingError(
-            f"{split.where} has no pair to train on: of its {split.left_out} pairs, none has the features of both "
-            f"teachers. Look at what failed with cusa-store info, or choose other teachers."
+            f"{split.where} has no pair to train on: of its {split.left_out} pairs, {doubtful}none has the features "
+            f"of both teachers. Look at what failed with cusa-store info, or choose other teachers"
+            f"{', or lower train.clean_at_least' if doubtful else ''}."
         )
     if not split.pairs:
         raise TrainingError(f"{split.where} has no pairs. Extract a data set whose split has captions.")
     if split.pairs < needed:
         part = "one batch of" if needed == batch_size else f"its share of {needed} in one batch of"
+        doubtful = f" and leaves {split.doubtful} out by train.clean_at_least" if split.doubtful else ""
         raise TrainingError(
-            f"{split.where} gives {split.pairs} pairs an epoch, fewer than {part} {batch_size}. Lower train.batch_size."
+            f"{split.where} gives {split.pairs} pairs an epoch{doubtful}, fewer than {part} {batch_size}. "
+            f"Lower {'either' if doubtful else 'train.batch_size'}."
         )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from models.aligned import AlignedModel
 from models.encoded import Encoded, concatenated, map_tensors
@@ -64,7 +64,9 @@ def embed_split(
                     encoded = map_tensors(
                         lambda t: t.float() if t.is_floating_point() else t, model.encode(modality, tensors)
                     )
-                    kept.append(encoded._replace(parts=None, mask=None))
+                    vectors = encoded._replace(parts=None, mask=None)
+                    # Several processes gather on their devices; one has no need to hold a whole split there.
+                    kept.append(vectors if accelerator.num_processes > 1 else map_tensors(Tensor.cpu, vectors))
                     if policy.wanted and encoded.parts is not None:
                         parts.add(encoded.parts, encoded.mask)
                     pause()
@@ -72,10 +74,10 @@ def embed_split(
                 del batches  # else a loader's workers would outlive a stop
             whole = concatenated(kept)
             if accelerator.num_processes > 1:
-                whole = map_tensors(accelerator.gather, whole)
+                whole = map_tensors(lambda tensor: accelerator.gather(tensor).cpu(), whole)
             tokens, mask = parts.whole()
             found[modality] = whole.take(slice(len(numbers)))._replace(parts=tokens, mask=mask)
-    return map_tensors(lambda tensor: tensor.cpu(), found)
+    return found
 
 
 def process_share(rows: NDArray[np.int64], accelerator: Accelerator) -> NDArray[np.int64]:

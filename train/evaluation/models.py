@@ -133,7 +133,7 @@ def load_model(
     Raises:
         CusaError: there is no such model, or it cannot be loaded; or weights are given that it does not take.
     """
-    if "+" in spec and not Path(spec).exists():
+    if len(_members(spec)) > 1:
         return _ensemble(spec, device, precision)
     where = resolve_device(device)
     how = resolve_precision(precision, where)
@@ -179,11 +179,22 @@ def _trained(path: Path) -> tuple[AlignedModel, TrainParameters | None, dict[str
 
 
 def _ensemble(spec: str, device: str, precision: Precision) -> EnsembleModel:
-    members = tuple(load_model(one, None, device, precision) for one in spec.split("+"))
+    members = tuple(load_model(one, None, device, precision) for one in _members(spec))
     students = tuple(one for one in members if isinstance(one, StudentModel))
     if len(students) < len(members):
         raise StudentError(found=spec, expected="students with + between them", advice="A teacher has no scores.")
     return EnsembleModel(spec, students)
+
+
+def _members(spec: str) -> list[str]:
+    """Return the members of an ensemble; of a name with plus signs that is there as a path they are part."""
+    pieces, found = spec.split("+"), list[str]()
+    while pieces:
+        paths = ("+".join(pieces[:count]).removeprefix("run:") for count in range(len(pieces), 0, -1))
+        count = next((len(pieces) - number for number, path in enumerate(paths) if Path(path).exists()), 1)
+        found.append("+".join(pieces[:count]))
+        del pieces[:count]
+    return found
 
 
 def _array(embeddings: Tensor) -> NDArray[np.float32]:

@@ -20,10 +20,12 @@ from rich.markup import escape
 from rich.status import Status
 
 from models.aligned import AlignedModel
+from models.trained import run_path
 from stores import CusaError, Store
 from stores.console import console, progress_bar
 from stores.layout import teacher_slug
 from stores.parameters import Evaluation, Rerank
+from stores.plugins import recorded_in
 from train.evaluation.data import COCO_TEST, FOLDS, DataSets
 from train.evaluation.eccv import coco_ids, eccv_caption
 from train.evaluation.embed import SplitEncoded, embed_split
@@ -149,7 +151,8 @@ class StudentOnStore:
     @cached_property
     def _second(self) -> SecondStage | None:
         rerank = self._settings.rerank
-        return SecondStage(rerank, self.model.aligned, self.accelerator) if rerank else None
+        with recorded_in(None if self.rerank else run_path(self.model.name)):
+            return SecondStage(rerank, self.model.aligned, self.accelerator) if rerank else None
 
     @property
     def _settings(self) -> Evaluation:

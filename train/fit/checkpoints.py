@@ -1,20 +1,21 @@
 """The checkpoints of one training: what to go on from, the best weights, and those that a rule keeps.
 
-`last.safetensors` is written after each epoch, every `train.save_every` steps and on a stop; parameters that do not
-learn are not in it, since they are loaded from where they came. `best.safetensors` holds all weights.
+`last.safetensors` is written after each epoch, every `train.save_every` steps and on a stop; frozen parameters are not
+in it, since they are loaded from where they came. `best.safetensors` holds all weights.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.checkpoint import frozen_digests, load_checkpoint, read_record, save_checkpoint
-from stores import TrainParameters
+from stores import TrainingError, TrainParameters
 from stores.parameters import as_dict
 from train.fit.epoch import Epoch, EpochProgress
 
@@ -28,11 +29,14 @@ class Checkpoints:
         parameters: TrainParameters,
         modules: Mapping[str, nn.Module],
         optimizer: torch.optim.Optimizer,
+        frozen: Mapping[str, Tensor],
     ) -> None:
+        """`frozen` are parameters that do not learn, by part and name, and are not needed to go on."""
         self.best, self.last = run / "best.safetensors", run / "last.safetensors"
         self._run, self._keep_every = run, parameters.train.keep_every
         self._parameters = as_dict(parameters)
-        self._modules, self._optimizer, self._frozen = modules, optimizer, frozen_digests(modules)
+        self._modules, self._optimizer = modules, optimizer
+        self._left_out, self._frozen = frozen.keys(), frozen_digests(modules, frozen)
 
     def load(self) -> tuple[list[Epoch], EpochProgress]:
         """Load the last state if there is one; return the epochs behind it and what is done of the next.
@@ -53,11 +57,18 @@ class Checkpoints:
             "parameters": self._parameters,
             "frozen": self._frozen,
         }
-        save_checkpoint(self.last, self._modules, record, self._optimizer)
+        save_checkpoint(self.last, self._modules, record, self._optimizer, self._left_out)
 
     def keep(self, history: Sequence[Epoch]) -> None:
-        """Keep the weights of the last epoch of `history` if they are the best, or a rule says so."""
+        """Keep the weights of the last epoch of `history` if they are the best, or a rule says so.
+
+        Raises:
+            TrainingError: no RSUM tells how good they are.
+        """
         figures = history[-1]
+        if math.isnan(figures.validation_rsum):
+            advice = "No query of that split has a partner that is there: choose one with images and their captions."
+            raise TrainingError("RSUM", where="eval.validation", found="nan", expected="a number", advice=advice)
         record = {
             "epoch": figures.epoch,
             "validation_rsum": figures.validation_rsum,

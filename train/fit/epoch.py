@@ -21,7 +21,7 @@ class TrainingFigures:
     temperatures: dict[str, float]
     """The learned temperatures at its end."""
     learning_rate: float
-    """Of its last step."""
+    """Of the step to come."""
     samples_per_second: float
     """Pairs per second over all processes, evaluation left out."""
     wait: float

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +18,7 @@ from models.aligned import AlignedModel
 from models.encoded import Encoded
 from models.inputs import Tensors
 from models.matching import match_in_training
+from stores.hardware import exact_dtype
 from stores.parameters import Train
 from train.data.batches import Batch, TrainingData
 from train.data.seeds import derived_seed
@@ -26,10 +26,8 @@ from train.evaluation.embed import measuring
 from train.fit.grad_cache import cached_backward, encoded_in_parts
 from train.fit.processes import Processes
 from train.losses.comparison import Instances
-from train.losses.objective import Objective, compare, compared
+from train.losses.objective import GRADIENT, TOTAL, Objective, compare, compared
 from train.losses.terms import Term
-
-GRADIENT: Final = "gradient"
 
 
 class Learner(nn.Module):
@@ -63,7 +61,8 @@ class Optimisation:
         self._data, self._settings, self._processes = data, settings, processes
         self._accelerator, self._matched_by = accelerator, matched_by
         clean = data.pairs.clean if settings.clean_weight else None
-        self._clean = None if clean is None else torch.from_numpy(clean).to(accelerator.device)
+        device = accelerator.device
+        self._clean = None if clean is None else torch.from_numpy(clean).to(exact_dtype(device)).to(device)
         self._match = match_in_training(model.student, accelerator) if objective.matches else None
         learner = Learner(model, objective)
         optimizer = make_optimizer(learner, settings)
@@ -103,7 +102,7 @@ class Optimisation:
             group["lr"] = self.rate(epoch, step)
         self.optimizer.step()
         self.objective.clamp_()
-        return {name: value.detach() for name, value in {**parts, "total": total, GRADIENT: norm}.items()}
+        return {name: value.detach() for name, value in {**parts, TOTAL: total, GRADIENT: norm}.items()}
 
     def survey(self, terms: Sequence[Term], epoch: int, pause: Callable[[], None]) -> None:
         """Give terms that judge pairs, before an epoch begins, their losses of all its pairs, by the captions' numbers.
@@ -130,7 +129,9 @@ class Optimisation:
     def _compared(self, batch: Batch, encoded: dict[str, Encoded]) -> tuple[Tensor, dict[str, Tensor]]:
         """Compare this process's rows with the rows of all processes."""
         rows = self._instances(batch, encoded)
-        return compare(self.objective, rows, self._processes.columns(rows), self.model.scorer, self._match)
+        columns = self._processes.columns(rows)
+        with self._accelerator.autocast():
+            return compare(self.objective, rows, columns, self.model.scorer, self._match)
 
     def _certain(self, batch: Batch) -> Tensor | None:
         return None if self._clean is None else self._clean[batch.numbers["caption"] - self._data.pairs.first]

@@ -12,14 +12,14 @@ from typing import Final, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, broadcast_object_list
 from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_gather
 
 from models.encoded import Encoded, tensors_of, with_tensors
 from stores import ParameterError, TrainParameters
 from stores.errors import CusaError
-from stores.hardware import resolve_device, resolve_precision
+from stores.hardware import resolve_device, resolve_precision, use_device
 from train.losses.comparison import Instances
 
 T = TypeVar("T")
@@ -35,14 +35,17 @@ def make_accelerator(parameters: TrainParameters) -> Accelerator:
     """
     device = resolve_device(parameters.train.device)
     precision = resolve_precision(parameters.train.precision, device)
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
+    # Buffers are shared where they are read: before measuring (`share_buffers`), not with every forward pass.
+    apart = DistributedDataParallelKwargs(broadcast_buffers=False)
+    mixed = "bf16" if precision == "bf16" else "no"
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=mixed, kwargs_handlers=[apart])
     if accelerator.num_processes > 1 and device.index is not None:
         raise ParameterError(
             f"train.device is {parameters.train.device!r}, one device for {accelerator.num_processes} processes. "
             f"Say cuda or auto: each process then takes its own."
         )
-    if accelerator.num_processes == 1 and device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
+    if accelerator.num_processes == 1:
+        use_device(parameters.train.device)
     return accelerator
 
 

@@ -24,6 +24,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from models.aligned import AlignedModel
+from models.checkpoint import frozen_parameters
 from models.students import as_student, load_student
 from models.trained import begin_with
 from stores import Store, TrainingError, TrainParameters
@@ -46,12 +47,13 @@ from train.fit.epoch import Epoch, EpochProgress, StepMetrics
 from train.fit.frozen_towers import read_frozen_outputs
 from train.fit.grad_cache import check_cacheable
 from train.fit.live import LiveView
-from train.fit.optimisation import GRADIENT, Optimisation
+from train.fit.optimisation import Optimisation
 from train.fit.processes import Processes, precision_of
 from train.fit.run_folder import Facts, describe
 from train.fit.stops import Stop, Stopped
+from train.fit.unreached import freeze_unreached
 from train.losses.comparison import matched_by
-from train.losses.objective import check_weights, make_objective
+from train.losses.objective import GRADIENT, TOTAL, check_modalities, make_objective
 
 LOOK_EVERY: Final = 10
 """Steps between two looks at the losses: each look waits for the device."""
@@ -80,7 +82,7 @@ class Training:
         student = load_student(parameters.student)
         inputs = as_student(student).inputs
         check_enriched(parameters.eval.enriched, inputs)
-        check_weights(parameters.loss, inputs)
+        check_modalities(parameters.loss, inputs)
         taught = tuple(modality for modality in slugs if modality in inputs)
         self.objective = make_objective(parameters.loss, taught, tuple(inputs))
         self.model = AlignedModel(student, uni_modal=self.objective.unimodal)
@@ -101,12 +103,14 @@ class Training:
         check_cacheable(self.model, self._settings.micro_batch, self._settings.batch_size // processes)
         self.objective.begin(self.data.pairs)
         self.objective.to(accelerator.device)
+        modules = {"model": self.model, "objective": self.objective}
+        frozen = frozen_parameters(modules)
+        self._unreached = freeze_unreached(self.model, self.objective)
         self._steps = len(self.data.stream)
         self._optimisation = Optimisation(
             self.model, self.objective, self.data, self._settings, accelerator, self._processes, matching
         )
-        modules = {"model": self.model, "objective": self.objective}
-        self.checkpoints = Checkpoints(run, parameters, modules, self._optimisation.optimizer)
+        self.checkpoints = Checkpoints(run, parameters, modules, self._optimisation.optimizer, frozen)
         self.history: list[Epoch] = []
         self._done = EpochProgress()
 
@@ -176,6 +180,8 @@ class Training:
             f"{self._title}: {self.data.announce()}; {processes}{self._accelerator.device.type}, {self._precision}"
             f"{place}"
         )
+        if self._unreached:
+            console.print(self._unreached)
 
     @property
     def _learning_rate(self) -> float:
@@ -343,4 +349,4 @@ class Training:
 
 
 def _written(losses: dict[str, float]) -> str:
-    return " · ".join(f"{name} {value:.3f}" for name, value in losses.items() if name != "total" or len(losses) > 2)
+    return " · ".join(f"{name} {value:.3f}" for name, value in losses.items() if name != TOTAL or len(losses) > 2)

@@ -49,7 +49,7 @@ class Instances(NamedTuple):
     notes: Mapping[str, Tensor] = {}
     """(n, …) what terms noted of the rows before the loss (`Term.prepare`)."""
     certain: Tensor | None = None
-    """(n,) float64, how much a row's pair weighs in terms that learn from pairs; None: all alike."""
+    """(n,) of `exact_dtype`, how much a row's pair weighs in terms that learn from pairs; None: all alike."""
     matched_by: Mapping[tuple[str, str], str] = {}
     """By which of the `numbers` items of two modalities match; those of pairs that are not named, by `groups`."""
 

@@ -25,6 +25,7 @@ from stores.plugins import made_by_factory
 from train.losses import tiles
 from train.losses.comparison import Comparison, Instances, Match, Scores, SoftLabels
 from train.losses.coordination import PCMC, PCMR
+from train.losses.cross_entropy import precise
 from train.losses.image_text_matching import ITM
 from train.losses.rematching import Rematched, WarmUp
 from train.losses.set_terms import set_terms
@@ -37,6 +38,9 @@ RECIPES: Final[Mapping[str, Callable[[Loss, Term], list[Term]]]] = {
     "x2vlm": lambda loss, original: [ITM(loss.matching, cast(Temperature, original.temperatures["InfoNCE"]))],
 }
 """What a recipe adds to the student's own loss, which it is given, and the soft labels."""
+TOTAL: Final = "total"
+GRADIENT: Final = "gradient"
+"""What a step gives beside its terms: their weighted sum, and its gradient's norm."""
 
 
 class Objective(nn.Module):
@@ -75,6 +79,10 @@ class Objective(nn.Module):
     def unimodal(self) -> bool:
         """Whether a term teaches the uni-modal heads."""
         return any(term.unimodal for term in self.terms)
+
+    def teaches(self, modality: str) -> bool:
+        """Tell whether a term teaches the uni-modal head of a modality."""
+        return any(term.unimodal and (term.taught is None or modality in term.taught) for term in self.terms)
 
     def temperatures(self) -> dict[str, float]:
         """Return the temperatures by name."""
@@ -137,7 +145,7 @@ def make_objective(
         modalities: the student's.
 
     Raises:
-        ParameterError: two terms bear one name, or a term of the user's own cannot be loaded.
+        ParameterError: two terms bear one name, or one that is taken, or a term of the user's own cannot be loaded.
     """
     labels = SoftLabels(tau=loss.teacher_temperature, top_k=loss.soft_top_k, mix=loss.mix)
     terms: list[Term] = [_original(loss, modalities)]
@@ -149,18 +157,28 @@ def make_objective(
         terms.append(_own(spec))
         terms[-1].weight = weight
     terms += RECIPES[loss.recipe](loss, terms[0])
+    if taken := {TOTAL, GRADIENT} & {term.name for term in terms}:
+        raise ParameterError(
+            f"A term of the loss is called {taken.pop()}, as the curves call another figure. Rename it."
+        )
     names = [name for term in terms for name in {term.name, *term.temperatures}]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise ParameterError(f"Two terms of the loss are called {doubled[0]}. Give each a name of its own.")
     return Objective(terms)
 
 
-def check_weights(loss: Loss, modalities: Collection[str]) -> None:
-    """Raise a `ParameterError` where weights are of pairs of modalities that the student has not."""
-    named = {one for pair in loss.coordination.weights for one in pair.split("/")}
-    if loss.original in ("pcmc", "pcmr") and (strange := named - {*modalities}):
-        where, expected = "loss.coordination.weights", f"pairs of {', '.join(modalities)}, such as image/text"
-        raise ParameterError(where=where, found=", ".join(sorted(strange)), expected=expected)
+def check_modalities(loss: Loss, modalities: Collection[str]) -> None:
+    """Raise a `ParameterError` where the loss is of modalities, or of pairs of them, that the student has not."""
+    if loss.recipe == "l2rm" and not {"image", "text"} <= {*modalities}:
+        expected = f"cusa: l2rm rematches images and texts, and the student has {', '.join(modalities)}"
+        raise ParameterError(where="loss.recipe", found=loss.recipe, expected=expected)
+    if loss.original not in ("pcmc", "pcmr"):
+        return
+    pairs = [frozenset(pair.split("/")) for pair in loss.coordination.weights]
+    for name, pair in zip(loss.coordination.weights, pairs, strict=True):
+        if len(pair) < 2 or not pair <= {*modalities} or pairs.count(pair) > 1:
+            expected = f"pairs of two of {', '.join(modalities)}, each once, such as image/text"
+            raise ParameterError(where="loss.coordination.weights", found=name, expected=expected)
 
 
 def described(loss: Loss) -> str:
@@ -172,7 +190,8 @@ def described(loss: Loss) -> str:
         text += f", soft labels at τ_P = {loss.teacher_temperature:g}"
         text += f", each row's nearest {loss.soft_top_k}" if loss.soft_top_k else ""
         text += f", similarities of the two teachers mixed: {loss.mix}" if loss.mix != "each" else ""
-    return text + (", InfoNCE divided by the batch size once more" if loss.reduction == "reference" else "")
+    divided = loss.original == "infonce" and loss.reduction == "reference"
+    return text + (", InfoNCE divided by the batch size once more" if divided else "")
 
 
 def _original(loss: Loss, modalities: tuple[str, ...]) -> Term:
@@ -220,14 +239,19 @@ def compare(
         objective: the terms.
         rows: whose losses are averaged, M of them.
         columns: what they are compared with, the rows among them; the same object where they are the rows.
-        scorer: how items of two modalities are compared. All but the cosine run under the autocast of the caller.
+        scorer: how items of two modalities are compared. All but the cosine run under the autocast of the caller; what
+            follows is of their scores in float32.
         match: what the terms that need it match pairs by.
     """
-    given = _given(scorer, rows, columns)
-    with torch.autocast(rows.groups.device.type, enabled=False):
-        all_columns = objective.noted(
-            columns.normalised(), lambda: given if rows is columns else _given(scorer, columns, columns)
-        )
+    given, device = _given(scorer, rows, columns), rows.groups.device.type
+    lowered = torch.is_autocast_enabled(device)
+
+    def all_scores() -> Scores | None:
+        with torch.autocast(device, torch.get_autocast_dtype(device), enabled=lowered):
+            return given if rows is columns else _given(scorer, columns, columns)
+
+    with torch.autocast(device, enabled=False):
+        all_columns = objective.noted(columns.normalised(), all_scores)
         own_notes = {name: note[rows.places] for name, note in all_columns.notes.items()}
         some_rows = all_columns if rows is columns else rows.normalised()._replace(notes=own_notes)
         height = max(1, tiles.ELEMENTS // len(columns.groups))
@@ -261,16 +285,16 @@ def _given(scorer: Scorer, rows: Instances, columns: Instances) -> Scores | None
     """Return the scores of every two modalities both ways; a scorer sees the modality first that the student names so.
 
     Of one process's batch each pair is scored once: the transpose serves the other direction. Cosines are left to the
-    comparison: None.
+    comparison: None. Scores are in float32, or float64 where they are that.
     """
     if isinstance(scorer, Cosine):
         return None
     scores = {}
     for first, second in permutations(rows.encoded, 2):
         if (second, first) not in scores:
-            scores[first, second] = scorer.matrix(rows.encoded[first], columns.encoded[second])
+            scores[first, second] = precise(scorer.matrix(rows.encoded[first], columns.encoded[second]))
         elif rows is columns:
             scores[first, second] = scores[second, first].T
         else:
-            scores[first, second] = scorer.matrix(columns.encoded[second], rows.encoded[first]).T
+            scores[first, second] = precise(scorer.matrix(columns.encoded[second], rows.encoded[first])).T
     return scores

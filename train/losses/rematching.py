@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stores.hardware import exact_dtype
 from stores.parameters import Rematching
 from train.losses.comparison import TRUSTED, Comparison, Instances
 from train.losses.functional import symmetric_cross_entropy, symmetric_divergence
@@ -60,7 +61,7 @@ class Rematched(Term):
     paired = False
     prepares = True
     clean: Tensor
-    """(captions,) clean probabilities, 1 where a pair was never surveyed."""
+    """(captions,) float32, clean probabilities, 1 where a pair was never surveyed."""
     split_at: Tensor
     """(), the epoch of the last survey, −1 before the first."""
 
@@ -70,7 +71,7 @@ class Rematched(Term):
         self.cost = LearnedCost() if settings.cost == "learned" else None
         self._pairs = TrainingPairs(0, 0)
         self._epoch = 0
-        self.register_buffer("clean", torch.ones(0, dtype=torch.float64))
+        self.register_buffer("clean", torch.ones(0))
         self.register_buffer("split_at", torch.tensor(-1))
 
     def begin(self, pairs: TrainingPairs) -> None:
@@ -102,8 +103,8 @@ class Rematched(Term):
         from stores.clean_mixture import clean_probabilities  # here, since scikit-learn takes seconds to load
 
         captions, losses = captions[paired := ~losses.isnan()], losses[paired]
-        found = clean_probabilities(losses.double().cpu().numpy(), self._settings.mixture)
-        self.clean[captions - self._pairs.first] = torch.from_numpy(found).to(self.clean.device)
+        found = clean_probabilities(losses.cpu().double().numpy(), self._settings.mixture)
+        self.clean[captions - self._pairs.first] = torch.from_numpy(found).to(self.clean.dtype).to(self.clean.device)
         self.split_at.fill_(epoch)
 
     def clean_column(self) -> Tensor | None:
@@ -120,7 +121,8 @@ class Rematched(Term):
         if self._epoch < self._settings.warm_up:
             return {TRUSTED: torch.zeros_like(captions, dtype=torch.bool)}
         trusted = (self.clean[captions] > 0.5) | ~_paired(whole.columns)
-        notes = {name: torch.zeros(len(captions), dtype=torch.float64, device=captions.device) for name in _POTENTIALS}
+        dtype, device = exact_dtype(captions.device), captions.device
+        notes = {name: torch.zeros(len(captions), dtype=dtype, device=device) for name in _POTENTIALS}
         chosen = torch.nonzero(~trusted)[:, 0]
         if len(chosen):
             scores = whole.scores("image", "text")[chosen][:, chosen]
@@ -132,12 +134,15 @@ class Rematched(Term):
 
     def forward(self, compared: Comparison) -> Tensor:
         if _POTENTIALS["image"] not in compared.columns.notes:
-            return torch.zeros_like(compared.scores("image", "text")[0, 0])
+            nothing = torch.zeros_like(compared.scores("image", "text")[0, 0])
+            # The cost takes part with a gradient of zero, as several processes expect of a parameter.
+            return nothing if self.cost is None else nothing + 0 * (self.cost.scale + self.cost.shift)
         settings = self._settings
         others, candidates = (~side.notes[TRUSTED] for side in (compared.rows, compared.columns))
         allowed = candidates & ~compared.same("image", "text")
         paired = _paired(compared.columns)
-        weights = (others & allowed.any(dim=1)).double() * (len(paired) / paired.sum().clamp(min=1).double())
+        dtype = exact_dtype(paired.device)
+        weights = (others & allowed.any(dim=1)).to(dtype) * (len(paired) / paired.sum().clamp(min=1).to(dtype))
         total = torch.zeros_like(compared.scores("image", "text")[0, 0])
         for first, second in (("image", "text"), ("text", "image")):
             scores = compared.scores(first, second)

@@ -66,6 +66,8 @@ class Term(nn.Module, ABC):
     """Whether it needs a student that matches (`Comparison.match`)."""
     unimodal: ClassVar[bool] = False
     """Whether it teaches the uni-modal heads."""
+    taught: tuple[str, ...] | None = None
+    """Of which modalities; None: of all."""
     paired: bool = True
     """Whether it takes the items of a row to belong together: it then sees the pairs alone that are trusted."""
     prepares: ClassVar[bool] = False
@@ -162,22 +164,20 @@ class USA(Term):
 
     soft = True
     unimodal = True
+    taught: tuple[str, ...]
 
     def __init__(self, weight: float, labels: SoftLabels, modalities: tuple[str, ...]) -> None:
         """`modalities` are those with a teacher; each has a temperature of its own."""
         super().__init__("USA", weight, {f"USA {modality}": Temperature(0.45, 0.10, 1.00) for modality in modalities})
-        self._labels, self._modalities = labels, modalities
+        self._labels, self.taught = labels, modalities
         self.paired = labels.mix != "each"
 
     def forward(self, compared: Comparison) -> Tensor:
-        among = [(modality,) if self._labels.mix == "each" else self._modalities for modality in self._modalities]
+        among = [(modality,) if self._labels.mix == "each" else self.taught for modality in self.taught]
         return usa_loss(
-            [compared.among(modality) for modality in self._modalities],
-            [
-                compared.labels(modality, self._labels, some)
-                for modality, some in zip(self._modalities, among, strict=True)
-            ],
-            [self.temperatures[f"USA {modality}"]() for modality in self._modalities],
+            [compared.among(modality) for modality in self.taught],
+            [compared.labels(modality, self._labels, some) for modality, some in zip(self.taught, among, strict=True)],
+            [self.temperatures[f"USA {modality}"]() for modality in self.taught],
             [compared.weights(*some) for some in among],
             [compared.allowed(*some) for some in among],
         )

@@ -9,7 +9,7 @@
 4. The targets of a row are its plan's shares. They follow from the potentials of the other side alone: a softmax of
    −cost/λ less what is due to hubs, items that are near to many.
 
-Shapes: M rows, N columns. All is computed in float64, without gradient.
+Shapes: M rows, N columns. All is computed in float64, where the device has it, without gradient.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Final
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from stores.hardware import exact_dtype
 
 FLOOR: Final = 1e-10
 """Cells of the plan below it count as that much (L2RM): a row of which little is transported has even targets."""
@@ -108,7 +110,7 @@ def potentials(
     allowed: Tensor | None = None,
     tolerance: float = _CLOSE,
 ) -> tuple[Tensor, Tensor]:
-    """Return log a (M,) and log b (N,), float64, of the plan a_i exp(−cost_ij/reg) b_j.
+    """Return log a (M,) and log b (N,), of `exact_dtype`, of the plan a_i exp(−cost_ij/reg) b_j.
 
     Args:
         cost: (M, N).
@@ -175,9 +177,10 @@ class _Problem:
         kernel = (rows[:, None] + columns[None, :] + self._logits).exp_()
         transposed = kernel.T.contiguous()
         scaled_rows, scaled_columns = torch.ones_like(rows), torch.ones_like(columns)
+        least = max(_LEAST, torch.finfo(kernel.dtype).tiny)
         for _ in range(_BETWEEN):
-            scaled_rows = self._of_rows / torch.mv(kernel, scaled_columns).clamp_(min=_LEAST)
-            scaled_columns = self._of_columns / torch.mv(transposed, scaled_rows).clamp_(min=_LEAST)
+            scaled_rows = self._of_rows / torch.mv(kernel, scaled_columns).clamp_(min=least)
+            scaled_columns = self._of_columns / torch.mv(transposed, scaled_rows).clamp_(min=least)
         error = (scaled_rows * torch.mv(kernel, scaled_columns) - self._of_rows).abs().sum()
         return rows + scaled_rows.log(), columns + scaled_columns.log(), float(error)
 
@@ -216,7 +219,7 @@ class _Problem:
 
 
 def _logits(cost: Tensor, reg: float, allowed: Tensor | None) -> Tensor:
-    logits = cost.detach().double() / -reg
+    logits = cost.detach().to(exact_dtype(cost.device)) / -reg
     return logits if allowed is None else logits.masked_fill(~allowed, float("-inf"))
 
 
