@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, Final
 
 import faiss
 import numpy as np
@@ -15,6 +16,10 @@ from numpy.typing import NDArray
 
 from stores.atomic import atomic_path
 from stores.errors import DamagedStoreError, StoreError
+from stores.ownership import check_plain
+
+_READING: Final = Lock()
+"""faiss has one limit for all that read."""
 
 
 class Index:
@@ -33,14 +38,17 @@ class Index:
 
     @classmethod
     def read(cls, path: Path) -> Index:
-        """Read the index file at `path`.
+        """Read the index file at `path`; what it holds is no larger than itself, whatever it claims.
 
         Raises:
             DamagedStoreError: it cannot be read as an index of global rows.
         """
+        check_plain(path)
         try:
-            index = faiss.read_index(str(path))
-        except (RuntimeError, MemoryError) as error:
+            with _READING:
+                faiss.set_deserialization_vector_byte_limit(path.stat().st_size)
+                index = faiss.read_index(str(path))
+        except (OSError, RuntimeError, MemoryError) as error:
             raise DamagedStoreError(f"cannot be read ({faiss_reason(error)})", path=path) from None
         if not isinstance(index, faiss.IndexIDMap) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise DamagedStoreError(path=path, found=index, expected="ids of global rows, searched by inner product")

@@ -136,7 +136,6 @@ READ: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = {
     "group": (ALTERED["features-group"][0], lambda store: Store.open(store).features("minilm").gather(np.arange(1))),
     "null": (ALTERED["null"][0], lambda store: Store.open(store).images[0]),
     "first": (lambda store: with_column(store, "caption_first", 10**12), _shown),
-    "index": (ALTERED["index"][0], lambda store: Store.open(store).index("minilm", "train")),
     "count": (lambda store: with_column(store, "caption_first", -5), _shown),
 }
 
@@ -159,3 +158,9 @@ def test_a_manifest_of_any_depth_is_made_again_and_linked_folders_are_not_writte
     assert Store.open(copy).features("minilm").valid.all(), "a person's folder on another disk is read"
     with refused(StoreError, path=copy / "features"):
         extract(small_scenes(), copy)
+
+
+def test_an_index_is_given_no_more_memory_than_its_file_is_large(copy: Path) -> None:
+    with_index_claiming(copy)
+    with pytest.raises(DamagedStoreError, match="limit"):
+        Store.open(copy).index("minilm", "train")
