@@ -297,7 +297,7 @@ def test_a_weighed_run_resumes_bitwise_and_wants_a_column(
     with stopping(monkeypatch, (1, 1)):
         run(weighed, noisy_store, tmp_path / "stopped")
     run(weighed, noisy_store, tmp_path / "stopped")
-    run(replace(weighed, train=replace(weighed.train, clean_weight=False)), noisy_store, tmp_path / "plain")
+    run(replace(weighed, train=replace(settings, clean_weight=False)), noisy_store, tmp_path / "plain")
     whole, stopped, plain = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "stopped", "plain"))
     assert all(torch.equal(stopped[name], tensor) for name, tensor in whole.items())
     assert any(not torch.equal(plain[name], tensor) for name, tensor in whole.items())

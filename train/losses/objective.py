@@ -158,9 +158,7 @@ def make_objective(
         terms[-1].weight = weight
     terms += RECIPES[loss.recipe](loss, terms[0])
     if taken := {TOTAL, GRADIENT} & {term.name for term in terms}:
-        raise ParameterError(
-            f"A term of the loss is called {taken.pop()}, as the curves call another figure. Rename it."
-        )
+        raise ParameterError(f"A term of the loss is called {taken.pop()}, a name that the curves need. Rename it.")
     names = [name for term in terms for name in {term.name, *term.temperatures}]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise ParameterError(f"Two terms of the loss are called {doubled[0]}. Give each a name of its own.")

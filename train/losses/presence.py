@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stores.errors import TrainingError
+from stores.hardware import exact_dtype
 
 
 class Cells(NamedTuple):
@@ -36,7 +37,7 @@ def count_cells(
     second = second_groups if has_second is None else second_groups[has_second]
     ordered = second.sort().values
     matching = torch.searchsorted(ordered, first, right=True) - torch.searchsorted(ordered, first)
-    together = matching.double().sum()
+    together = matching.to(exact_dtype(matching.device)).sum()
     return Cells(together, len(first) * len(second) - together)
 
 
@@ -71,7 +72,8 @@ def shares(rows: Tensor, columns: Tensor, certain: tuple[Tensor | None, Tensor |
         certain: (M,) and (N,), how much each weighs; None: equally.
     """
     heights = [
-        side.double() if some is None else side * some for side, some in zip((rows, columns), certain, strict=True)
+        side.to(exact_dtype(side.device)) if some is None else side * some
+        for side, some in zip((rows, columns), certain, strict=True)
     ]
     total = heights[1].sum()
     return heights[0] * (len(columns) / torch.where(total > 0, total, torch.ones_like(total)))
