@@ -6,6 +6,8 @@ faiss is not fork-safe: open an index in the process that searches, never before
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
@@ -19,7 +21,6 @@ from stores.errors import DamagedStoreError, StoreError
 from stores.ownership import check_plain
 
 _READING: Final = Lock()
-"""faiss has one limit for all that read."""
 
 
 class Index:
@@ -45,8 +46,7 @@ class Index:
         """
         check_plain(path)
         try:
-            with _READING:
-                faiss.set_deserialization_vector_byte_limit(path.stat().st_size)
+            with _at_most(path.stat().st_size):
                 index = faiss.read_index(str(path))
         except (OSError, RuntimeError, MemoryError) as error:
             raise DamagedStoreError(f"cannot be read ({faiss_reason(error)})", path=path) from None
@@ -84,6 +84,18 @@ class Index:
         except RuntimeError as error:
             raise DamagedStoreError(f"faiss cannot search the index ({faiss_reason(error)})") from None
         return similarity, rows
+
+
+@contextmanager
+def _at_most(size: int) -> Iterator[None]:
+    """Let faiss read no vector of more bytes; its limit is of the whole process, so one index is read at a time."""
+    with _READING:
+        limit = faiss.get_deserialization_vector_byte_limit()
+        faiss.set_deserialization_vector_byte_limit(size)
+        try:
+            yield
+        finally:
+            faiss.set_deserialization_vector_byte_limit(limit)
 
 
 def faiss_reason(error: Exception) -> str:
