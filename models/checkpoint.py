@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from stores.atomic import atomic_path
 from stores.errors import CheckpointError
+from stores.json_objects import parsed_object
 
 CHECKPOINT_FORMAT: Final = 4
 _RECORD: Final = "cusa"
@@ -107,7 +108,7 @@ def read_record(path: Path) -> dict[str, Any]:
                 "heads: open-clip:<model>/<file>."
             )
             raise CheckpointError(path=path, expected="a checkpoint of cusa-train", advice=advice)
-        record = json.loads(header[_RECORD])
+        record = parsed_object(header[_RECORD])
     except FileNotFoundError:
         raise CheckpointError("no such file", path=path, expected="a checkpoint of cusa-train") from None
     except (SafetensorError, OSError, ValueError) as error:
@@ -115,7 +116,10 @@ def read_record(path: Path) -> dict[str, Any]:
     if (found := record.get("format")) != CHECKPOINT_FORMAT:
         advice = "Train again with this version."
         raise CheckpointError(path=path, where="format", found=found, expected=CHECKPOINT_FORMAT, advice=advice)
-    return cast(dict[str, Any], record)
+    for name in ("parameters", _FROZEN):
+        if not isinstance(held := record.get(name, {}), dict):
+            raise CheckpointError(path=path, where=name, found=held, expected="an object")
+    return record
 
 
 def tensor_names(path: Path) -> list[str]:
@@ -136,10 +140,13 @@ def load_checkpoint(
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 — not a mapping
+        recorded = record.get(_FROZEN)
         # What does not learn for want of a term that reaches it is in the file all the same.
-        frozen = frozen_parameters(modules) if _FROZEN in record else {}
+        frozen = frozen_parameters(modules) if recorded is not None else {}
         left_out = {name: parameter for name, parameter in frozen.items() if name not in tensors}
-        if _FROZEN in record and frozen_digests(modules, left_out).items() - record[_FROZEN].items():
+        if recorded is not None and any(
+            recorded.get(part) != digest for part, digest in frozen_digests(modules, left_out).items()
+        ):
             advice = "Take the weights that it began with, or train anew."
             raise CheckpointError("the parameters that do not learn are others now", path=path, advice=advice)
         for part, module in modules.items():

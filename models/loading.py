@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stores.errors import WeightsError
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def weights_digest(module: nn.Module) -> str:
@@ -31,6 +34,32 @@ def weights_file(path: str, spec: str) -> Path:
     if not Path(path).is_file():
         raise WeightsError(f"The weights {path} of {spec} do not exist. Name a file.")
     return Path(path)
+
+
+def made_with(state: Mapping[str, Tensor], make: Callable[[], M]) -> M:
+    """Return the module that `make` makes, with the weights of a file that says how large it is.
+
+    It takes no memory before it is known that the file's tensors are its own and hold what they claim: a view without
+    strides claims any size, and two narrow tensors a matrix that the file has not.
+
+    Raises:
+        ValueError: a tensor is missing, too many, of another shape, or does not hold its numbers.
+    """
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    others = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if others:
+        first = others[0]
+        shapes = f"{first} with {found.get(first, 'nothing')}, expected {expected.get(first, 'nothing')}"
+        raise ValueError(f"{len(others)} tensors do not fit, the first is {shapes}")
+    for name, tensor in state.items():
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{name} does not hold the {tuple(tensor.shape)} numbers that it claims")
+    module = make()
+    module.load_state_dict(dict(state), strict=True)
+    return module
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -7,7 +7,6 @@ published, and that is said.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -22,10 +21,11 @@ from ruamel.yaml.error import YAMLError
 from safetensors import safe_open
 from torch import Tensor
 
-from models.loading import shortened, weights_file
+from models.loading import made_with, shortened, weights_file
 from models.x2vlm import FUSION, LAYER, X2VLM, Size, TowerSize
 from stores.console import console
 from stores.errors import StudentError, WeightsError
+from stores.json_objects import parsed_object
 
 State = dict[str, Tensor]
 FORM: Final = "x2vlm:<weights file>[@<pixels>], or x2vlm:base|large[@<pixels>] for random weights"
@@ -61,8 +61,7 @@ def load_x2vlm(name: str) -> X2VLM:
     state, configs = _read(path)
     try:
         size = _sized(_size(state, configs, path), pixels)
-        model = X2VLM(size)
-        model.load_state_dict(_fitted(_renamed(state), size), strict=True)
+        model = made_with(_fitted(_renamed(state), size), lambda: X2VLM(size))
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
         expected = "the weights of an X2-VLM with BEiT-2 and BERT, as its authors save them"
         raise WeightsError(shortened(error), path=path, expected=expected) from None
@@ -75,7 +74,7 @@ def _read(path: Path) -> tuple[State, Configs]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 content: Any = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 — not a mapping
-                config = json.loads((file.metadata() or {}).get("config", "{}"))
+                config = parsed_object((file.metadata() or {}).get("config", "{}"))
         else:
             content, config = torch.load(path, map_location="cpu", weights_only=True), {}
             if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
@@ -98,7 +97,7 @@ def _beside(path: Path) -> Configs:
     for file in places:
         try:
             content: Any = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        except (OSError, ValueError, YAMLError) as error:
+        except (OSError, ValueError, RecursionError, YAMLError) as error:
             console.print(f"{file} is no configuration that can be read, and is passed over: {shortened(error)}")
             continue
         if isinstance(content, Mapping):
@@ -108,22 +107,34 @@ def _beside(path: Path) -> Configs:
 
 def _said(configs: Configs, names: tuple[str, ...]) -> int | None:
     """Return the whole number under the first of the names, of the first configuration that has one of them."""
-    return next((value for config in configs for name in names for value in _under(config, name)), None)
+    values = (section.get(name) for config in configs for name in names for section in _sections(config))
+    return next(
+        (int(one) for one in values if isinstance(one, int | str) and re.fullmatch(r"0*[1-9]\d*", str(one))), None
+    )
 
 
-def _under(config: Mapping[str, Any], name: str) -> Iterator[int]:
-    """Yield the whole numbers under a name, in sections too, but for those of the image encoder."""
-    if re.fullmatch(r"0*[1-9]\d*", str(config.get(name))):
-        yield int(config[name])
-    for key, value in config.items():
-        if isinstance(value, Mapping) and not str(key).startswith(_OF_IMAGES):
-            yield from _under(value, name)
+def _sections(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield a configuration and its sections, but for those of the image encoder; each once, however often it is named.
+
+    By YAML's aliases a few lines name a section millions of times, or within itself.
+    """
+    waiting, seen = [config], set()
+    while waiting:
+        section = waiting.pop()
+        if id(section) in seen:
+            continue
+        seen.add(id(section))
+        yield section
+        inner = [value for key, value in section.items() if not str(key).startswith(_OF_IMAGES)]
+        waiting += [value for value in reversed(inner) if isinstance(value, Mapping)]
 
 
 def _size(state: State, configs: Configs, path: Path) -> Size:
     patches, words = state["vision_encoder.patch_embed.proj.weight"], "text_encoder.embeddings."
     table = state[f"vision_encoder.blocks.0.attn.{_TABLE}"]
     heads, patch = table.shape[1], patches.shape[-1]
+    if not heads or not patch:
+        raise ValueError(f"patches of {patch} pixels and {heads} heads")
     layers = sorted(_layers(state, LAYER))
     fusion = [layer for layer in layers if _crosses(state, layer)]
     if not fusion:

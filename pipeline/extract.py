@@ -79,6 +79,7 @@ def extract(parameters: ExtractParameters, store: Path, *, retry: bool = False) 
         finished, before = layout.manifest.exists(), _previous(layout)
         wanted_here = {engine.card.slug: engine.card.spec for engine in engines}
         _check_folders({**wanted_here, **dict.fromkeys(imports)}, before)
+        _check_links(layout, [*wanted_here, *imports, *(before.features if before else ())])
         ingested = ingest(source, parameters.data, settings.shard_size, layout, progress, before=before, retry=retry)
         made |= ingested.made
         sets = FeatureSets(
@@ -218,6 +219,15 @@ def _check_folders(wanted: Mapping[str, str | None], before: Manifest | None) ->
                 f"features/{slug} holds the features of {held.spec}; those of {spec or 'your file'} would take their "
                 f"place. Choose another store with --store."
             )
+
+
+def _check_links(layout: Layout, slugs: Sequence[str]) -> None:
+    """See that no folder that is written into is a link: files would come and go somewhere else."""
+    tops = [layout.root / name for name in ("shards", "features", "indices")]
+    for path in (*tops, *(top / slug for top in tops[1:] for slug in slugs)):
+        if path.is_symlink():
+            advice = "Put the folder itself there. The store as a whole may be a link."
+            raise StoreError("a link, into which nothing is written", path=path, advice=advice)
 
 
 def _check_place(data: Data, store: Path) -> None:

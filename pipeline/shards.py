@@ -29,6 +29,7 @@ from pipeline.sources.records import NoImage
 from stores.atomic import atomic_path
 from stores.digests import file_digest, value_digest
 from stores.errors import StoreError
+from stores.json_objects import parsed_object
 from stores.layout import Layout
 from stores.manifest import Sha256
 
@@ -236,6 +237,6 @@ def read_shard(tar: Path) -> Iterator[StoredSample]:
             if not stream or len(members) > 1:
                 raise StoreError(f"{tar}: the sample {key} is not one image at most and one .json.")
             image = next(iter(members.values()), None)
-            facts = json.loads(stream.read())
+            facts = parsed_object(stream.read())
             offset, size = (image.offset_data, image.size) if image else (0, 0)
             yield StoredSample(key=key, image_offset=offset, image_bytes=size, **facts)

@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stores.errors import DamagedStoreError
+
 
 class Column:
     """A column of a store's table; what is not asked for is never read."""
@@ -23,7 +25,13 @@ class Column:
         return int(self._bounds[-1])
 
     def numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the integers at `rows` (n,), in their order: (n,)."""
+        """Return the integers at `rows` (n,), in their order: (n,).
+
+        Raises:
+            DamagedStoreError: there are no such rows; another table says so.
+        """
+        if len(rows):
+            self._check(int(rows.min()), int(rows.max()) + 1)
         taken = np.empty(len(rows), dtype=np.int64)
         owners = np.searchsorted(self._bounds, rows, side="right") - 1
         for owner in np.unique(owners):
@@ -32,7 +40,12 @@ class Column:
         return taken
 
     def run(self, first: int, count: int) -> pa.Array:
-        """Return the `count` values from row `first`."""
+        """Return the `count` values from row `first`.
+
+        Raises:
+            DamagedStoreError: there are no such rows; another table says so.
+        """
+        self._check(first, first + count)
         pieces, last = [], first + count
         owner = int(np.searchsorted(self._bounds, first, side="right")) - 1
         while first < last:
@@ -40,6 +53,14 @@ class Column:
             pieces.append(self._chunks[owner].slice(first - start, end - first))
             first, owner = end, owner + 1
         return pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces or [pa.array([], self._type)])
+
+    def _check(self, first: int, last: int) -> None:
+        if not 0 <= first <= last <= len(self):
+            raise DamagedStoreError(
+                "the store's tables do not fit",
+                found=f"rows {first} to {last - 1}",
+                expected=f"rows 0 to {len(self) - 1}",
+            )
 
     def values(self, rows: NDArray[np.int64]) -> list[Any]:
         """Return the values at `rows` (n,) as Python objects, in their order; meant for few."""

@@ -29,7 +29,7 @@ from stores.errors import DamagedStoreError, StoreError
 from stores.layout import Layout
 from stores.manifest import FeatureSet, Shard
 from stores.modality import Level
-from stores.ownership import is_plain
+from stores.ownership import check_plain, is_plain
 from stores.parameters import Precision
 
 PART_FORMAT: Final = 3
@@ -96,14 +96,14 @@ def read_part(
     Raises:
         PartFault: it must be made (again).
     """
-    if not path.exists():
-        raise PartFault("missing")
+    if not is_plain(path):
+        raise PartFault("a link" if path.is_symlink() else "missing")
     data = path.read_bytes()
     if hashlib.sha256(memoryview(data)[:-_DIGEST_BYTES]).digest() != data[-_DIGEST_BYTES:]:
         raise PartFault("damaged: checksum")
     try:
         with h5py.File(io.BytesIO(data), "r") as file:
-            features, valid = file["features"], file["valid"]
+            features, valid = _datasets(file)
             if file.attrs["format"] not in (2, PART_FORMAT) or features.chunks is not None:
                 raise PartFault("other format")
             if file.attrs["teacher_fingerprint"] != origin.teacher_fingerprint:
@@ -132,6 +132,23 @@ def part_batch_size(path: Path) -> int:
     """Return the batch size with which a whole part was encoded."""
     with h5py.File(path, "r") as file:
         return int(file.attrs["batch_size"])
+
+
+def _datasets(file: h5py.File) -> tuple[h5py.Dataset, h5py.Dataset]:
+    """Return `features` and `valid` of a part.
+
+    Raises:
+        KeyError: one is absent, or is no dataset whose values lie in this file.
+    """
+    found = []
+    for name in ("features", "valid"):
+        held = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
+        if not isinstance(held, h5py.Dataset) or held.external or held.is_virtual:
+            raise KeyError(f"no dataset {name} of its own")
+        found.append(held)
+    if found[1].dtype != np.bool_:
+        raise KeyError("no dataset valid of flags")
+    return found[0], found[1]
 
 
 def precision_of_parts(slug: str, layout: Layout) -> Precision:
@@ -287,9 +304,10 @@ class _View:
 
 
 def _open_part(path: Path, shape: tuple[int, ...], origin: PartOrigin) -> h5py.File:
+    check_plain(path)
     try:
         file = h5py.File(path, "r")
-        features, valid = file["features"], file["valid"]
+        features, valid = _datasets(file)
         whole = features.shape == shape and features.dtype == np.float16 and valid.shape == shape[:1]
         whole = whole and file.attrs["teacher_fingerprint"] == origin.teacher_fingerprint
         whole = whole and file.attrs["shard_sha256"] == origin.shard_sha256
@@ -299,7 +317,7 @@ def _open_part(path: Path, shape: tuple[int, ...], origin: PartOrigin) -> h5py.F
             and features.chunks is None
             and (features.id.get_offset() or int(shape[0] > 0)) % features.dtype.itemsize == 0
         )
-    except (OSError, KeyError, RuntimeError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
         raise DamagedStoreError(f"cannot be read ({error})", path=path) from None
     if not whole:
         file.close()

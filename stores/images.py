@@ -22,6 +22,7 @@ from stores import tables
 from stores.errors import DamagedStoreError, StoreError
 from stores.layout import Layout
 from stores.manifest import Shard, read_manifest
+from stores.ownership import check_plain
 
 DECODING: Final = 3
 """Raised with every change to what a model sees of a file, here or in `models.fast_pixels`, so that features of other
@@ -163,7 +164,9 @@ class Images:
     def _rows(self, number: int) -> pa.RecordBatch:
         """Return the rows of a shard. Arrow's reader is not for several threads at once."""
         with self._lock:
-            return self._samples.get_batch(number)
+            rows = self._samples.get_batch(number)
+        tables.check_values(rows, self._layout.samples)
+        return rows
 
     @cached_property
     def _samples(self) -> pa.ipc.RecordBatchFileReader:
@@ -176,6 +179,7 @@ class Images:
     def _map(self, number: int) -> tuple[mmap.mmap, NDArray[np.int64], NDArray[np.int64]]:
         """Return the tar of a shard, and where each image lies in it: offsets and lengths (n,)."""
         rows, path = self._rows(number), self._layout.shard(self._shards[number].name)
+        check_plain(path)
         try:
             with path.open("rb") as stream:
                 tar = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)

@@ -6,8 +6,11 @@ faiss is not fork-safe: open an index in the process that searches, never before
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, Final
 
 import faiss
 import numpy as np
@@ -15,6 +18,9 @@ from numpy.typing import NDArray
 
 from stores.atomic import atomic_path
 from stores.errors import DamagedStoreError, StoreError
+from stores.ownership import check_plain
+
+_READING: Final = Lock()
 
 
 class Index:
@@ -33,14 +39,16 @@ class Index:
 
     @classmethod
     def read(cls, path: Path) -> Index:
-        """Read the index file at `path`.
+        """Read the index file at `path`; what it holds is no larger than itself, whatever it claims.
 
         Raises:
             DamagedStoreError: it cannot be read as an index of global rows.
         """
+        check_plain(path)
         try:
-            index = faiss.read_index(str(path))
-        except (RuntimeError, MemoryError) as error:
+            with _at_most(path.stat().st_size):
+                index = faiss.read_index(str(path))
+        except (OSError, RuntimeError, MemoryError) as error:
             raise DamagedStoreError(f"cannot be read ({faiss_reason(error)})", path=path) from None
         if not isinstance(index, faiss.IndexIDMap) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise DamagedStoreError(path=path, found=index, expected="ids of global rows, searched by inner product")
@@ -76,6 +84,18 @@ class Index:
         except RuntimeError as error:
             raise DamagedStoreError(f"faiss cannot search the index ({faiss_reason(error)})") from None
         return similarity, rows
+
+
+@contextmanager
+def _at_most(size: int) -> Iterator[None]:
+    """Let faiss read no vector of more bytes; its limit is of the whole process, so one index is read at a time."""
+    with _READING:
+        limit = faiss.get_deserialization_vector_byte_limit()
+        faiss.set_deserialization_vector_byte_limit(size)
+        try:
+            yield
+        finally:
+            faiss.set_deserialization_vector_byte_limit(limit)
 
 
 def faiss_reason(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -13,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from stores.atomic import write_text
 from stores.errors import StoreError
+from stores.json_objects import parsed_object
 from stores.layout import SAFE_NAME, Layout
 from stores.modality import LEVELS, Level
 
@@ -180,8 +180,11 @@ def read_former_manifest(layout: Layout) -> Manifest | None:
 
 def _read(path: Path) -> Manifest:
     try:
-        manifest = _ADAPTER.validate_python(_upgraded(json.loads(path.read_bytes())))
-    except (pydantic.ValidationError, ValueError, KeyError, AttributeError) as error:
+        manifest = _ADAPTER.validate_python(_upgraded(parsed_object(path.read_bytes())))
+        needed = {"samples.arrow", "captions.arrow", *["classes.arrow"] * bool(manifest.classes)}
+        if missing := sorted(needed - manifest.files.keys()):
+            raise ValueError(f"no checksum of {missing[0]}")
+    except (pydantic.ValidationError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedManifest(
             f"{path} cannot be read as a manifest ({str(error).splitlines()[0]}). "
             f"Run cusa-extract again: it makes it anew, and what is whole in the store is kept."
@@ -196,9 +199,9 @@ def _read(path: Path) -> Manifest:
     return manifest
 
 
-def _upgraded(values: Any) -> Any:
+def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
     """Return a manifest's values as format 2 has them. Format 1 knew teachers' vectors alone; parts are the same."""
-    if not isinstance(values, dict) or values.get("format_version") != 1:
+    if values.get("format_version") != 1:
         return values
     features = {}
     for name, entry in values.get("teachers", {}).items():

@@ -8,7 +8,6 @@ its test is a person's: it stays where it is, or the command refuses the folder 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,8 @@ from PIL import Image
 
 from stores.atomic import TEMPORARY, write_text
 from stores.console import console
+from stores.errors import DamagedStoreError
+from stores.json_objects import parsed_object
 
 Kinds = Mapping[str, Callable[[Path], bool]]
 """By regular expressions for the parts of its path within the folder, with slashes between: is this file ours?"""
@@ -31,6 +32,17 @@ _SIGNATURE: Final = re.compile(rb"<!-- cusa sha256:([0-9a-f]{64}) -->\n\Z")
 def is_plain(path: Path) -> bool:
     """Tell whether `path` is a regular file itself, not a link to one."""
     return path.is_file() and not path.is_symlink()
+
+
+def check_plain(path: Path) -> None:
+    """See that a file of a store is no link: a stranger's store would show whatever lies elsewhere on this machine.
+
+    Raises:
+        DamagedStoreError: it is one.
+    """
+    if path.is_symlink():
+        found, advice = str(path.readlink()), "Where you trust it, put the file itself in its place: cp -rL copies so."
+        raise DamagedStoreError("a link", path=path, found=found, expected="the file itself", advice=advice)
 
 
 def write_signed(path: Path, text: str) -> None:
@@ -62,10 +74,9 @@ def holds(*keys: str) -> Callable[[Path], bool]:
 def json_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; an empty one where there is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return parsed_object(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def is_our_drawing(path: Path) -> bool:

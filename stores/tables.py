@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from stores.atomic import atomic_path
 from stores.errors import DamagedStoreError
+from stores.ownership import check_plain
 
 _NAMES = pa.dictionary(pa.int32(), pa.string())
 
@@ -31,6 +32,9 @@ SAMPLES: Final = pa.schema(
     ]
 )
 """One row a sample. The image's bytes lie at `image_offset` of the shard's tar, `image_bytes` long."""
+
+_MAY_BE_NULL: Final = ("image_sha256", "width", "height", "label")
+"""Of a sample without an image, or without a label."""
 
 CAPTIONS: Final = pa.schema([("text", pa.large_string()), ("sample", pa.int64())])
 """One row a caption."""
@@ -75,6 +79,7 @@ def open_batches(path: Path, schema: pa.Schema) -> pa.ipc.RecordBatchFileReader:
     Raises:
         DamagedStoreError: the file is absent, damaged, or has other columns.
     """
+    check_plain(path)
     try:
         reader: Any = pa.ipc.open_file(pa.memory_map(str(path)))
     except (OSError, pa.ArrowInvalid) as error:
@@ -88,10 +93,23 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     """Map a whole Arrow IPC file; nothing is read before it is touched.
 
     Raises:
-        DamagedStoreError: the file is absent, damaged, or has other columns.
+        DamagedStoreError: the file is absent, damaged, has other columns, or lacks values.
     """
     reader = open_batches(path, schema)
     try:
-        return reader.read_all()
+        table = reader.read_all()
     except (OSError, pa.ArrowInvalid) as error:
         raise DamagedStoreError(f"cannot be read ({error})", path=path) from None
+    check_values(table, path)
+    return table
+
+
+def check_values(rows: pa.Table | pa.RecordBatch, path: Path) -> None:
+    """See that rows of the table at `path` have a value wherever readers take one for granted.
+
+    Raises:
+        DamagedStoreError: there is a null.
+    """
+    lacking = [name for name in rows.schema.names if name not in _MAY_BE_NULL and rows[name].null_count]
+    if lacking:
+        raise DamagedStoreError(path=path, where=f"column {lacking[0]}", found="null", expected="a value in each row")

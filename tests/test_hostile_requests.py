@@ -13,9 +13,11 @@ import pytest
 from conftest import content
 from hostile_images import encoded, gif_claiming, jpeg_claiming, noise, webp_claiming, with_chunk
 from served import Client, Reply, serving
+from starlette.exceptions import HTTPException
 
 from pipeline.serve import guards, server
-from pipeline.serve.queries import MAX_BODY
+from pipeline.serve.json_api import checked
+from pipeline.serve.queries import MAX_BODY, MAX_VALUES, SearchRequest
 from stores import Store
 
 
@@ -136,6 +138,7 @@ KINDS: dict[str, tuple[Callable[[Client], int], int]] = {
     "not-utf-8": (post("/api/search", b'{"text": "\xff"}'), 400),
     "no-json": (post("/api/search", b"text=a"), 400),
     "nested": (post("/api/search", b"[" * 100_000), 400),
+    "nested-in-what-is-known": (post("/api/search", b'{"text": %s1%s}' % (b"[" * 900, b"]" * 900)), 400),
     "wrong-types": (search(text=["a"], count="many"), 400),
     "unknown-key": (search(text="a", path="/etc/passwd"), 400),
     "unknown-keys-by-the-million": (post("/api/search", b"{%s}" % b",".join(b'"%d":0' % n for n in range(10**6))), 400),
@@ -175,6 +178,12 @@ def test_hostile_requests_are_answered_and_the_server_goes_on(client: Client, ki
     request, expected = KINDS[kind]
     assert request(client) == expected
     assert client.search(text="a red circle", count=1).status == 200
+
+
+def test_millions_of_values_are_refused_before_they_are_parsed() -> None:
+    with pytest.raises(HTTPException) as caught:
+        checked(SearchRequest, b"[," * MAX_VALUES)
+    assert "more than 131,072 values" in caught.value.detail
 
 
 def test_nothing_that_is_asked_becomes_a_page_s_markup(client: Client) -> None:

@@ -7,7 +7,7 @@ The authors' holds {epoch, model, best_rsum, opt, Eiters}, of which `opt` is an 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.loading import shortened
+from models.loading import M, made_with, shortened
 from stores.atomic import atomic_path
 from stores.errors import WeightsError
 
@@ -135,15 +135,15 @@ def write_published(student: nn.Module, path: Path) -> None:
         torch.save(held, temporary)
 
 
-def load_strictly(student: nn.Module, published: Published, path: Path) -> None:
-    """Load every tensor of a file.
+def made_of(published: Published, make: Callable[[], M], path: Path) -> M:
+    """Return the student that `make` makes, with every tensor of a file.
 
     Raises:
-        WeightsError: one is missing, too many, or of another shape.
+        WeightsError: one is missing, too many, or of another shape than its sizes say.
     """
     try:
-        student.load_state_dict(dict(published.state), strict=True)
-    except RuntimeError as error:
+        return made_with(published.state, make)
+    except (ValueError, RuntimeError) as error:
         raise WeightsError(shortened(error), path=path, expected=f"the sizes {asdict(published.sizes)}") from None
 
 

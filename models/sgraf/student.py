@@ -17,7 +17,7 @@ from models.encoded import Encoded
 from models.export import files_of
 from models.inputs import Input, Stored, Tensors, Tokens
 from models.sgraf.encoders import RegionEncoder, WordEncoder
-from models.sgraf.published import Sizes, load_strictly, read_published
+from models.sgraf.published import Sizes, made_of, read_published
 from models.sgraf.similarity import HEADS, SimilarityVectors
 from models.sgraf.vocabulary import FILE, LONGEST, PAD, Vocabulary, vocabulary_beside
 from models.students import Parts
@@ -130,8 +130,7 @@ def _loaded(kind: str, path: Path, settings: parameters.Sgraf) -> SgrafStudent:
             expected=f"{sizes.words}, as {path} embeds",
             advice="Name the one that the model was trained with: student.sgraf.vocabulary.",
         )
-    student = SgrafStudent(kind, sizes, settings.regions, vocabulary)
-    load_strictly(student, published, path)
+    student = made_of(published, lambda: SgrafStudent(kind, sizes, settings.regions, vocabulary), path)
     student.metadata = published.metadata
     return student
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from stores.atomic import write_text
 from stores.console import console
 from stores.errors import StudentError
+from stores.json_objects import parsed_object
 
 FILE: Final = "vocabulary.json"
 """Its name beside a run's weights."""
@@ -66,10 +67,10 @@ class Vocabulary:
         """
         try:
             data = path.read_bytes()
-            held: Any = json.loads(data)
+            held = parsed_object(data)
             numbers: Any = held["word2idx"]
-            whole = sorted(numbers.values()) == list(range(len(numbers))) and numbers[SPECIAL[0]] == PAD
-            if not whole or not all(mark in numbers for mark in SPECIAL):
+            whole = isinstance(numbers, dict) and sorted(numbers.values()) == list(range(len(numbers)))
+            if not whole or numbers[SPECIAL[0]] != PAD or not all(mark in numbers for mark in SPECIAL):
                 raise ValueError("its numbers are not 0 to its size, with <pad> 0, <start>, <end> and <unk> among them")
         except OSError as error:
             raise StudentError(f"cannot be read ({error.strerror})", path=path, expected="a vocabulary") from None
@@ -106,10 +107,10 @@ class Vocabulary:
 
 def vocabulary_beside(path: Path, data: str) -> Path | None:
     """Return the vocabulary that lies beside a checkpoint: `<data>_vocab.json`, or the only one of such a name."""
-    named = path.with_name(f"{data}_vocab.json")
-    if data and named.is_file():
-        return named
     found = sorted(path.parent.glob("*vocab*.json"))
+    # A stranger's file says what the data are called: it is compared with names, and never made one.
+    if named := [file for file in found if data and file.name == f"{data}_vocab.json"]:
+        return named[0]
     return found[0] if len(found) == 1 else None
 
 

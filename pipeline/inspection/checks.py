@@ -52,6 +52,8 @@ class Check:
 
 def digest_fault(path: Path, expected: str) -> str | None:
     """Return how the file at `path` differs from the SHA-256 that the manifest says, or None where it does not."""
+    if path.is_symlink():
+        return f"a link to {path.readlink()}, which no reader follows"
     try:
         found = file_digest(path)
     except FileNotFoundError:

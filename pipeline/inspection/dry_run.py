@@ -31,7 +31,7 @@ from stores.ownership import leftovers
 
 _NORM_TOLERANCE: Final = 1e-2
 """How far a valid row's length may be from 1; rounding to float16 stays far within."""
-_TRUTH: Final = ("pairing.arrow", "relevance.arrow", "caption_pairs.arrow")
+_TRUTH: Final = ("pairing.arrow", "relevance.arrow", "caption_pairs.arrow", "classes.arrow")
 
 
 class DryRun:
@@ -61,6 +61,11 @@ class DryRun:
     def _table(self, name: str) -> Iterator[Fault]:
         if found := digest_fault(self._store.root / name, self._manifest.files[name]):
             yield Fault(name, found)
+        elif name in tables.SCHEMAS:
+            try:
+                tables.read_table(self._store.root / name, tables.SCHEMAS[name])
+            except StoreError as error:
+                yield Fault(name, error.message)
 
     def _shard(self, shard: Shard) -> Iterator[Fault]:
         tar, receipt_path = self._layout.shard(shard.name), self._layout.shard_receipt(shard.name)
@@ -105,8 +110,12 @@ class DryRun:
         return {path.name: tables.open_batches(path, schema) for path, schema in files}
 
     def _truth(self, name: str) -> Iterator[Fault]:
-        """See that a table of the truth names rows that the store has."""
-        table = tables.read_table(self._store.root / name, tables.SCHEMAS[name])
+        """See that a table of the truth names rows that the store has, or as many classes as the manifest."""
+        table, classes = tables.read_table(self._store.root / name, tables.SCHEMAS[name]), self._manifest.classes
+        if name == "classes.arrow":
+            if len(table) != classes:
+                yield Fault("manifest.json", f"{classes:,} classes, {name} holds {len(table):,}")
+            return
         for column in set(table.column_names) - {"similarity"}:
             most = sum(shard.rows("sample" if column == "sample" else "caption") for shard in self._manifest.shards)
             chunks = [chunk.to_numpy() for chunk in table[column].chunks if len(chunk)]

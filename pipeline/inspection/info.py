@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +13,7 @@ from pipeline.pictures import picture_lines
 from stores import ExtractParameters, Manifest, Store, tables
 from stores.console import Listing, cell
 from stores.errors import DamagedStoreError
+from stores.json_objects import parsed_object
 from stores.layout import Layout
 from stores.ownership import json_object
 from stores.parameters import as_dict
@@ -103,7 +103,7 @@ def _quarantined(path: Path) -> dict[str, dict[str, int]]:
     try:
         with path.open(encoding="utf-8") as lines:
             for line in lines:
-                entry = json.loads(line)
+                entry = parsed_object(line)
                 (samples if entry.get("caption") is None else captions)[str(entry["reason"])] += 1
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise DamagedStoreError(f"cannot be read ({error})", path=path) from None

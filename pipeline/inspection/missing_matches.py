@@ -35,8 +35,8 @@ THUMBNAIL: Final = 320
 """Longest side of a picture on the page, in pixels."""
 _CAPTIONS_SHOWN: Final = 5
 
-_RELEVANT: Final = pa.field("relevant", pa.bool_())
-"""What the store's truth says of a pair; null where it says nothing."""
+SCHEMA: Final = LISTED.append(pa.field("relevant", pa.bool_()))
+"""Of the list; `relevant` is what the store's truth says of a pair, null where it says nothing."""
 
 
 def missing(path: Path, *, split: str, count: int, width: int, shown: int, out: Path | None) -> Table:
@@ -98,7 +98,7 @@ def holds_columns(names: list[str]) -> Callable[[Path], bool]:
 
 
 KINDS: Final[Kinds] = {
-    re.escape(LIST_NAME): holds_columns([*LISTED.names, _RELEVANT.name]),
+    re.escape(LIST_NAME): holds_columns(SCHEMA.names),
     re.escape(PAGE_NAME): is_signed,
 }
 """The files of a list of missing matches."""
@@ -150,7 +150,7 @@ def write_list(folder: Path, listed: pa.Table, truth: ListedRelevance | None) ->
     """Write the pairs, and what the truth says of each, as Parquet."""
     relevant = pa.nulls(len(listed), pa.bool_()) if truth is None else pa.array(truth.relevant)
     with atomic_path(folder / LIST_NAME) as temporary:
-        pq.write_table(listed.append_column(_RELEVANT, relevant), temporary)
+        pq.write_table(listed.append_column(SCHEMA.field("relevant"), relevant), temporary)
 
 
 def write_page(folder: Path, store: Store, split: str, listed: pa.Table, shown: int) -> int:

@@ -24,7 +24,7 @@ def write_vocabulary(path: Path, splits: Sequence[str], out: Path) -> str:
     texts = Column(store.captions["text"])
     sentences = has_punkt()
     vocabulary = Vocabulary.of((text for split in splits for text in _texts(store, texts, split)), sentences)
-    if out.exists() and out.read_text(encoding="utf-8") != vocabulary.json:
+    if out.exists() and out.read_bytes() != vocabulary.json.encode():
         raise ParameterError("another file is there", path=out, advice="Choose another place with --out.")
     vocabulary.write(out)
     how = "sentence by sentence" if sentences else "line by line, as NLTK's punkt_tab is not installed"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -31,10 +30,12 @@ from stores.atomic import atomic_path
 from stores.columns import Column
 
 KINDS: Final = {
-    "missing": (missing_matches.LIST_NAME, missing_matches.KINDS[re.escape(missing_matches.LIST_NAME)]),
-    "suspects": (suspects.LIST_NAME, holds_columns(suspects.LISTED.names)),
+    "missing": (missing_matches.LIST_NAME, missing_matches.SCHEMA),
+    "suspects": (suspects.LIST_NAME, suspects.LISTED),
 }
-"""The file of each list, and a test of whether one is a list."""
+"""The file of each list, and what it holds."""
+_TRUTH: Final = ("relevant", "wrong")
+"""Columns that are null where the store does not know."""
 PAGE: Final = 24
 _TYPES: Final = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
 
@@ -93,15 +94,28 @@ class Marks:
     def _all(self) -> list[dict[str, Any]]:
         if not self._path.exists():
             return []
-        try:
-            table = pq.read_table(self._path)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise StoreError(f"cannot be read ({error})", path=self._path, advice="Move it elsewhere.") from None
-        if table.schema.names != SCHEMA.names:
-            found, advice = table.schema.names, "Move it elsewhere."
-            raise StoreError("columns", path=self._path, found=found, expected=SCHEMA.names, advice=advice)
-        rows: list[dict[str, Any]] = table.to_pylist()
+        rows: list[dict[str, Any]] = _read(self._path, SCHEMA).to_pylist()
         return rows
+
+
+def _read(path: Path, schema: pa.Schema) -> pa.Table:
+    """Return a table that a person may have got from anyone.
+
+    Raises:
+        StoreError: it cannot be read, is of another schema, or lacks values.
+    """
+    advice = "Move it elsewhere."
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"cannot be read ({error})", path=path, advice=advice) from None
+    if not table.schema.equals(schema):
+        found, expected = ([f"{field.name}: {field.type}" for field in one] for one in (table.schema, schema))
+        raise StoreError("columns", path=path, found=found, expected=expected, advice=advice)
+    for name in set(schema.names) - set(_TRUTH):
+        if table[name].null_count:
+            raise StoreError(path=path, where=f"column {name}", found="null", expected="a value each", advice=advice)
+    return table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +137,7 @@ class PairList:
 
     def exists(self) -> bool:
         """Tell whether the command has made it."""
-        return KINDS[self.kind][1](self.file)
+        return holds_columns(KINDS[self.kind][1].names)(self.file)
 
     @property
     def marks(self) -> Marks:
@@ -140,13 +154,14 @@ class PairList:
 
         Raises:
             HTTPException: there is no such list, or it is of other data.
+            StoreError: it is damaged.
         """
         if not self.exists():
             command = f"cusa-store {self.kind} {self.now.store.root} --split {self.split}"
             raise HTTPException(404, f"There is no such list. Make it: {command}")
-        table, store = pq.read_table(self.file), self.now.store
-        rows = {name: table[name].to_numpy() for name in ("caption_row", self.image)}
-        most = {"caption_row": len(store.captions), self.image: len(store.samples)}
+        table, store = _read(self.file, KINDS[self.kind][1]), self.now.store
+        most = {"caption_row": len(store.captions), "image_row": len(store.samples), "sample_row": len(store.samples)}
+        rows = {name: table[name].to_numpy() for name in most if name in table.column_names}
         if any(len(found) and not 0 <= found.min() <= found.max() < most[name] for name, found in rows.items()):
             raise HTTPException(409, f"The list {self.file.parent.name} is of other data. Make it again.")
         texts = Column(store.captions["text"]).values(rows["caption_row"])
@@ -223,8 +238,15 @@ def _number(text: str, digits: int = 9) -> int:
 
 def _index(now: ServedStore) -> str:
     all_of = [PairList(now=now, kind=kind, split=split) for kind in KINDS for split in now.store.manifest.splits]
-    found = [(one, pq.read_metadata(one.file).num_rows, len(one.marks.table())) for one in all_of if one.exists()]
+    found = [(one, pq.read_metadata(one.file).num_rows, _marked(one.marks)) for one in all_of if one.exists()]
     return page("lists.html", lists=found, store=now.store.root)
+
+
+def _marked(marks: Marks) -> int | None:
+    try:
+        return len(marks.table())
+    except StoreError:
+        return None
 
 
 def _browsed(pairs: PairList, number: int) -> str:

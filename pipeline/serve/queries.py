@@ -20,6 +20,8 @@ MAX_IMAGE: Final = 20 * 2**20
 MAX_BODY: Final = MAX_IMAGE * 4 // 3 + 2**20
 """Bytes of a request: such an image in base64, and the rest."""
 MAX_NUMBERS: Final = 65_536
+MAX_VALUES: Final = 2 * MAX_NUMBERS
+"""Of all that a request in JSON says: an embedding's numbers, and commas within a text."""
 MAX_RERANKED: Final = 256
 Modality = Literal["image", "text"]
 Name = Annotated[str, Field(max_length=4096)]

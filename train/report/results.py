@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from stores.errors import DamagedRunError
+from stores.json_objects import parsed_object
 from train.evaluation.figure_tables import FigureRow, FigureTable, flattened, spoken
 from train.evaluation.paper import AVERAGE, COCO, ECCV, FLICKR, PAPER
 
@@ -30,10 +30,10 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     """
     path = folder / "metrics.json"
     try:
-        metrics: Any = json.loads(path.read_bytes())
+        metrics = parsed_object(path.read_bytes())
     except (OSError, ValueError):
         raise DamagedRunError(path=path, expected="the figures of a finished run", advice="Run cusa-train.") from None
-    if not isinstance(metrics, dict) or not metrics or not all(isinstance(found, dict) for found in metrics.values()):
+    if not metrics or not all(isinstance(found, dict) for found in metrics.values()):
         raise DamagedRunError(path=path, found=metrics, expected="figures by training")
     return metrics
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from stores import Store, TrainParameters
 from stores.errors import DamagedRunError
+from stores.json_objects import parsed_object
 from stores.layout import SAFE_NAME
 from stores.pages import write_html
 from stores.parameter_loading import recorded_parameters
@@ -106,7 +106,7 @@ def _read(folder: Path) -> tuple[TrainParameters, list[FinishedTraining]]:
     metrics = read_metrics(folder)
     path = folder / "run.json"
     try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))["parameters"]
+        recorded = dict(parsed_object(path.read_text(encoding="utf-8"))["parameters"])
     except (OSError, ValueError, KeyError, TypeError):
         raise DamagedRunError(path=path, expected="the record of a run") from None
     parameters = recorded_parameters(TrainParameters, recorded, path)
