@@ -319,7 +319,7 @@ def test_what_heads_cannot_be_is_said(store: Store, tmp_path: Path) -> None:
         (heads({"image": "nothing"}), StoreError, "no features 'nothing'"),
         (replace(heads(STORED), heads={"image": Head()}), StudentError, "one of them"),
         (replace(heads(STORED), heads={"speech": Head(tower="tiny_students:Tiny")}), StudentError, "no such tower"),
-        (replace(heads(STORED), heads={"image": Head(features="minilm", width=3)}), StudentError, "expected 3"),
+        (replace(heads(STORED), heads={"image": Head(features="hog-color", width=3)}), StudentError, "expected 3"),
         (heads(STORED, freeze=["image"]), StudentError, "does not say what its image tower is"),
     ):
         with pytest.raises(error, match=words):
