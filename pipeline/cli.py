@@ -12,7 +12,7 @@ from stores import ExtractParameters, ParameterError, load_parameters
 from stores.commands import loading, resumable
 from stores.console import output
 from stores.layout import SAFE_NAME, Layout
-from stores.manifest import read_former_manifest
+from stores.manifest import DamagedManifest, read_former_manifest
 from stores.parameter_loading import PARAMS_FILE
 from stores.plugins import recorded_in
 from stores.streams import Command
@@ -96,7 +96,11 @@ def main(
 
 def store_parameters(store: Path) -> dict[str, Any] | None:
     """Return the parameters that a store was last made with; None where there is none yet."""
-    manifest = read_former_manifest(Layout(store))
+    try:
+        manifest = read_former_manifest(Layout(store))
+    except DamagedManifest as error:
+        error.add_note("It said what the store was made of as well: name that by --source or --params once more.")
+        raise
     return None if manifest is None else manifest.parameters
 
 

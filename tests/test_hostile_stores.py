@@ -16,9 +16,11 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 from conftest import small_scenes
 from refusals import refused
 
+from pipeline.cli import main as cusa_extract
 from pipeline.extract import extract
 from pipeline.inspection.neighbours import Query, neighbours
 from pipeline.inspection.verify import verify
@@ -149,9 +151,15 @@ def test_readers_refuse_what_was_altered(copy: Path, kind: str) -> None:
         read(copy)
 
 
-def test_a_manifest_of_any_depth_is_made_again_and_linked_folders_are_not_written_into(copy: Path) -> None:
+def test_a_manifest_of_any_depth_is_made_again_and_linked_folders_are_not_written_into(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = (copy / "manifest.json").read_bytes()
     ALTERED["deep"][0](copy)
+    monkeypatch.chdir(copy.parent)  # where no params.yaml is
+    said = CliRunner().invoke(cusa_extract, ["--store", str(copy)])
+    assert said.exit_code == 2
+    assert "--source" in said.output, "what it was made of is lost with it"
     extract(small_scenes(), copy)
     assert (copy / "manifest.json").read_bytes() == whole
     as_link("features")(copy)
