@@ -26,9 +26,9 @@ def benchmark() -> list[Result]:
         place = Path(folder)
         sizes = (f"-Sdata.scenes={{train: {PICTURES}, val: 40, test: 40}}",)
         subprocess.run([script("cusa-extract"), "--store", "store", *sizes], cwd=place, check=True, capture_output=True)
-        ours, usual = _rate(place, {}), _rate(place, OPENMP)
+        ours, usual = _rate(place, "ours", {}), _rate(place, "usual", OPENMP)
         with _neighbour():
-            beside = _rate(place, {})
+            beside = _rate(place, "beside", {})
     what = "train the embedded student"
     return [
         Result(
@@ -52,13 +52,13 @@ def benchmark() -> list[Result]:
     ]
 
 
-def _rate(place: Path, settings: dict[str, str]) -> float:
-    """Return the last epoch's pairs a second; the first one makes the pictures' tensors."""
+def _rate(place: Path, run: str, settings: dict[str, str]) -> float:
+    """Return the last epoch's pairs a second, of a run of its own; the first epoch makes the pictures' tensors."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
-    command = [script("cusa-train"), "--store", "store", "--run", "run", "--overwrite"]
+    command = [script("cusa-train"), "--store", "store", "--run", run]
     settings_of_run = [f"-Strain.epochs={EPOCHS}", "-Strain.compare=false"]
     subprocess.run([*command, *settings_of_run], cwd=place, env=own | settings, check=True, capture_output=True)
-    with (place / "run" / "epochs.csv").open() as stream:
+    with (place / run / "epochs.csv").open() as stream:
         return float(list(csv.DictReader(stream))[-1]["samples_per_second"])
 
 
