@@ -4,7 +4,7 @@
 on grids of EfficientNet-Lite0, of scenes and of the photographs of ../shared/data/coco-mini, three seeds each: the
 cosine of the global vectors, SGR and SAF, with the hinge and the contrastive loss, with and without soft labels; and
 SGRAF, the mean of SGR's and SAF's scores. Every run's figures go to docs/regions.csv; a stopped run goes on. It takes
-about two hours on one core.
+somewhat over an hour on one core.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import mmap
-import os
 import warnings
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from stores import tables
+from stores.digests import file_state
 from stores.errors import DamagedStoreError, StoreError
 from stores.layout import Layout
 from stores.manifest import Shard, read_manifest
@@ -124,7 +124,7 @@ class Images:
 
     def __init__(self, layout: Layout, shards: Sequence[Shard]) -> None:
         self._layout, self._shards, self._lock = layout, shards, Lock()
-        self._manifest = _state(layout.manifest)
+        self._manifest = file_state(layout.manifest)
         """Of a manifest that names these shards."""
         self._bounds = np.cumsum([0, *(shard.samples for shard in shards)])
         self._mapped = lru_cache(MAPPED_SHARDS)(self._map)
@@ -190,7 +190,7 @@ class Images:
 
     def _check(self, tar: mmap.mmap, shard: Shard, path: Path) -> None:
         """See that a tar is the shard's. A run takes the manifest away before it changes one: only then it is read."""
-        size, state = len(tar), _state(self._layout.manifest)
+        size, state = len(tar), file_state(self._layout.manifest)
         if size == shard.bytes and state != self._manifest:
             try:
                 named = read_manifest(self._layout).shards
@@ -203,13 +203,3 @@ class Images:
         if size != shard.bytes:
             advice = "Open the store again; where that does not help, cusa-extract repairs it."
             raise DamagedStoreError("is damaged, or another than when the store was opened", path=path, advice=advice)
-
-
-def _state(path: Path) -> tuple[int, int] | None:
-    """Return by what a file is known from one that took its place; None where there is none."""
-    try:
-        with path.open("rb") as stream:  # opened, so that a network's file system asks again
-            state = os.fstat(stream.fileno())
-    except OSError:
-        return None
-    return state.st_ino, state.st_mtime_ns

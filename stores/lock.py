@@ -11,6 +11,7 @@ from typing import Final
 
 from filelock import SoftFileLock, Timeout
 
+from stores.digests import file_state, state_of
 from stores.errors import CusaError, StoreError
 from stores.layout import Layout
 
@@ -37,7 +38,7 @@ def lock_held(path: Path, folder: Path, flag: str, error: type[CusaError]) -> It
         error: another run holds it; the message names its host and process.
     """
     lock = SoftFileLock(path, timeout=_PATIENCE)
-    found = _state(path)
+    found = file_state(path)
     try:
         try:
             lock.acquire()
@@ -55,16 +56,7 @@ def lock_held(path: Path, folder: Path, flag: str, error: type[CusaError]) -> It
         lock.release()
 
 
-def _state(path: Path) -> tuple[int, int] | None:
-    """Return by what a file is known from one that takes its place."""
-    try:
-        state = path.stat()
-    except OSError:
-        return None
-    return state.st_ino, state.st_mtime_ns
-
-
-def _remove_unsigned(path: Path, found: tuple[int, int] | None) -> None:
+def _remove_unsigned(path: Path, found: tuple[int, int, int] | None) -> None:
     """Remove a lock that is as it was `found`, and empty: its owner was killed before it could write who it is.
 
     Of several runs that come to this at once, one after the other has the file itself, by a lock of the kernel, and
@@ -74,7 +66,7 @@ def _remove_unsigned(path: Path, found: tuple[int, int] | None) -> None:
         with path.open("r+b") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             mine = os.fstat(stream.fileno())
-            if mine.st_size == 0 and _state(path) == found == (mine.st_ino, mine.st_mtime_ns):
+            if mine.st_size == 0 and file_state(path) == found == state_of(mine):
                 path.unlink()
     except OSError:  # it is gone, or its file system knows no such locks
         pass

@@ -20,6 +20,7 @@ from models.inputs import Input, Pixels, Tokens
 from models.loading import weights_digest
 from models.teachers.teacher import Teacher
 from models.trained import RUN, Trained, checkpoint_file, load_trained
+from stores.digests import file_state
 from stores.errors import TeacherError
 from stores.hardware import ComputePrecision
 
@@ -45,8 +46,7 @@ def run_teacher(name: str, device: torch.device, precision: ComputePrecision, mo
 def _shared(path: Path, device: torch.device) -> Trained:
     """Load a run for a device; the towers of one that are in use share its weights, which lie there once."""
     file = checkpoint_file(path)
-    state = file.stat() if file.is_file() else None
-    key = (str(file.resolve()), state and (state.st_ino, state.st_mtime_ns, state.st_size), str(device))
+    key = (str(file.resolve()), file_state(file), str(device))
     trained = _IN_USE.get(key)
     if trained is None:
         trained = _IN_USE[key] = load_trained(path)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.imports.feature_files import FileRows, Spool, open_rows
 from stores import Shard, SourceError, tables
-from stores.digests import file_digest, value_digest
+from stores.digests import file_digest, file_state, value_digest
 from stores.layout import Layout
 from stores.manifest import FeatureSet
 from stores.modality import Level
@@ -40,7 +40,7 @@ class FeatureImport:
     name: str
     settings: FeatureFile
     fingerprint: str
-    versions: Mapping[Path, tuple[int, ...]]
+    versions: Mapping[Path, tuple[int, int, int] | None]
     """By what it shows that a file is no longer the one of the fingerprint."""
     shape: ClassVar[tuple[int, ...]] = ()
     """Of a row: known when the files are opened."""
@@ -71,7 +71,7 @@ class FeatureImport:
             SourceError: a file is not there.
         """
         try:
-            versions = {path: _version(path) for path in _files(settings).values()}
+            versions = {path: file_state(path) for path in _files(settings).values()}
             digests = {split: file_digest(path) for split, path in _files(settings).items()}
         except OSError as error:
             raise SourceError(
@@ -112,13 +112,8 @@ class FeatureImport:
 
     def _check_unchanged(self) -> None:
         for path, version in self.versions.items():
-            if _version(path) != version:
+            if file_state(path) != version:
                 raise SourceError(f"{path} was changed while it was imported. Run the same command again.")
-
-
-def _version(path: Path) -> tuple[int, ...]:
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _opened(wanted: FeatureImport, spool: Spool) -> dict[str, FileRows]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipeline.inspection.teachers import cross_modal_slugs, default_slug
 from stores import CusaError, Store, StoreError
 from stores.columns import Column
+from stores.digests import file_state
 from stores.features import Features
 from stores.index import Index
 from stores.layout import Layout
@@ -180,7 +181,7 @@ class Served:
             BeingMade: a run of cusa-extract is at work on it.
         """
         with self._lock:
-            if self._manifest_stamp() != self._stamp:
+            if file_state(Layout(self.path).manifest) != self._stamp:
                 try:
                     self._stamp, self._state = self._opened()
                 except CusaError as error:  # also a model that is gone
@@ -188,12 +189,5 @@ class Served:
             return self._state
 
     def _opened(self) -> tuple[tuple[int, ...] | None, ServedStore]:
-        stamp = self._manifest_stamp()
+        stamp = file_state(Layout(self.path).manifest)
         return stamp, ServedStore(Store.open(self.path), self._first)
-
-    def _manifest_stamp(self) -> tuple[int, ...] | None:
-        try:
-            found = Layout(self.path).manifest.stat()
-        except OSError:
-            return None
-        return found.st_ino, found.st_mtime_ns, found.st_size

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from stores.errors import CusaError
+from stores.hardware import WITHOUT_FLOAT64
 
 GRID: Final = 2.0**24
 
@@ -73,7 +74,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 def exact_device(device: torch.device) -> torch.device:
     """Return where exact cosines of a device's embeddings are computed: float64 is what Apple's accelerator lacks."""
-    return torch.device("cpu") if device.type == "mps" else device
+    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
 
 
 def _part(device: torch.device) -> int:
