@@ -19,6 +19,7 @@ from benchmarks import (
     gather,
     heads,
     index,
+    ingest,
     large_batch,
     neighbours,
     pixels,
@@ -45,7 +46,13 @@ def main() -> None:
         sys.exit(f"{REPORT} is not as make bench wrote it, and is not overwritten. Move it elsewhere.")
     started = time.monotonic()
     measured: list[Result | None] = [*commands.benchmark(), *neighbours.benchmark()]
-    measured += [gather.benchmark(1), gather.benchmark(100), pixels.benchmark(), extraction.benchmark()]
+    measured += [
+        gather.benchmark(1),
+        gather.benchmark(100),
+        pixels.benchmark(),
+        ingest.benchmark(),
+        extraction.benchmark(),
+    ]
     measured += [texts.benchmark(repeated=True), texts.benchmark(repeated=False), *index.benchmark()]
     measured += [
         *(step.benchmark() or [None]),

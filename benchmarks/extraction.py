@@ -37,12 +37,7 @@ def benchmark() -> Result | None:
 
 def measure(folder: Path, pictures: Path, device: str) -> Result:
     """Measure on a folder of JPEGs; the store and the weights lie in `folder`."""
-    entries = [
-        {"filename": path.name, "split": "test", "sentences": [{"raw": path.stem}]} for path in pictures.glob("*.jpg")
-    ]
-    source = folder / "dataset.json"
-    source.write_text(json.dumps({"images": sorted(entries, key=lambda entry: str(entry["filename"]))}))
-    data = Data(source=str(source), images=str(pictures))
+    data = listed(folder, pictures)
     layout, settings = Layout(folder / "store"), Extract()
     quiet = Progress(disable=True)
     layout.root.mkdir()
@@ -66,6 +61,16 @@ def measure(folder: Path, pictures: Path, device: str) -> Result:
         bound=f"≥ {BOUND}",
         kept=1 / ratio >= BOUND,
     )
+
+
+def listed(folder: Path, pictures: Path) -> Data:
+    """Return a data set of a folder of JPEGs, each with its name for a caption; its list lies in `folder`."""
+    entries = [
+        {"filename": path.name, "split": "test", "sentences": [{"raw": path.stem}]} for path in pictures.glob("*.jpg")
+    ]
+    source = folder / "dataset.json"
+    source.write_text(json.dumps({"images": sorted(entries, key=lambda entry: str(entry["filename"]))}))
+    return Data(source=str(source), images=str(pictures))
 
 
 def random_unicom(folder: Path) -> TeacherSpec:

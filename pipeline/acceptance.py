@@ -6,6 +6,7 @@ before anything is decoded, so that a small file cannot claim much memory or tim
 
 from __future__ import annotations
 
+import hashlib
 import io
 import unicodedata
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class CheckedImage:
     """An image file that decodes whole; width and height are those after EXIF rotation."""
 
     data: bytes
+    sha256: str
     extension: str
     width: int
     height: int
@@ -58,7 +60,7 @@ def check_image(data: bytes, max_pixels: int) -> CheckedImage:
         upright = decode_rgb(data)
     except OSError as error:
         raise Rejected("truncated-image", str(error)) from None
-    return CheckedImage(data, EXTENSIONS[form], upright.width, upright.height)
+    return CheckedImage(data, hashlib.sha256(data).hexdigest(), EXTENSIONS[form], upright.width, upright.height)
 
 
 def _check_header(data: bytes, max_pixels: int) -> str:

@@ -7,6 +7,7 @@ repaired one by one, and the same source gives the same bytes. Beside each tar l
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import tarfile
 from collections import deque
@@ -37,6 +38,8 @@ SHARD_FORMAT: Final = 2
 _RUN: Final = 8
 _RUNS_AHEAD: Final = 16
 """How many runs of images are read and checked ahead of the tar's writer."""
+_WRITTEN_AT_ONCE: Final = 1 << 20
+"""Bytes: each write waits for the threads that decode, and tarfile makes one of every 10 KB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +117,9 @@ def make_shard(shard: PlannedShard, fingerprint: str, layout: Layout, readers: T
     samples = captions = 0
     tar = layout.shard(shard.name)
     with atomic_path(tar) as temporary:
+        file = _DigestedFile(temporary)
         # Closed before its stream is, even where the disk is full: it would complain of that for ever after.
-        with temporary.open("wb") as stream, closing(_tar_writer(stream)) as writer:
+        with io.BufferedWriter(file, _WRITTEN_AT_ONCE) as stream, closing(_tar_writer(stream)) as writer:
             for number, outcome in enumerate(_checked(shard, readers)):
                 if kept := keeper.members(number, outcome):
                     writer.write(kept[0])
@@ -123,7 +127,7 @@ def make_shard(shard: PlannedShard, fingerprint: str, layout: Layout, readers: T
                 yield 1
         receipt = Receipt(
             fingerprint=fingerprint,
-            sha256=file_digest(temporary),
+            sha256=file.digest.hexdigest(),
             bytes=temporary.stat().st_size,
             samples=samples,
             captions=captions,
@@ -131,6 +135,19 @@ def make_shard(shard: PlannedShard, fingerprint: str, layout: Layout, readers: T
         )
         # Before its tar is there: a kill in between leaves a checksum that does not hold, and no tar of unknown origin.
         write_receipt(receipt, layout.shard_receipt(shard.name))
+
+
+class _DigestedFile(io.FileIO):
+    """A file that is written from its start to its end, and hashed meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "wb")
+        self.digest = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        count = super().write(data)
+        self.digest.update(memoryview(data)[:count])
+        return count
 
 
 def _tar_writer(stream: IO[bytes]) -> Any:
@@ -191,7 +208,7 @@ class _Keeper:
             return None
         facts = {
             "source_id": record.source_id,
-            "image_sha256": image and hashlib.sha256(image.data).hexdigest(),
+            "image_sha256": image and image.sha256,
             "width": image and image.width,
             "height": image and image.height,
             "captions": captions,
