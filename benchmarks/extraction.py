@@ -23,7 +23,7 @@ from stores.layout import Layout
 from stores.parameters import Data, Extract
 
 PICTURES = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco-original-size"
-BOUND = 0.88
+BOUND = 0.95
 ROUNDS = 3
 
 
