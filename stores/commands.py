@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -18,11 +17,6 @@ from stores.cores import yield_to_neighbours
 from stores.errors import CusaError
 
 GOES_ON: Final = "Run the same command again to go on from what is finished."
-
-
-def leave_interrupts_to_the_parent(_: int) -> None:
-    """Let a loader's worker ignore Ctrl-C: the command ends its workers itself, and says one sentence."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def end_with_the_parent() -> None:
