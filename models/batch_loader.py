@@ -95,6 +95,6 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _leave_signals_to_the_parent(_: int) -> None:
-    """Go on after a stop, which a scheduler may send to every process: training still needs its loader for a while."""
+    """Go on after a stop, which a scheduler may send to all processes: training needs batches until it is saved."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
