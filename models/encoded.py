@@ -5,7 +5,8 @@ Shapes: n items, D embedding, L parts of width W.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
+from copy import copy
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -81,23 +82,33 @@ def _whole(parts: Tensor) -> Tensor:
     return torch.ones(parts.shape[:2], dtype=torch.bool, device=parts.device)
 
 
-def map_tensors(change: Callable[[Tensor], Any], tree: Tree) -> Tree:
-    """Return nested tuples, named tuples, lists and mappings with every tensor changed; whatever else stays."""
+def _is_tensor(part: Any) -> bool:
+    return isinstance(part, Tensor)
+
+
+def map_tensors(change: Callable[[Any], Any], tree: Tree, leaf: Callable[[Any], bool] = _is_tensor) -> Tree:
+    """Return nested tuples, named tuples, lists and mappings with every `leaf` changed; whatever else stays."""
     mapped: Any = tree
-    if isinstance(tree, Tensor):
+    if leaf(tree):
         mapped = change(tree)
     elif isinstance(tree, tuple | list):
-        branches = [map_tensors(change, branch) for branch in tree]
+        branches = [map_tensors(change, branch, leaf) for branch in tree]
         mapped = type(tree)(*branches) if hasattr(tree, "_fields") else type(tree)(branches)
-    elif isinstance(tree, Mapping):
-        mapped = {name: map_tensors(change, branch) for name, branch in tree.items()}
+    elif isinstance(tree, MutableMapping):
+        mapped = copy(tree)  # a tokenizer's output is more than a dict, and a teacher may count on it
+        mapped.update({name: map_tensors(change, branch, leaf) for name, branch in tree.items()})
     return mapped  # type: ignore[no-any-return]
 
 
-def tensors_of(tree: Any) -> list[Tensor]:
-    """Return the tensors of nested tuples, lists and mappings, in their order."""
-    found: list[Tensor] = []
-    map_tensors(found.append, tree)
+def moved(tree: Tree, device: torch.device) -> Tree:
+    """Return the same with its tensors on a device, which copies from pinned memory while it computes."""
+    return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), tree)
+
+
+def tensors_of(tree: Any, leaf: Callable[[Any], bool] = _is_tensor) -> list[Any]:
+    """Return the tensors of nested tuples, lists and mappings, in their order, or what else is a `leaf`."""
+    found: list[Any] = []
+    map_tensors(found.append, tree, leaf)
     return found
 
 

@@ -71,13 +71,20 @@ class Input(ABC):
     reads: tuple[str, ...] = ()
     """The names of the stored features that it needs."""
 
-    def batch(self, items: Items, rows: Rows, made: Callable[[int], Tensor]) -> Tensors:
-        """Return a batch; `made` gives an item by row, as `item` made it, perhaps from a cache."""
-        return self.collate([made(int(row)) for row in rows])
+    @abstractmethod
+    def batch(self, items: Items, rows: Rows) -> Tensors:
+        """Return a batch, as it is measured."""
 
     def present(self, items: Items, rows: Rows) -> NDArray[np.bool_] | None:
         """Return which rows have an item, (n,); None: all have. What a batch holds in place of others means nothing."""
         return None
+
+
+class EachItem(Input):
+    """An input whose items are made one by one, so that they can be cached, or seen otherwise each time."""
+
+    def batch(self, items: Items, rows: Rows) -> Tensors:
+        return self.collate([self.item(items, int(row), augment=False) for row in rows])
 
     @abstractmethod
     def item(self, items: Items, row: int, augment: bool) -> Tensor:
@@ -88,7 +95,7 @@ class Input(ABC):
         """Make a batch of items."""
 
 
-class Pixels(Input):
+class Pixels(EachItem):
     """Images, decoded and transformed: (n, 3, S, S)."""
 
     level: Level = "sample"
@@ -117,7 +124,7 @@ def _white() -> bytes:
     return white.getvalue()
 
 
-class Tokens(Input):
+class Tokens(EachItem):
     """Texts as token numbers, padded to the longest of their batch rather than to the longest that a model takes."""
 
     level: Level = "caption"
@@ -174,11 +181,5 @@ class Stored(Input):
     def present(self, items: Items, rows: Rows) -> NDArray[np.bool_] | None:
         return items.present(self.reads[0], rows)
 
-    def batch(self, items: Items, rows: Rows, made: Callable[[int], Tensor]) -> Tensors:
+    def batch(self, items: Items, rows: Rows) -> Tensors:
         return torch.from_numpy(items.stored(self.reads[0], rows)).float()
-
-    def item(self, items: Items, row: int, augment: bool) -> Tensor:
-        return torch.from_numpy(items.stored(self.reads[0], np.array([row]))).float()[0]
-
-    def collate(self, made: Sequence[Tensor]) -> Tensors:
-        return torch.stack(list(made))

@@ -106,7 +106,7 @@ class StudentOfTwoTowers(HalvedStudent):
 
     def __init__(self, towers: TwoTowers) -> None:
         self._towers, self.embed_dim = towers, towers.embed_dim
-        inputs = {
+        inputs: dict[str, Input] = {
             "image": Pixels(towers.eval_transform, towers.train_transform),
             "text": Tokens(towers.tokenizer, getattr(towers, "padding", None)),
         }

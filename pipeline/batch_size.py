@@ -5,8 +5,6 @@ Shapes: B batch, D the teacher's feature size.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, MutableMapping
 from typing import Any, Final
 
 import torch
@@ -14,6 +12,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from PIL import Image
 from torch import Tensor, nn
 
+from models.encoded import map_tensors, tensors_of
 from models.teachers import Teacher
 from stores.console import console
 from stores.errors import TeacherError
@@ -95,14 +94,7 @@ def largest_batch(teacher: Teacher, items: list[Any], limit: int) -> int:
 
 def first_rows(batch: Any, rows: int) -> Any:
     """Return a batch of the first `rows` rows."""
-    return _map_rows(batch, lambda part: part[:rows])
-
-
-def bytes_of(batch: Any) -> int:
-    """Return the bytes of all tensors in a batch."""
-    sizes: list[int] = []
-    _map_rows(batch, lambda part: sizes.append(part.nbytes if isinstance(part, Tensor) else 0))
-    return sum(sizes)
+    return map_tensors(lambda part: part[:rows], batch, _is_rows)
 
 
 def _encode(teacher: Teacher, batch: Any, precision: ComputePrecision | None = None) -> tuple[Tensor, int]:
@@ -117,15 +109,15 @@ def _encode(teacher: Teacher, batch: Any, precision: ComputePrecision | None = N
         failure = str(error)
     # Only here is the error gone, and with it what its frames still held.
     clear_device_cache()
-    rows = _rows(batch)
-    if rows is None or rows < 2:
+    rows = next(map(len, tensors_of(batch, _is_rows)), 0)
+    if rows < 2:
         raise TeacherError(
             f"{teacher.spec} runs out of memory on a single {teacher.modality}: {failure.splitlines()[0]} "
             f"Free the device {teacher.device}, choose another (extract.device) or a smaller teacher."
         )
     middle = (rows + 1) // 2
-    first, most = _encode(teacher, _map_rows(batch, lambda part: part[:middle]), precision)
-    second, also = _encode(teacher, _map_rows(batch, lambda part: part[middle:]), precision)
+    first, most = _encode(teacher, first_rows(batch, middle), precision)
+    second, also = _encode(teacher, map_tensors(lambda part: part[middle:], batch, _is_rows), precision)
     return torch.cat([first, second]), max(most, also)
 
 
@@ -151,25 +143,3 @@ def _is_rows(batch: Any) -> bool:
     if isinstance(batch, Tensor):
         return batch.ndim > 0
     return isinstance(batch, (list, tuple)) and all(isinstance(item, str) for item in batch)
-
-
-def _rows(batch: Any) -> int | None:
-    """Return the number of rows in a batch, or None if nothing in it has rows."""
-    if _is_rows(batch):
-        return len(batch)
-    parts = batch.values() if isinstance(batch, MutableMapping) else batch if isinstance(batch, (list, tuple)) else ()
-    return next((rows for rows in map(_rows, parts) if rows is not None), None)
-
-
-def _map_rows(batch: Any, cut: Callable[[Any], Any]) -> Any:
-    """Return a batch of the same structure with every part that has rows cut."""
-    if _is_rows(batch):
-        return cut(batch)
-    if isinstance(batch, MutableMapping):
-        part_of = copy.copy(batch)  # a tokenizer's output is more than a dict, and a teacher may count on it
-        part_of.update({name: _map_rows(part, cut) for name, part in batch.items()})
-        return part_of
-    if isinstance(batch, (list, tuple)):
-        make = getattr(batch, "_make", type(batch))  # a named tuple takes its parts one by one
-        return make([_map_rows(part, cut) for part in batch])
-    return batch

@@ -20,11 +20,6 @@ from stores.errors import CusaError
 GOES_ON: Final = "Run the same command again to go on from what is finished."
 
 
-def leave_interrupts_to_the_parent(_: int) -> None:
-    """Let a loader's worker ignore Ctrl-C: the command ends its workers itself, and says one sentence."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def end_with_the_parent() -> None:
     """Let a process of ours end as soon as the one that started it has ended, however that was."""
     threading.Thread(target=_wait_for_the_parent, daemon=True).start()

@@ -188,9 +188,9 @@ def test_a_pickled_data_set_carries_paths_alone(two_stores: tuple[Store, Store])
     student = load_student(Student())
     made = data(two_stores[0], replace(SETTINGS, device_table_gib=0.0), student)
     draw = next(iter(made.stream))
-    expected = made.loader.dataset[draw]
-    pickled = pickle.dumps(data(two_stores[0], replace(SETTINGS, device_table_gib=0.0), student).loader.dataset)
-    assert_same([pickle.loads(pickled)[draw]], [expected])
+    expected = made.loader.make(draw)
+    pickled = pickle.dumps(data(two_stores[0], replace(SETTINGS, device_table_gib=0.0), student).loader.make)
+    assert_same([pickle.loads(pickled)(draw)], [expected])
 
 
 def test_what_an_epoch_is_stands_in_a_sentence(two_stores: tuple[Store, Store]) -> None:

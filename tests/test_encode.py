@@ -22,6 +22,7 @@ from conftest import content, small_scenes
 from interrupted import finish, start
 from PIL import Image
 
+from models import batch_loader
 from models.teachers import TeacherSpec, load_teacher
 from pipeline.encode import encoder, extraction
 from pipeline.encode.windows import Job, plan_windows
@@ -167,12 +168,12 @@ def test_a_lost_process_ends_the_run_though_a_pipe_is_full(tmp_path: Path) -> No
 def test_what_is_decoded_ahead_is_bounded_by_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ahead: list[int] = []
 
-    class Watched(encoder.DataLoader):  # type: ignore[type-arg]
+    class Watched(batch_loader.DataLoader):  # type: ignore[type-arg]
         def __init__(self, *given: Any, prefetch_factor: int, **settings: Any) -> None:
             ahead.append(prefetch_factor)
             super().__init__(*given, prefetch_factor=prefetch_factor, **settings)
 
-    monkeypatch.setattr(encoder, "DataLoader", Watched)
+    monkeypatch.setattr(batch_loader, "DataLoader", Watched)
     given = parameters(workers=1, image_batch=8)
     extract(given, tmp_path / "one")
     # A batch is 8 rows of 3 float32, and two windows are in hand; of the features of two shards a window is made.

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import open_clip
 import torch
-from numpy.typing import NDArray
 from open_clip.factory import parse_model_name
 from open_clip.pretrained import get_pretrained_cfg
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from models.loading import nearest, shortened, weights_digest, weights_file
 from models.teachers.image_teacher import ImageTeacher
-from models.teachers.teacher import Teacher, feature_dim
+from models.teachers.teacher import Teacher, TextTeacher, feature_dim
 from models.teachers.text_identity import tokenizer_identity
 from stores.errors import TeacherError
 from stores.hardware import ComputePrecision
@@ -68,14 +67,12 @@ class OpenClipImageTeacher(ImageTeacher):
         return _pooled(self._tower(images))
 
 
-class OpenClipTextTeacher(Teacher):
+class OpenClipTextTeacher(TextTeacher):
     """The text tower.
 
     Where no token sees a later one and the features are read at the end mark (as in CLIP itself), what comes after
     the mark changes nothing and is not computed: a caption takes 14 places or so, not the context's 77.
     """
-
-    modality = "text"
 
     def __init__(
         self, tower: Any, tokenizer: Any, spec: str, device: torch.device, precision: ComputePrecision
@@ -91,30 +88,17 @@ class OpenClipTextTeacher(Teacher):
         identity = [weights_digest(tower), tokens, int(tokenizer.context_length)]
         super().__init__(spec=spec, dim=dim, precision=precision, device=device, identity=identity)
 
-    def preprocess(self, item: str) -> NDArray[np.int32]:
-        """Return the text's tokens: (L,) int32."""
-        tokens: NDArray[np.int32] = self.prepare([item])[0]
-        return tokens
-
     def prepare(self, items: list[str]) -> list[Any]:
         """Return each text's tokens up to its end mark, or the whole context's: (L,) int32."""
         if not items:
             return []
         tokens = self._tokenizer(items)
         ends = self._marks(tokens) if self._ends_at_mark else torch.full((len(items),), tokens.shape[1])
-        rows = tokens.numpy().astype(np.int32)
-        return [row[:end].copy() for row, end in zip(rows, ends.tolist(), strict=True)]
+        return [row[:end].clone() for row, end in zip(tokens.int(), ends.tolist(), strict=True)]
 
-    def length(self, prepared: NDArray[np.int32]) -> int:
-        """Return the number of tokens."""
-        return len(prepared)
-
-    def collate(self, items: list[NDArray[np.int32]]) -> Tensor:
+    def collate(self, items: list[Tensor]) -> Tensor:
         """Return (B, L) int64, padded with zeros after the end mark to the longest of the batch."""
-        batch = np.zeros((len(items), max(len(item) for item in items)), np.int64)
-        for row, item in enumerate(items):
-            batch[row, : len(item)] = item
-        return torch.from_numpy(batch)
+        return pad_sequence(items, batch_first=True).long()
 
     def forward(self, batch: Tensor) -> Tensor:
         if self._causal_mask is not None:

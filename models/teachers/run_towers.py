@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.encoded import map_tensors
+from models.encoded import moved
 from models.inputs import Input, Pixels, Tokens
 from models.loading import weights_digest
-from models.teachers.teacher import Teacher
+from models.teachers.teacher import Teacher, TextTeacher
 from models.trained import RUN, Trained, checkpoint_file, load_trained
 from stores.digests import file_state
 from stores.errors import TeacherError
@@ -68,8 +68,7 @@ class RunTower(Teacher, Generic[Kind]):
         self._input: Kind = self._checked_input()
 
     def forward(self, batch: Any) -> Tensor:
-        moved = map_tensors(lambda tensor: tensor.to(self.device, non_blocking=True), batch)
-        encoded = self._model.encode(self.modality, moved)
+        encoded = self._model.encode(self.modality, moved(batch, self.device))
         return encoded.unimodal if self._is_uni else encoded.vector
 
     def _checked_input(self) -> Kind:
@@ -101,23 +100,13 @@ class RunImages(RunTower[Pixels]):
         return self._input.prepare(data)
 
 
-class RunTexts(RunTower[Tokens]):
+class RunTexts(RunTower[Tokens], TextTeacher):
     """The text tower."""
 
-    modality = "text"
     kind = Tokens
-
-    def preprocess(self, item: str) -> Tensor:
-        """Return the text's tokens: (length,)."""
-        tokens: Tensor = self.prepare([item])[0]
-        return tokens
 
     def prepare(self, items: list[str]) -> list[Any]:
         return self._input.tokens(items) if items else []
-
-    def length(self, prepared: Tensor) -> int:
-        """Return the number of tokens."""
-        return len(prepared)
 
     def collate(self, items: list[Tensor]) -> Any:
         """Return (B, longest) tokens with their mask."""

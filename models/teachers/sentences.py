@@ -7,22 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.encoded import moved
 from models.loading import shortened, weights_digest
 from models.sentence_models import sentence_model
-from models.teachers.teacher import Teacher
+from models.teachers.teacher import TextTeacher
 from models.teachers.text_identity import module_identity, tokenizer_identity
 from models.teachers.tokens import bulk_tokens
 from stores.errors import TeacherError
 from stores.hardware import ComputePrecision
 
 
-class SentenceTeacher(Teacher):
+class SentenceTeacher(TextTeacher):
     """A sentence-transformers model, by its name (see `sentence_model`).
 
     A model whose batches are not padded tokens (static embeddings, a bag of words …) takes its texts as they are.
     """
-
-    modality = "text"
 
     def __init__(self, spec: str, name: str, device: torch.device, precision: ComputePrecision) -> None:
         self._model = sentence_model(name, device)
@@ -40,17 +39,13 @@ class SentenceTeacher(Teacher):
         identity = [weights_digest(self._model), modules, tokenizer, self._model.max_seq_length, self._prompt, dim]
         super().__init__(spec=spec, dim=dim, precision=precision, device=device, identity=identity)
 
-    def preprocess(self, item: str) -> Any:
-        """Return the text's tokens: (N, L) int32, see `tokens`."""
-        return self.prepare([item])[0]
-
     def prepare(self, items: list[str]) -> list[Any]:
         """Return each text's tokens: (N, L) int32, see `tokens`."""
         return self._tokens.prepare(items) if self._tokens else items
 
     def length(self, prepared: Any) -> int:
         """Return the number of tokens, or of characters where the model takes texts as they are."""
-        return len(prepared) if isinstance(prepared, str) else int(prepared.shape[1])
+        return len(prepared) if isinstance(prepared, str) else super().length(prepared)
 
     def collate(self, items: list[Any]) -> Any:
         """Return the model's features, padded to the longest of the batch."""
@@ -64,9 +59,5 @@ class SentenceTeacher(Teacher):
 
     def forward(self, batch: Any) -> Tensor:
         inputs = batch if self._tokens else self._model.preprocess(batch, prompt=self._prompt)
-        moved = {
-            name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in inputs.items()
-        }
-        features: Tensor = self._model(moved)["sentence_embedding"]
+        features: Tensor = self._model(moved(inputs, self.device))["sentence_embedding"]
         return features[:, : self.dim]  # a model may say that only its first dimensions are to be kept

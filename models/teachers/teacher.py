@@ -90,6 +90,18 @@ class Teacher(ABC):
             return self.forward(batch).float()
 
 
+class TextTeacher(Teacher):
+    """A teacher that tokenises many texts at once, each to its tokens: (L,) or (…, L)."""
+
+    modality = "text"
+
+    def preprocess(self, item: str) -> Any:
+        return self.prepare([item])[0]
+
+    def length(self, prepared: Any) -> int:
+        return int(prepared.shape[-1])
+
+
 def feature_dim(forward: Callable[[Tensor], Tensor], example: Tensor, spec: str) -> int:
     """Return the size D of the features of a batch of one.
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import compress
 from typing import Any, Final
 
@@ -18,14 +19,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from models.batch_loader import BatchLoader, reported
+from models.encoded import tensors_of
 from models.teachers import Teacher
 from models.teachers.teacher import MIN_COSINE
-from pipeline.batch_size import an_image, bytes_of, encode_backing_off, first_rows, precision_cosine
+from pipeline.batch_size import an_image, encode_backing_off, first_rows, precision_cosine
 from pipeline.encode.windows import Job, Window
-from stores import CusaError, TeacherError, tables
-from stores.commands import leave_interrupts_to_the_parent
+from stores import tables
 from stores.console import console
 from stores.cores import usable_cores
 from stores.images import DecodingError, Images
@@ -60,9 +61,9 @@ class Encoder:
         self, teacher: Teacher, job: Job, workers: int, turn: AbstractContextManager[Any] | None = None
     ) -> None:
         """`turn` is held while the teacher computes: others may share it, and models keep what they compute with."""
-        self._teacher, self._workers, self._turn = teacher, workers, turn or nullcontext()
+        self._teacher, self._workers, self._turn = teacher, min(workers, usable_cores()), turn or nullcontext()
         self._layout, self._batch_size = job.layout, job.batch_size
-        self._images = _ImageRows(Images(job.layout, job.shards), teacher)
+        self._decoded = partial(_decoded, Images(job.layout, job.shards), teacher)
 
     def encode(self, windows: Iterable[Window], advance: Callable[[int], None]) -> Iterator[WindowFeatures]:
         """Yield what each window asks for, in order, calling `advance` with the rows done."""
@@ -81,35 +82,21 @@ class Encoder:
         return self._text_batches(unique, wanted, prepared.result)
 
     def _image_batches(self, rows: NDArray[np.int64], wanted: NDArray[np.bool_]) -> Iterator[Batch]:
-        starts = range(0, len(rows), self._batch_size)
-        runs = [slice(start, start + self._batch_size) for start in starts]
-        batches = [rows[run].tolist() for run in runs if wanted[run].any()]
-        if not batches:
-            return iter(())
+        size = self._batch_size
+        batches = [rows[at : at + size] for at in range(0, len(rows), size) if wanted[at : at + size].any()]
         if self._workers and self._teacher.decodes_in_threads and self._teacher.device.type == "cpu":
             return self._decoded_between(batches)
-        workers = min(self._workers, len(batches), usable_cores())
-        return iter(
-            DataLoader(
-                self._images,
-                batch_sampler=batches,
-                num_workers=workers,
-                collate_fn=self._images.collate,
-                worker_init_fn=leave_interrupts_to_the_parent,
-                pin_memory=self._teacher.device.type == "cuda",
-                prefetch_factor=self._prefetched(workers) if workers else None,
-            )
-        )
+        workers = min(self._workers, len(batches))
+        return iter(BatchLoader(self._decoded, batches, workers, self._teacher.device, self._prefetched(workers)))
 
     def _prefetched(self, workers: int) -> int:
         """Return how many batches each of the processes may have ready, where two windows are in hand."""
-        batch = self._batch_size * bytes_of(self._teacher.collate([an_image(self._teacher)]))
-        return max(1, min(_PREFETCH, _PREFETCHED_BYTES // (2 * workers * max(1, batch))))
+        image: int = sum(tensor.nbytes for tensor in tensors_of(self._teacher.collate([an_image(self._teacher)])))
+        return max(1, min(_PREFETCH, _PREFETCHED_BYTES // max(1, 2 * workers * self._batch_size * image)))
 
-    def _decoded_between(self, batches: list[list[int]]) -> Iterator[Batch]:
+    def _decoded_between(self, batches: list[NDArray[np.int64]]) -> Iterator[Batch]:
         with ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="decode") as threads:
-            for rows in batches:
-                yield self._images.collate(list(threads.map(self._images.__getitem__, rows)))
+            yield from map(partial(self._decoded, each=threads.map), batches)
 
     def _prepared_texts(self, window: Window, own: NDArray[np.bool_]) -> list[Any]:
         reader = tables.open_batches(self._layout.captions, tables.CAPTIONS)
@@ -137,7 +124,7 @@ class Encoder:
         valid = np.zeros(len(asked), bool)
         advance(window.encoded - len(asked))
         check = window.opening
-        for encoded, batch, failed in _reported(batches):
+        for encoded, batch, failed in reported(batches):
             if len(encoded):
                 with self._turn:
                     if check:
@@ -156,19 +143,19 @@ class Encoder:
 _NO_ROWS: Final = np.empty(0, dtype=np.int64)
 
 
-def _reported(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Yield the batches; what goes wrong in a decoding process becomes one message."""
-    try:
-        yield from batches
-    except CusaError as error:
-        # A loader gives back a worker's error with its traceback as the message.
-        raise TeacherError(error.message.rpartition("Error: ")[2]) from None
-    except (RuntimeError, OSError) as error:
-        what = str(error).strip().splitlines() or [type(error).__name__]
-        raise TeacherError(
-            f"Inputs could not be prepared ({what[-1]}). Finished parts are kept: run the same command again; with "
-            f"extract.workers: 0 no other process is needed."
-        ) from None
+def _decoded(images: Images, teacher: Teacher, rows: NDArray[np.int64], each: Callable[..., Any] = map) -> Batch:
+    """Return a batch of the images of `rows` that can be decoded; `each` maps a function over them, as `map` does."""
+
+    def prepared(row: int) -> Any:
+        try:
+            return teacher.preprocess_file(images[row])
+        except DecodingError:
+            return None
+
+    items = list(each(prepared, rows.tolist()))
+    good = np.array([item is not None for item in items])
+    batch = teacher.collate([item for item in items if item is not None]) if good.any() else None
+    return rows[good], batch, rows[~good]
 
 
 def _stored(features: Tensor, unit: bool) -> NDArray[np.float16]:
@@ -195,26 +182,3 @@ def _say_if_imprecise(teacher: Teacher, batch: Any) -> None:
             f"{cosine:.5f}, expected at least {MIN_COSINE}. Set extract.precision: fp32.",
             style="yellow",
         )
-
-
-class _ImageRows(Dataset[tuple[int, Any]]):
-    """Preprocessed images by row; None where one cannot be decoded."""
-
-    def __init__(self, images: Images, teacher: Teacher) -> None:
-        self._images, self._teacher = images, teacher
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, row: int) -> tuple[int, Any]:
-        try:
-            return row, self._teacher.preprocess_file(self._images[row])
-        except DecodingError:
-            return row, None
-
-    def collate(self, items: list[tuple[int, Any]]) -> Batch:
-        """Make a batch of what could be decoded."""
-        good = [(row, item) for row, item in items if item is not None]
-        failed = np.array([row for row, item in items if item is None], dtype=np.int64)
-        batch = self._teacher.collate([item for _, item in good]) if good else None
-        return np.array([row for row, _ in good], dtype=np.int64), batch, failed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from pipeline.encode.agreement import agree
 from pipeline.encode.encoder import Encoder, WindowFeatures
 from pipeline.encode.windows import Job, Window
 from stores import TeacherError
-from stores.commands import end_with_the_parent, leave_interrupts_to_the_parent
+from stores.commands import end_with_the_parent
 from stores.cores import usable_cores
 from stores.errors import CusaError
 from stores.hardware import use_device
@@ -139,7 +140,7 @@ def _serve(
     done: Any,
 ) -> None:
     """Be one process: load the teachers, say what they are, then encode windows, one teacher after the other."""
-    leave_interrupts_to_the_parent(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command ends its processes itself, and says one sentence
     end_with_the_parent()
     if device == "cpu":
         torch.set_num_threads(max(1, usable_cores() // processes))

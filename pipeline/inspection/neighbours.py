@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,7 +131,7 @@ def _asked_of_pairs(query: Query, modality: str) -> str | bytes | None:
     if query.text is not None and query.image is None and modality == "image":
         return _text(query.text)
     if query.image is not None and query.text is None and modality == "text":
-        return _file(query.image)
+        return bytes(_read(query.image))
     kinds = [name for name in ("row", "text", "image") if getattr(query, name) is not None]
     raise CusaError(
         where="--rerank",
@@ -150,7 +152,7 @@ def _vector(store: Store, slug: str, query: Query) -> NDArray[np.float32]:
     if query.text is not None:
         items["text"] = _text(query.text)
     if query.image is not None:
-        items["image"] = _picture(query.image)
+        items["image"] = _read(query.image, decode_rgb)
     total = np.zeros(store.features(slug).dim, np.float32)
     for modality, item in items.items():
         tower = _tower(store, slug, modality)
@@ -185,16 +187,9 @@ def _text(text: str) -> str:
     return text.strip()
 
 
-def _picture(path: Path) -> object:
+def _read(path: Path, decode: Callable[[bytes], Any] = bytes) -> Any:
     try:
-        return decode_rgb(_file(path))
-    except OSError as error:
-        raise CusaError(f"The image {path} cannot be read ({error.strerror or error}). Name an image file.") from None
-
-
-def _file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
+        return decode(path.read_bytes())
     except OSError as error:
         raise CusaError(f"The image {path} cannot be read ({error.strerror or error}). Name an image file.") from None
 

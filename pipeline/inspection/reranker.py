@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.encoded import Encoded, map_tensors
+from models.encoded import Encoded, map_tensors, moved
 from models.inputs import Input, Pixels, Rows, Tensors, Tokens
 from models.matching import matcher_of
 from models.trained import load_aligned
@@ -86,8 +86,8 @@ class Reranker:
         return scores
 
     def _encoded(self, modality: str, items: Tensors) -> Encoded:
-        moved = map_tensors(lambda tensor: tensor.to(self._device), items)
-        return map_tensors(lambda t: t.float() if t.is_floating_point() else t, self._model.encode(modality, moved))
+        encoded = self._model.encode(modality, moved(items, self._device))
+        return map_tensors(lambda t: t.float() if t.is_floating_point() else t, encoded)
 
     def _query(self, modality: str, store: Store, query: Query) -> Tensors:
         if isinstance(query, int):
@@ -108,7 +108,7 @@ class Reranker:
         present = given.present(items, rows)
         if present is not None and not present.all():
             raise CusaError(f"has nothing of the {modality}s {rows[~present][:5].tolist()} to look at", where=self.spec)
-        return given.batch(items, rows, lambda row: given.item(items, row, augment=False))
+        return given.batch(items, rows)
 
     def _input(self, modality: str) -> Input:
         given = self._model.interface.inputs.get(modality)

@@ -9,21 +9,19 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from models.encoded import map_tensors
-from models.inputs import Input, Tensors
+from models.batch_loader import BatchLoader
+from models.encoded import moved
+from models.inputs import EachItem, Input, Tensors
 from stores import Store
-from stores.cores import usable_cores
 from stores.modality import Level
 from stores.parameters import Train
-from train.data.items import leave_signals_to_the_parent
 from train.data.judged import too_doubtful, training_pairs
 from train.data.mixture import MixedFeatures, Mixture, opened
 from train.data.pairing import Pairing
@@ -56,7 +54,7 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """Copy to `device`, asynchronously from pinned memory."""
-        return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), self)
+        return moved(self, device)
 
 
 class TensorCache:
@@ -77,7 +75,7 @@ class TensorCache:
         return tensor
 
 
-class PairBatches(Dataset[Batch]):
+class PairBatches:
     """Makes the batch of a draw, in any process.
 
     Without augmentation an item is the same every time: items are kept in memory, up to `cache_gib` for each modality
@@ -96,9 +94,10 @@ class PairBatches(Dataset[Batch]):
         self._items = {
             modality: TensorCache(partial(given.item, mixture, augment=False), room)
             for modality, given in inputs.items()
+            if isinstance(given, EachItem)
         }
 
-    def __getitem__(self, draw: BatchRows) -> Batch:
+    def __call__(self, draw: BatchRows) -> Batch:
         rows = _rows(self._mixture, draw.samples, draw.captions, self._classed)
         flags = _present(self._mixture, self._inputs, rows)
         return Batch(
@@ -114,8 +113,10 @@ class PairBatches(Dataset[Batch]):
 
     def _batch(self, modality: str, draw: BatchRows, rows: NDArray[np.int64]) -> Tensors:
         given = self._inputs[modality]
+        if not isinstance(given, EachItem):
+            return given.batch(self._mixture, rows)
         if not (self._augments and given.augmented):
-            return given.batch(self._mixture, rows, self._items[modality].__getitem__)
+            return given.collate([self._items[modality][int(row)] for row in rows])
         made = []
         with generators_restored():
             for place, row in enumerate(rows, draw.first_place):
@@ -172,8 +173,8 @@ class TrainingData:
         }
         self.pairs = training_pairs(stores, mixture.captions, settings)
         """The captions of the split, and what is known of their pairs."""
-        dataset = PairBatches(mixture, inputs, settings, gathers=not self.on_device, classed=classed)
-        self.loader = _loader(dataset, self.stream, settings, device)
+        made = PairBatches(mixture, inputs, settings, gathers=not self.on_device, classed=classed)
+        self.loader = BatchLoader(made, self.stream, settings.workers, device)
 
     def teachers(self, batch: Batch) -> dict[str, Tensor]:
         """Return the teachers' features of the batch's rows, (N, …) float16 by modality, on its device."""
@@ -285,22 +286,3 @@ def _table(features: MixedFeatures, device: torch.device) -> Tensor:
         rows = table[start : start + _COPIED_ROWS]
         rows.copy_(torch.from_numpy(features.gather(numbers.first + np.arange(start, start + len(rows)))))
     return table
-
-
-def _loader(dataset: PairBatches, stream: PairStream, settings: Train, device: torch.device) -> DataLoader[Batch]:
-    workers = min(settings.workers, usable_cores())
-    return DataLoader(
-        dataset,
-        sampler=stream,
-        batch_size=None,  # a draw is a batch already
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=leave_signals_to_the_parent,
-        pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0,
-        generator=torch.Generator(),  # else each pass would draw from the global one
-    )
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

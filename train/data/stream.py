@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Sampler
 
 from stores import TrainingError
 from train.data.passes import Passes
@@ -35,7 +34,7 @@ class BatchRows(NamedTuple):
     """(N,)"""
 
 
-class PairStream(Sampler[BatchRows]):
+class PairStream:
     """The draws of one process; set `epoch` and `first_step` before each pass."""
 
     def __init__(

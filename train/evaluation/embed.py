@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.aligned import AlignedModel
+from models.batch_loader import item_batches
 from models.encoded import Encoded, concatenated, map_tensors
 from stores import Store
-from train.data.items import item_batches
 from train.data.mixture import Mixture
 from train.evaluation.kept_parts import ALL_PARTS, PartsOfSplit, PartsPolicy
 
@@ -56,22 +56,17 @@ def embed_split(
         for modality, given in inputs.items():
             numbers = items.numbers(given.level)
             rows = process_share(numbers.first + np.arange(len(numbers)), accelerator)
-            batches = item_batches(items, given, rows, batch_size, workers, accelerator.device.type == "cuda")
             kept, parts = [], PartsOfSplit(accelerator, len(numbers), policy)
-            try:
-                for batch in batches:
-                    tensors = map_tensors(lambda tensor: tensor.to(accelerator.device, non_blocking=True), batch)
-                    encoded = map_tensors(
-                        lambda t: t.float() if t.is_floating_point() else t, model.encode(modality, tensors)
-                    )
-                    vectors = encoded._replace(parts=None, mask=None)
-                    # Several processes gather on their devices; one has no need to hold a whole split there.
-                    kept.append(vectors if accelerator.num_processes > 1 else map_tensors(Tensor.cpu, vectors))
-                    if policy.wanted and encoded.parts is not None:
-                        parts.add(encoded.parts, encoded.mask)
-                    pause()
-            finally:
-                del batches  # else a loader's workers would outlive a stop
+            for batch in item_batches(items, given, rows, batch_size, workers, accelerator.device):
+                encoded = map_tensors(
+                    lambda t: t.float() if t.is_floating_point() else t, model.encode(modality, batch)
+                )
+                vectors = encoded._replace(parts=None, mask=None)
+                # Several processes gather on their devices; one has no need to hold a whole split there.
+                kept.append(vectors if accelerator.num_processes > 1 else map_tensors(Tensor.cpu, vectors))
+                if policy.wanted and encoded.parts is not None:
+                    parts.add(encoded.parts, encoded.mask)
+                pause()
             whole = concatenated(kept)
             if accelerator.num_processes > 1:
                 whole = map_tensors(lambda tensor: accelerator.gather(tensor).cpu(), whole)

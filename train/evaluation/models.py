@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.aligned import AlignedModel
-from models.encoded import map_tensors
+from models.encoded import moved
 from models.inputs import Pixels, Tokens
 from models.teachers import Teacher, load_teacher
 from models.trained import PUBLISHED, load_published, load_trained, run_path
@@ -70,7 +70,7 @@ class StudentModel:
     def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:
         """Return the uni-modal embeddings of a batch of texts: (n, D), not normalised."""
         with torch.inference_mode(), self._autocast():
-            tensors = map_tensors(lambda tensor: tensor.to(self.device), self._input("text", Tokens).texts(texts))
+            tensors = moved(self._input("text", Tokens).texts(texts), self.device)
             return _array(self.aligned.encode("text", tensors).unimodal)
 
     def _input(self, modality: str, kind: type[T]) -> T:

@@ -6,7 +6,6 @@ are those of its metrics.json. A teacher's features are taken from the store whe
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -280,15 +279,9 @@ def split_images(store: Store, split: str) -> LabelledImages:
             f"{store.root}: {labels.null_count:,} of the {len(rows):,} images of the split {split!r} have no label, "
             f"so it is not measured for image retrieval. Labels come from the source (data.columns.label)."
         )
-    lock = threading.Lock()
-
-    def read(place: int) -> bytes:
-        with lock:  # Arrow's readers are for one thread at a time
-            return store.images[int(rows[place])]
-
     return LabelledImages(
         title=f"{store.root.name}, {split}",
         names=samples["key"].to_pylist(),
         labels=np.array([str(label) for label in labels.to_pylist()], np.str_),
-        read=read,
+        read=lambda place: store.images[int(rows[place])],
     )

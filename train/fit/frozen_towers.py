@@ -20,7 +20,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from models.aligned import AlignedModel
-from models.encoded import map_tensors
+from models.batch_loader import item_batches
 from models.inputs import Input, Stored
 from models.loading import weights_digest
 from models.students import HalvedStudent, Parts
@@ -31,7 +31,6 @@ from stores.digests import value_digest
 from stores.images import DECODING
 from stores.modality import Level
 from stores.ownership import json_object
-from train.data.items import item_batches
 from train.data.mixture import Mixture
 from train.evaluation.embed import process_share
 from train.fit.processes import precision_of
@@ -201,18 +200,12 @@ class _FrozenTower:
         """Return the outputs of rows: (n, …)."""
         device, settings = self._accelerator.device, self._parameters
         items = Mixture([store], split, {self._modality: self._given})
-        batches = item_batches(
-            items, self._given, rows, settings.eval.batch_size, settings.train.workers, device.type == "cuda"
-        )
+        sizes = settings.eval.batch_size, settings.train.workers
         found: list[Any] = []
-        try:
-            with torch.inference_mode(), self._accelerator.autocast():
-                for batch in batches:
-                    tensors = map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch)
-                    found.append(self._student.frozen_half(self._modality, tensors).float().cpu().numpy())
-                    self._stop.check()
-        finally:
-            del batches  # else a loader's workers would outlive a stop
+        with torch.inference_mode(), self._accelerator.autocast():
+            for batch in item_batches(items, self._given, rows, *sizes, device):
+                found.append(self._student.frozen_half(self._modality, batch).float().cpu().numpy())
+                self._stop.check()
         return np.concatenate(found)
 
 

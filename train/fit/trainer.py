@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -226,18 +225,13 @@ class Training:
             self._optimisation.survey(surveying, epoch, self._stop.check)
         stream.epoch, stream.first_step = epoch, self._done.step
         self.model.train()
-        batches = iter(self.data.loader)
-        try:
-            self._take_steps(batches, epoch, view, curves)
-        finally:
-            del batches  # an exception keeps this frame alive, and with it a loader's workers
+        self._take_steps(epoch, view, curves)
 
-    def _take_steps(self, batches: Iterator[Batch], epoch: int, view: LiveView, curves: Curves | None) -> None:
+    def _take_steps(self, epoch: int, view: LiveView, curves: Curves | None) -> None:
         waiting: list[dict[str, Tensor]] = []
-        looked, waited = time.monotonic(), 0.0
-        for step in range(self._done.step, self._steps):
-            asked = time.monotonic()
-            batch = next(batches)
+        looked = asked = time.monotonic()
+        waited = 0.0
+        for step, batch in enumerate(self.data.loader, self._done.step):
             waited += time.monotonic() - asked
             waiting.append(self.step(batch, epoch, step))
             stop, last = self._stop.asked(), step + 1 == self._steps
@@ -255,6 +249,7 @@ class Training:
                 raise Stopped
             if save:
                 self._processes.alone(self._save)
+            asked = time.monotonic()
 
     def step(self, batch: Batch, epoch: int = 0, step: int = 0) -> dict[str, Tensor]:
         """Take one optimiser step; return what it gave (`Optimisation.step`)."""
@@ -267,11 +262,9 @@ class Training:
             CusaError: the loss and the student do not go together, a batch cannot be had, or the loss is not finite.
         """
         self.objective.before_epoch(0)
-        batches = iter(self.data.loader)
         try:
-            self._look([self.step(next(batches))], 0, 0)
+            self._look([self.step(next(iter(self.data.loader)))], 0, 0)
         finally:
-            del batches  # as in `_train`
             self.data.close()
 
     def _look(self, waiting: list[dict[str, Tensor]], epoch: int, last_step: int) -> dict[str, float]:
