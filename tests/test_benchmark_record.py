@@ -11,7 +11,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import device_checks, device_times, gpu
+from benchmarks import __main__ as bench
+from benchmarks import assignment, device_checks, device_times, gpu
 from benchmarks.device_times import Time
 from benchmarks.record import Record
 
@@ -47,6 +48,23 @@ def test_a_measurement_that_fails_costs_its_own_figures_alone(tmp_path: Path, mo
     assert written["failures"] == [{"name": name, "message": message} for name in ("fails", "breaks_off")]
     assert written["complete"]
     assert {"device", "driver", "torch", "CUDA", "torchvision", "faiss", "cores"} <= written["machine"].keys()
+
+
+def test_bench_goes_on_and_names_what_failed_and_what_was_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails() -> None:
+        raise ValueError("no room")
+
+    given = (("broken", fails), ("absent", lambda: None), ("assignment", assignment.benchmark))
+    monkeypatch.setattr(bench, "BENCHMARKS", given)
+    monkeypatch.setattr(bench, "REPORT", tmp_path / "benchmarks.json")
+    with pytest.raises(SystemExit, match="broken failed: ValueError: no room"):
+        bench.main()
+    assert "Left out: absent, which need" in capsys.readouterr().out
+    written = json.loads((tmp_path / "benchmarks.json").read_text())
+    assert [result["yardstick"] > 0 for result in written["results"]] == [True]
+    assert written["failures"] == [{"name": "broken", "message": "ValueError: no room"}]
 
 
 def test_what_is_measured_lies_on_disk_at_once(tmp_path: Path) -> None:
