@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from benchmarks import extraction, sgraf, texts
 from benchmarks.large_batch import Pairs
-from benchmarks.measure import seconds
+from benchmarks.measure import one_thread, seconds, timed
 from models.aligned import AlignedModel
 from models.inputs import Padded
 from models.students import load_student
@@ -53,12 +54,31 @@ def images(device: torch.device, sizes: Sizes, pictures: Path) -> Iterator[Time]
     with tempfile.TemporaryDirectory() as folder:
         end_to_end = extraction.measure(Path(folder), pictures, str(device))
         teacher = extraction.random_unicom(Path(folder)).load("cpu", "fp32")
-        files = [path.read_bytes() for path in sorted(pictures.glob("*.jpg"))[:256]]
-        prepared = seconds(lambda: [teacher.preprocess_file(data) for data in files])
+        files = [path.read_bytes() for path in _some(pictures)]
+        with one_thread():
+            prepared = seconds(lambda: [teacher.preprocess_file(data) for data in files])
     yield Time(name="Unicom B/32, end to end", value=end_to_end.ours, unit="images/s")
     yield Time(name="Unicom B/32, forward pass", value=end_to_end.yardstick, unit="images/s")
     yield Time(name="end to end over forward pass", value=end_to_end.ratio, unit="")
-    yield Time(name="preparing files, this process", value=len(files) / prepared, unit="images/s")
+    yield Time(name="preparing files, one core", value=len(files) / prepared, unit="images/s")
+
+
+def decoding(device: torch.device, sizes: Sizes, pictures: Path) -> Iterator[Time]:
+    """Time decoding alone: by libjpeg on one core, and by nvJPEG where the device is CUDA."""
+    files = [torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) for path in _some(pictures)]
+    ways = {"libjpeg on one core": torch.device("cpu")}
+    if device.type == "cuda":
+        ways["nvJPEG"] = device
+    else:
+        print(f"Decoding by nvJPEG is not timed: it wants a CUDA device, not {device}.")
+    for name, where in ways.items():
+        decode = partial(decode_jpeg, files, ImageReadMode.RGB, where)
+        decode()
+        yield Time(name=f"decoding files by {name}", value=len(files) / seconds(decode), unit="images/s")
+
+
+def _some(pictures: Path) -> list[Path]:
+    return sorted(pictures.glob("*.jpg"))[:256]
 
 
 def captions(device: torch.device, sizes: Sizes, pictures: Path) -> Iterator[Time]:
@@ -128,9 +148,8 @@ def scored_pairs(device: torch.device, sizes: Sizes, pictures: Path) -> Iterator
         for precision in ("fp32", "bf16"):
             with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 sgraf.scored(model, image.take(rows[:8]), text)
-                started = time.perf_counter()
-                found[precision] = sgraf.scored(model, image, text).float().cpu()
-                taken = time.perf_counter() - started
+                scores, taken = timed(partial(sgraf.scored, model, image, text))
+            found[precision] = scores.float().cpu()
             yield Time(name=f"{kind}, {precision}", value=images * texts / taken, unit="pairs/s")
             yield Time(
                 name=f"{kind}, {precision}, all pairs of COCO 5K", value=125e6 * taken / (images * texts), unit="s"
@@ -144,5 +163,5 @@ def scored_pairs(device: torch.device, sizes: Sizes, pictures: Path) -> Iterator
 
 
 MEASURES: Final[tuple[Callable[[torch.device, Sizes, Path], Iterator[Time]], ...]] = (
-    *(images, captions, steps, tiled_objective, scored_pairs),
+    *(images, decoding, captions, steps, tiled_objective, scored_pairs),
 )

@@ -1,28 +1,32 @@
 """Check that a device computes what the processor does, and time what it is for: `python -m benchmarks.gpu`.
 
 Weights are random and pictures drawn, so that it needs nothing but the installed project; it takes less than nine
-minutes on one GPU, writes one JSON, and ends with exit code 1 where a check fails. docs/benchmarks.md says which wheels
-it wants. `--device cpu --small` tries the command itself anywhere.
+minutes on one GPU, writes one JSON after each figure, and ends with exit code 1 where a check or a measurement fails.
+docs/benchmarks.md says which packages it wants. `--device cpu --small` tries the command itself anywhere.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import tempfile
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import click
+import faiss
 import numpy as np
 import torch
+import torchvision
 from PIL import Image
 
 from benchmarks import device_checks, device_times
-from stores.atomic import write_json
+from benchmarks.record import Record
 from stores.console import Listing, output
-from stores.hardware import resolve_device
+from stores.cores import usable_cores
+from stores.hardware import use_device
 from stores.streams import unfailing_streams
 
 
@@ -53,28 +57,50 @@ SMALL: Final = Sizes(pictures=32, texts=200, batch=16, student="open-clip:small-
 @click.option("--report", type=click.Path(path_type=Path), default=Path("artifacts/gpu.json"), show_default=True)
 def main(device: str, small: bool, report: Path) -> None:
     """Check a device against the processor, and time it."""
-    where, sizes = resolve_device(device), SMALL if small else WHOLE
-    started = time.monotonic()
+    where, sizes = use_device(device), SMALL if small else WHOLE
+    machine = described(where)
+    record = Record(report, {**machine, "small": small}, "checks", "times")
     with tempfile.TemporaryDirectory() as folder:
         pictures = Path(folder) / "pictures"
         draw(pictures, sizes.pictures)
-        checks = [check(where) for check in device_checks.CHECKS]
-        times = [taken for measure in device_times.MEASURES for taken in measure(where, sizes, pictures)]
-    name = torch.cuda.get_device_name(where) if where.type == "cuda" else str(where)
-    figures = Listing("what", "figure", "", title=f"{name}, torch {torch.__version__}", title_justify="left")
-    for check in checks:
+        for check in device_checks.CHECKS:
+            record.keep("checks", check.__name__, lambda check=check: [check(where)])
+        for measure in device_times.MEASURES:
+            record.keep("times", measure.__name__, partial(measure, where, sizes, pictures))
+    title = ", ".join(f"{name} {version}" for name, version in machine.items() if version is not None)
+    figures = Listing("what", "figure", "", title=title, title_justify="left")
+    for check in record["checks"]:
         figures.add_row(
             check.name, f"{check.difference:.1e}", f"at most {check.tolerance:.0e}: {'yes' if check.kept else 'NO'}"
         )
-    for taken in times:
+    for taken in record["times"]:
         figures.add_row(taken.name, f"{taken.value:,.4g}", taken.unit)
     output().print(figures)
-    machine = {"device": name, "torch": torch.__version__, "small": small, "minutes": (time.monotonic() - started) / 60}
-    listed = [{**asdict(check), "kept": check.kept} for check in checks]
-    write_json(report, {"machine": machine, "checks": listed, "times": [asdict(taken) for taken in times]})
-    print(f"Written to {report} after {machine['minutes']:.1f} min.")
-    if missed := [check.name for check in checks if not check.kept]:
-        raise SystemExit(f"{name} computes otherwise than the processor: {', '.join(missed)}.")
+    missed = ", ".join(check.name for check in record["checks"] if not check.kept)
+    record.finish(f"{machine['device']} computes otherwise than the processor: {missed}." if missed else "")
+
+
+def described(device: torch.device) -> dict[str, str | int | None]:
+    """Return what figures depend on: the device, the driver, and what computes; None for what is not there."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "driver": driver_version(Path("/proc/driver/nvidia/version")),
+        "torch": torch.__version__,
+        "CUDA": torch.version.cuda,
+        "torchvision": torchvision.__version__,
+        "faiss": faiss.__version__,
+        "GPUs that faiss sees": faiss.get_num_gpus(),
+        "cores": usable_cores(),
+    }
+
+
+def driver_version(path: Path) -> str | None:
+    """Return the version that NVIDIA's kernel module tells in a file; None where there is none."""
+    try:
+        found = re.search(r"\s(\d+(?:\.\d+)+)\s", path.read_text())
+    except OSError:
+        return None
+    return found[1] if found else None
 
 
 def draw(folder: Path, count: int) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -31,13 +33,34 @@ def accelerator_of(device: torch.device, precision: str = "fp32") -> Accelerator
     return Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
 
 
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """Return what one call gives and the seconds it takes; what a GPU was still doing before is waited for first."""
+    _wait_for_gpu()
+    started = time.perf_counter()
+    given = work()
+    _wait_for_gpu()
+    return given, time.perf_counter() - started
+
+
 def seconds(work: Callable[[], object]) -> float:
     """Return how long one call takes."""
-    started = time.perf_counter()
-    work()
+    return timed(work)[1]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute in one thread, as it does in a process that decodes beside others."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _wait_for_gpu() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def in_turn(ours: Callable[[], object], yardstick: Callable[[], object], rounds: int) -> tuple[float, float, float]:

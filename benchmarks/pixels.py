@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.extraction import PICTURES, random_unicom
-from benchmarks.measure import Result, in_turn
+from benchmarks.measure import Result, in_turn, one_thread
 from models.teachers import Teacher
 from stores.images import decode_rgb
 
@@ -23,16 +23,12 @@ def benchmark() -> Result | None:
     files = [path.read_bytes() for path in sorted(PICTURES.glob("*.jpg"))]
     with tempfile.TemporaryDirectory() as folder:
         teacher = random_unicom(Path(folder)).load("cpu", "fp32")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         fast, careful, ratio = in_turn(
             lambda: [teacher.preprocess_file(data) for data in files],
             lambda: [teacher.preprocess(decode_rgb(data)) for data in files],
             ROUNDS,
         )
-    finally:
-        torch.set_num_threads(threads)
     cosine = _smallest_cosine(teacher, files)
     return Result(
         name=f"prepare {len(files)} photographs by the fast path on one core, against the careful one (smallest cosine "

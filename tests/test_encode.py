@@ -184,6 +184,29 @@ def test_what_is_decoded_ahead_is_bounded_by_its_bytes(tmp_path: Path, monkeypat
     assert content(tmp_path / "one") == content(tmp_path / "other")
 
 
+@pytest.mark.parametrize(
+    ("workers", "device", "models", "expected"),
+    [
+        pytest.param(None, "cuda", 1, 16, id="one-gpu"),
+        pytest.param(None, "cuda", 3, 5, id="three-gpus"),
+        pytest.param(None, "cuda", 32, 1, id="more-gpus-than-cores"),
+        pytest.param(None, "cpu", 1, 2, id="processor"),
+        pytest.param(3, "cuda", 8, 3, id="given"),
+        pytest.param(0, "cuda", 1, 0, id="none"),
+    ],
+)
+def test_decoding_has_the_cores_that_there_are_for_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, workers: int | None, device: str, models: int, expected: int
+) -> None:
+    monkeypatch.setattr(encoder, "usable_cores", lambda: 16)
+    assert encoder.decoding_processes(Extract(workers=workers), torch.device(device), models) == expected
+
+
+def test_no_more_processes_decode_than_shared_memory_has_room_for() -> None:
+    assert encoder.processes_that_fit(1) > 1000
+    assert encoder.processes_that_fit(10**18) == 1
+
+
 def test_an_actor_s_windows_take_turns_on_its_model(tmp_path: Path) -> None:
     """Two are in its hands, each on a thread, and a model may keep what it computes with (open_clip's mask)."""
     pytest.importorskip("ray")

@@ -9,6 +9,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
+import torch
 from refusals import refused
 from rich.progress import Progress
 from written_stores import vectors_entry
@@ -373,3 +374,20 @@ def test_a_gpu_builds_an_index_that_the_cpu_reads(tmp_path: Path) -> None:
     made.ensure(APPROXIMATE)
     assert made.card["recall_at_10"] >= 0.95
     assert recall_by_brute_force(made, made.index) == pytest.approx(made.card["recall_at_10"], abs=0.02)
+
+
+@pytest.mark.skipif(faiss.get_num_gpus() > 0, reason="needs a faiss without GPUs")
+def test_a_gpu_that_faiss_does_not_see_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = Made(tmp_path)
+    made.ensure(APPROXIMATE)
+    assert (made.card["built_on"], capsys.readouterr().err) == ("cpu", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    made.path.unlink()
+    made.ensure(APPROXIMATE)
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith(
+        f"The index {made.card['kind']} is built on the CPU: faiss {faiss.__version__} sees no GPU 0"
+    )
+    assert made.card["built_on"] == "cpu"

@@ -7,11 +7,12 @@ lengths, so that batches hold little padding. While a window is encoded, the nex
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import compress
 from typing import Any, Final
 
@@ -30,10 +31,13 @@ from stores import tables
 from stores.console import console
 from stores.cores import usable_cores
 from stores.images import DecodingError, Images
+from stores.parameters import Extract
 
 _PREFETCH: Final = 4
 """Batches that each decoding process has ready, as far as they fit into these bytes, of one at least."""
 _PREFETCHED_BYTES: Final = 2**30
+_SHARED_MEMORY: Final = "/dev/shm"  # noqa: S108 (Linux has it here)
+_BESIDE_A_PROCESSOR: Final = 2
 _TOKENISED_TOGETHER: Final = 1024
 _CHECKED_ROWS: Final = 16
 
@@ -48,6 +52,22 @@ class WindowFeatures:
     """(n, dim), L2-normalised if the teacher's are vectors; zero where the row could not be encoded."""
     valid: NDArray[np.bool_]
     """(n,)"""
+
+
+def decoding_processes(settings: Extract, device: torch.device, models: int = 1) -> int:
+    """Return how many processes decode images beside each of so many `models`, which share this machine's cores."""
+    if settings.workers is not None:
+        return settings.workers
+    return _BESIDE_A_PROCESSOR if device.type == "cpu" else max(1, usable_cores() // models)
+
+
+def processes_that_fit(batch_bytes: int) -> int:
+    """Return how many may have batches of two windows ready in half of the free shared memory; at least 1."""
+    try:
+        free = shutil.disk_usage(_SHARED_MEMORY).free
+    except OSError:  # another system
+        return usable_cores()
+    return max(1, free // (4 * batch_bytes))
 
 
 Batch = tuple[NDArray[np.int64], Any, NDArray[np.int64]]
@@ -87,12 +107,17 @@ class Encoder:
         if self._workers and self._teacher.decodes_in_threads and self._teacher.device.type == "cpu":
             return self._decoded_between(batches)
         workers = min(self._workers, len(batches))
+        workers = min(workers, processes_that_fit(self._batch_bytes)) if workers else 0
         return iter(BatchLoader(self._decoded, batches, workers, self._teacher.device, self._prefetched(workers)))
 
     def _prefetched(self, workers: int) -> int:
         """Return how many batches each of the processes may have ready, where two windows are in hand."""
+        return max(1, min(_PREFETCH, _PREFETCHED_BYTES // max(1, 2 * workers * self._batch_bytes)))
+
+    @cached_property
+    def _batch_bytes(self) -> int:
         image: int = sum(tensor.nbytes for tensor in tensors_of(self._teacher.collate([an_image(self._teacher)])))
-        return max(1, min(_PREFETCH, _PREFETCHED_BYTES // max(1, 2 * workers * self._batch_size * image)))
+        return max(1, self._batch_size * image)
 
     def _decoded_between(self, batches: list[NDArray[np.int64]]) -> Iterator[Batch]:
         with ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="decode") as threads:

@@ -11,7 +11,7 @@ import torch
 
 from models.teachers import TeacherCard, TeacherSpec
 from pipeline.batch_size import batch_size
-from pipeline.encode.encoder import Encoder, WindowFeatures
+from pipeline.encode.encoder import Encoder, WindowFeatures, decoding_processes
 from pipeline.encode.process_engine import open_processes
 from pipeline.encode.windows import Job, Window
 from stores.hardware import use_device
@@ -43,7 +43,8 @@ class InProcess:
         self.description = str(self.teacher.device)
 
     def encode(self, windows: Iterator[Window], job: Job, advance: Callable[[int], None]) -> Iterator[WindowFeatures]:
-        yield from Encoder(self.teacher, job, self._settings.workers).encode(windows, advance)
+        workers = decoding_processes(self._settings, self.teacher.device)
+        yield from Encoder(self.teacher, job, workers).encode(windows, advance)
 
     @cached_property
     def batch_size(self) -> int:

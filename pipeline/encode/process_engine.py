@@ -17,7 +17,7 @@ import torch
 from models.teachers import TeacherCard, TeacherSpec
 from pipeline.batch_size import batch_size
 from pipeline.encode.agreement import agree
-from pipeline.encode.encoder import Encoder, WindowFeatures
+from pipeline.encode.encoder import Encoder, WindowFeatures, decoding_processes
 from pipeline.encode.windows import Job, Window
 from stores import TeacherError
 from stores.commands import end_with_the_parent
@@ -155,7 +155,8 @@ def _serve(
         results.put([(TeacherCard.of(teacher), batch_size(teacher, settings)) for teacher in teachers])
         while True:
             number, job = tasks.get()
-            encoder = Encoder(teachers[number], job, settings.workers)
+            workers = decoding_processes(settings, teachers[number].device, processes)
+            encoder = Encoder(teachers[number], job, workers)
             for encoded in encoder.encode(iter(tasks.get, None), advance):
                 results.put(encoded)
             results.put(None)

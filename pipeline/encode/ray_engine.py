@@ -19,7 +19,7 @@ import torch
 from models.teachers import TeacherCard, TeacherSpec
 from pipeline.batch_size import batch_size
 from pipeline.encode.agreement import agree
-from pipeline.encode.encoder import Encoder, WindowFeatures
+from pipeline.encode.encoder import Encoder, WindowFeatures, decoding_processes
 from pipeline.encode.windows import Job, Window
 from stores import ParameterError, TeacherError
 from stores.errors import CusaError
@@ -64,7 +64,7 @@ class _Actor:
     def encode(self, number: int, job: Job, window: Window) -> WindowFeatures | CusaError:
         """Return what the window asks of teacher `number`."""
         teacher = self._teachers[number]
-        workers = self._settings.workers if teacher.device.type == "cuda" else 0
+        workers = decoding_processes(self._settings, teacher.device) if teacher.device.type == "cuda" else 0
         try:
             return next(Encoder(teacher, job, workers, self._turn).encode([window], lambda rows: None))
         except CusaError as fault:
@@ -129,6 +129,8 @@ def _start(specs: Sequence[TeacherSpec], settings: Extract) -> list[Any]:
     resources = ray.cluster_resources()
     on_gpu = settings.device != "cpu" and resources.get("GPU", 0) >= 1
     count = int(resources.get("GPU" if on_gpu else "CPU", 1))
+    if settings.workers is None:  # an actor cannot tell how many others are on its machine
+        settings = replace(settings, workers=max(1, int(resources.get("CPU", 1)) // count))
     actor = ray.remote(
         num_gpus=1 if on_gpu else 0,
         num_cpus=1,

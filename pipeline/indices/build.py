@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from pipeline.indices.kinds import EXACT, new_index
 from pipeline.indices.recall import QUERIES
 from stores import Features
-from stores.index import Index
+from stores.console import console
+from stores.index import Index, faiss_reason
 
 _BLOCK_BYTES: Final = 64 * 2**20
 _SEED: Final = 0
@@ -54,18 +55,18 @@ def build_index(
     sample: Sample,
     device: str,
     seen: Callable[[NDArray[np.float32], NDArray[np.int64]], object],
-) -> Index:
+) -> tuple[Index, str]:
     """Return an index of `kind` over the features of the global `rows` (n,), which are its ids.
 
     `seen` is called with each block (b, dim) and its rows (b,) when it has been added; the device "cpu" keeps faiss off
-    the GPUs.
+    the GPUs. The second is where it was trained and filled: "cuda" or "cpu".
 
     Raises:
         RuntimeError: faiss cannot train or add.
     """
     on_cpu = new_index(kind, features.dim)
     with _threads(kind):
-        index = _to_gpu(on_cpu, len(rows), device) if kind != EXACT else on_cpu
+        index = _to_gpu(on_cpu, kind, len(rows), device) if kind != EXACT else on_cpu
         if not index.is_trained:
             index.train(_gathered(features, sample.training))
         numbered: Any = faiss.IndexIDMap(index)
@@ -78,7 +79,7 @@ def build_index(
             numbered.index = on_cpu
             # What faiss's wrapper keeps alive for it: from now on the copy, no longer the one on the GPU.
             numbered.referenced_objects = [on_cpu]
-    return Index(numbered)
+    return Index(numbered), "cpu" if index is on_cpu else "cuda"
 
 
 def blocks(rows: NDArray[np.int64], dim: int) -> Iterator[NDArray[np.int64]]:
@@ -110,21 +111,27 @@ def _threads(kind: str) -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
-def _to_gpu(index: Any, rows: int, device: str) -> Any:
-    """Return a copy of `index` on the first GPU that `device` allows, or `index` itself where that cannot be.
+def _to_gpu(index: Any, kind: str, rows: int, device: str) -> Any:
+    """Return a copy of `index` on the first GPU that `device` allows; else `index` itself, and say what hinders.
 
-    It cannot where faiss was built without GPUs, where there is none, where the kind exists on the CPU alone, and
-    where the lists would fill more than half of the GPU's free memory (they grow by doubling).
+    That is a faiss without GPUs, a kind that exists on the CPU alone, or lists that would fill more than half of the
+    GPU's free memory (they grow by doubling).
     """
-    if device.startswith("cpu") or not hasattr(faiss, "get_num_gpus") or not faiss.get_num_gpus():
-        return index
     import torch  # here, since nothing else of indices needs it
 
-    number = int(device.split(",")[0].partition(":")[2] or 0)
-    free, _ = torch.cuda.mem_get_info(number)
-    try:
-        if rows * (index.sa_code_size() + 8) > free // 2:
-            return index
-        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), number, index)
-    except RuntimeError:
+    if device.startswith("cpu") or not torch.cuda.is_available():
         return index
+    number = int(device.split(",")[0].partition(":")[2] or 0)
+    hindrance = f"faiss {faiss.__version__} sees no GPU {number} (faiss-gpu belongs in the place of faiss-cpu)"
+    try:
+        if faiss.get_num_gpus() > number:
+            needed, free = rows * (index.sa_code_size() + 8), torch.cuda.mem_get_info(number)[0]
+            if needed <= free // 2:
+                return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), number, index)
+            hindrance = (
+                f"{needed / 2**30:.1f} GiB of lists need twice that on the GPU, where {free / 2**30:.1f} are free"
+            )
+    except RuntimeError as error:
+        hindrance = faiss_reason(error)
+    console.print(f"The index {kind} is built on the CPU: {hindrance}.", style="yellow")
+    return index

@@ -71,7 +71,7 @@ def _build(
 
     show(note=f"training on {len(sample.training):,} rows")
     try:
-        index = build_index(kind, features, rows, sample, settings.device, seen)
+        index, built_on = build_index(kind, features, rows, sample, settings.device, seen)
         show(note="measuring recall")
         tuned = widen_until(settings.min_recall, index, truth, features)
     except (RuntimeError, MemoryError) as error:
@@ -87,6 +87,7 @@ def _build(
         "rows": len(rows),
         "dim": features.dim,
         "training_rows": len(sample.training),
+        "built_on": built_on,
         "search": tuned.search,
         f"recall_at_{RECALL_AT}": tuned.recall,
         "queries": len(sample.queries),

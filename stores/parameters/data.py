@@ -139,8 +139,9 @@ class Extract:
     text_batch: BatchSize = "auto"
     # rows that are batched together, across shards: texts of similar length share a batch
     window: PositiveInt = 16_384
-    # processes per model that decode images; on a processor plain JPEGs are decoded by threads between batches instead
-    workers: NonNegativeInt = 2
+    # processes per model that decode images; null: beside a GPU its share of the cores, else 2; on a processor plain
+    # JPEGs are decoded by threads between batches instead
+    workers: NonNegativeInt | None = None
     # local: this machine; ray: a Ray cluster
     engine: Literal["local", "ray"] = "local"
     # up to exact_rows every index is exact; beyond, auto chooses by size, or a faiss.index_factory string
