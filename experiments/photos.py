@@ -64,6 +64,8 @@ STUDENTS: Final[dict[str, tuple[Student, Train]]] = {
     "all learns": (Student(model=ENCODERS), replace(TRAIN, epochs=2, learning_rate=2e-5)),
 }
 """What of the encoders learns; where one does, it begins with the heads of the frozen student of the same loss."""
+ONE_BY_ONE: Final = ("all learns",)
+"""Students of which a training takes 12 GiB: on a CPU, too, one after another."""
 
 
 class Trial(NamedTuple):
@@ -150,7 +152,8 @@ def _train(
                 train=replace(train, seed=seed),
             )
     names = {key: _name(student, *key) for key in wanted}
-    found = train_all({names[key]: one for key, one in wanted.items()}, place / "store", place / "runs")
+    trials = {names[key]: one for key, one in wanted.items()}
+    found = train_all(trials, place / "store", place / "runs", at_once=1 if student in ONE_BY_ONE else None)
     return {
         key: {"RSUM": found[name]["RSUM"], "validation": found[name]["validation_RSUM"]} for key, name in names.items()
     }
