@@ -6,10 +6,15 @@ import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from experiments import photos
+from experiments.known_features import known_teachers
+from pipeline.extract import extract
+from stores import ExtractParameters, Store
+from stores.parameters import Data, Extract
 
 
 @pytest.mark.parametrize(
@@ -49,3 +54,25 @@ def test_make_says_first_that_there_are_no_photographs(tmp_path: Path) -> None:
     )
     assert done.stdout.startswith("Skipped: there is no ../shared/")
     assert not list(tmp_path.iterdir()), "nothing is installed for it"
+
+
+def test_another_division_takes_the_features_that_are_known(scenes_store: Store, tmp_path: Path) -> None:
+    captions, photographs, rows = scenes_store.captions.to_pydict(), [], [7, 3, 5]
+    for row in rows:
+        (tmp_path / f"{row}.jpg").write_bytes(scenes_store.images[row])
+        texts = [text for text, sample in zip(*captions.values(), strict=True) if sample == row]
+        photographs.append({"filename": f"{row}.jpg", "split": "train", "sentences": [{"raw": one} for one in texts]})
+    source = tmp_path / "dataset.json"
+    source.write_text(json.dumps({"images": photographs}))
+    data = Data(source=str(source), format="karpathy", images=str(tmp_path))
+    known = known_teachers(scenes_store.root)
+    extract(ExtractParameters(data=data, teachers=known, extract=Extract(workers=1)), tmp_path / "store")
+    found = Store.open(tmp_path / "store")
+    for modality, level in (("image", "sample"), ("text", "caption")):
+        (theirs,) = (slug for slug, card in scenes_store.manifest.teachers.items() if card.modality == modality)
+        (ours,) = (slug for slug, card in found.manifest.teachers.items() if card.modality == modality)
+        wanted = (
+            rows if level == "sample" else [n for row in rows for n, s in enumerate(captions["sample"]) if s == row]
+        )
+        expected = scenes_store.features(theirs).gather(np.array(wanted))
+        np.testing.assert_array_equal(found.features(ours).gather(np.arange(len(wanted))), expected)
