@@ -1,6 +1,7 @@
 # make repro | ablation | photos | test | lint | bench | soak — each makes .venv first, where it is missing or out of date.
 PYTHON ?= python3
 BIN := .venv/bin
+PHOTOS := ../shared/data/coco-mini/dataset_karpathy.json
 FAISS := $(if $(wildcard /proc/driver/nvidia/version),gpu,cpu)
 export DVC_NO_ANALYTICS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -15,8 +16,13 @@ repro: .venv/ready-$(FAISS)
 ablation: .venv/ready-$(FAISS)
 	python -m experiments.ablation
 
+ifeq ($(wildcard $(PHOTOS)),)
+photos:
+	@echo "Skipped: there is no $(PHOTOS); the photographs are no part of the project."
+else
 photos: .venv/ready-photos
 	python -m experiments.photos
+endif
 
 test: .venv/ready-test
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONUTF8=1 python -m pytest -n 2 --dist worksteal -m "not soak"

@@ -26,7 +26,7 @@ def known_teachers(store: object) -> Teachers:
 class KnownFeatures(Teacher):
     """The features that a store holds, by an item's content: (B, D)."""
 
-    def __init__(self, modality: str, weights: str, device: torch.device, table: dict[str, int]) -> None:
+    def __init__(self, modality: str, weights: str, table: dict[str, int]) -> None:
         self.modality, self._rows = modality, table
         store = Store.open(weights)
         (slug,) = (name for name, card in store.manifest.teachers.items() if card.modality == modality)
@@ -34,31 +34,34 @@ class KnownFeatures(Teacher):
         self._features: NDArray[Any] = features.gather(np.arange(len(features)))
         identity = [features.fingerprint]
         super().__init__(
-            spec=f"{__name__}:{modality}s", dim=features.dim, precision="fp32", device=device, identity=identity
+            spec=f"{__name__}:{modality}s",
+            dim=features.dim,
+            precision="fp32",
+            device=torch.device("cpu"),
+            identity=identity,
         )
 
     def preprocess(self, item: Image.Image | str) -> Tensor:
-        """Return an item's features: (D,)."""
-        try:
-            return torch.from_numpy(self._features[self._rows[_content(item)]]).float()
-        except KeyError:
-            raise TeacherError(f"An {self.modality} is none of the store's whose features are known.") from None
+        """Return the item's row, (); -1 of an unknown one, such as the image by which the encoder measures a batch."""
+        return torch.tensor(self._rows.get(_content(item), -1))
 
     def forward(self, batch: Tensor) -> Tensor:
-        return batch.to(self.device)
+        if (batch < 0).any():
+            raise TeacherError(f"One {self.modality} is none of the store's whose features are known.")
+        return torch.from_numpy(self._features[batch.numpy()]).float()
 
 
-def images(weights: str, device: torch.device, **_: object) -> KnownFeatures:
+def images(weights: str, **_: object) -> KnownFeatures:
     """Know the images of the store at `weights`."""
     store = Store.open(weights)
     table = {_content(decode_rgb(store.images[row])): row for row in range(len(store.samples))}
-    return KnownFeatures("image", weights, device, table)
+    return KnownFeatures("image", weights, table)
 
 
-def texts(weights: str, device: torch.device, **_: object) -> KnownFeatures:
+def texts(weights: str, **_: object) -> KnownFeatures:
     """Know the captions of the store at `weights`."""
     table = {_content(text): row for row, text in enumerate(Store.open(weights).captions["text"].to_pylist())}
-    return KnownFeatures("text", weights, device, table)
+    return KnownFeatures("text", weights, table)
 
 
 def _content(item: Image.Image | str) -> str:

@@ -30,7 +30,7 @@ from experiments.comparison import INFONCE, markdown_table
 from experiments.known_features import known_teachers
 from experiments.trainings import train_all
 from pipeline.extract import extract
-from stores import ExtractParameters, TrainParameters
+from stores import ExtractParameters, SourceError, TrainParameters
 from stores.atomic import write_json, write_text
 from stores.commands import resumable
 from stores.console import output
@@ -42,6 +42,8 @@ from train.evaluation.sts import measure_sts
 PHOTOS: Final = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco-mini"
 MEASURED: Final = 201
 """Photographs of a division that choose the best epoch, and as many to measure it on; half of the rest, if less."""
+LEAST: Final = 11
+"""Of each of the two: among ten photographs R@10 is always 100 %."""
 TEACHERS: Final = Teachers(image="efficientnet-lite2", text="mpnet")
 ALONE, CUSA = ("", INFONCE), ("ours", "+ CUSA")
 KNOWN: Final = settings(Loss())
@@ -64,6 +66,8 @@ STUDENTS: Final[dict[str, tuple[Student, Train]]] = {
     "all learns": (Student(model=ENCODERS), replace(TRAIN, epochs=2, learning_rate=2e-5)),
 }
 """What of the encoders learns; where one does, it begins with the heads of the frozen student of the same loss."""
+ONE_BY_ONE: Final = ("all learns",)
+"""Students of which a training takes 12 GiB: on a CPU, too, one after another."""
 
 
 class Trial(NamedTuple):
@@ -83,7 +87,7 @@ class Trial(NamedTuple):
 @click.option("--student", type=click.Choice(list(STUDENTS)), default="frozen", help="What of the encoders learns.")
 @click.option("--divisions", type=click.IntRange(min=2), default=5, help="Divisions of the photographs.")
 @click.option("--seeds", type=click.IntRange(min=1), default=2, help="Trainings of each setting on each division.")
-@click.option("--pictures", type=int, multiple=True, default=(600,), help="Training photographs; several, one by one.")
+@click.option("--pictures", type=click.IntRange(1), multiple=True, default=(600,), help="To train on; may be several.")
 @click.option("--losses", type=click.Choice(list(LOSSES)), default="parts", help="What is compared with InfoNCE.")
 @click.option("--sts", type=click.Path(path_type=Path), help="Folder of STS13 and SICK-R: measure the text side too.")
 def main(
@@ -97,18 +101,14 @@ def main(
     sts: Path | None,
 ) -> None:
     """Train on divisions of real photographs with and without soft labels, and report what these contribute."""
-    if not (photos / "dataset_karpathy.json").is_file():
-        click.echo(
-            f"Skipped: there is no {photos / 'dataset_karpathy.json'}; the photographs are no part of the project."
-        )
-        return
-    began, trials = time.monotonic(), list[Trial]()
+    began, trials, source = time.monotonic(), list[Trial](), photos / "dataset_karpathy.json"
     with resumable():
-        everything = Data(source=str(photos / "dataset_karpathy.json"), images=str(photos / "images"))
+        document = _read(source, max(pictures))
+        everything = Data(source=str(source), images=str(photos / "images"))
         extract(ExtractParameters(data=everything, teachers=TEACHERS), out / "store")
         for count in pictures:
             for division in range(divisions):
-                place = _divide(photos, out, count, division)
+                place = _divide(document, photos / "images", out, count, division)
                 chosen = range(division * seeds, (division + 1) * seeds)
                 for which in dict.fromkeys(("frozen", student)):
                     found = _train(place, which, LOSSES[losses], chosen)
@@ -116,7 +116,7 @@ def main(
                     Trial(student, count, division, seed, setting, figures | _sts(place, student, setting, seed, sts))
                     for (setting, seed), figures in found.items()
                 ]
-        table = _table(trials)
+        table = _table(trials, len(document["images"]))
         name = f"{student}-{losses}".replace(" ", "-")
         write_text(out / f"{name}.csv", _csv(trials))
         write_text(out / f"{name}.md", table)
@@ -124,12 +124,38 @@ def main(
     click.echo(f"{(time.monotonic() - began) / 60:.1f} minutes. Table and every figure: {out}/{name}.{{md,csv}}")
 
 
-def _divide(photos: Path, out: Path, pictures: int, division: int) -> Path:
+def _read(source: Path, pictures: int) -> dict[str, Any]:
+    """Return Karpathy's document, after checking that it has enough photographs to train on so many `pictures`.
+
+    Raises:
+        SourceError: it is another file, or they are too few.
+    """
+    try:
+        document: dict[str, Any] = json.loads(source.read_text())
+        found = len(document["images"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        wanted = "Karpathy's document of the photographs in images/ beside it; they are no part of the project"
+        raise SourceError(f"cannot be read ({error!r})", path=source, expected=wanted) from None
+    if found < (least := pictures + 2 * LEAST):
+        most = found - 2 * LEAST
+        smaller = f"give --pictures {most} or fewer, or " if most > 0 else ""
+        raise SourceError(
+            "photographs",
+            path=source,
+            found=found,
+            expected=f"at least {least}: {pictures} to train on (--pictures), and {LEAST} each to choose the epoch "
+            f"and to measure",
+            advice=f"To go on, {smaller}name a folder of more photographs (--photos).",
+        )
+    return document
+
+
+def _divide(document: dict[str, Any], images: Path, out: Path, pictures: int, division: int) -> Path:
     """Make the store of one division of the photographs, and return the folder that it is in."""
     place = out / f"{pictures}-{division}"
     source = place / "dataset.json"
-    write_json(source, _divided(json.loads((photos / "dataset_karpathy.json").read_text()), pictures, division))
-    data = Data(source=str(source), format="karpathy", images=str(photos / "images"))
+    write_json(source, _divided(document, pictures, division))
+    data = Data(source=str(source), format="karpathy", images=str(images))
     extract(ExtractParameters(data=data, teachers=known_teachers(out / "store")), place / "store")
     return place
 
@@ -150,7 +176,8 @@ def _train(
                 train=replace(train, seed=seed),
             )
     names = {key: _name(student, *key) for key in wanted}
-    found = train_all({names[key]: one for key, one in wanted.items()}, place / "store", place / "runs")
+    trials = {names[key]: one for key, one in wanted.items()}
+    found = train_all(trials, place / "store", place / "runs", at_once=1 if student in ONE_BY_ONE else None)
     return {
         key: {"RSUM": found[name]["RSUM"], "validation": found[name]["validation_RSUM"]} for key, name in names.items()
     }
@@ -175,13 +202,18 @@ def _sts(place: Path, student: str, setting: tuple[str, str], seed: int, folder:
 
 def _divided(document: dict[str, Any], pictures: int, division: int) -> dict[str, Any]:
     """Return Karpathy's document with its photographs divided anew: `pictures` to train on, the others to measure."""
-    measured = min(MEASURED, (len(document["images"]) - pictures) // 2)
+    measured = _measured(len(document["images"]), pictures)
     images = random.Random(division).sample(document["images"], 2 * measured + pictures)
     splits = ["val"] * measured + ["test"] * measured + ["train"] * pictures
     return {**document, "images": [{**image, "split": split} for image, split in zip(images, splits, strict=True)]}
 
 
-def _table(trials: Sequence[Trial]) -> str:
+def _measured(photographs: int, pictures: int) -> int:
+    """Return on how many photographs a division with `pictures` to train on is measured."""
+    return min(MEASURED, (photographs - pictures) // 2)
+
+
+def _table(trials: Sequence[Trial], photographs: int) -> str:
     """Return a Markdown table of means over divisions, and of paired differences with their 95 % intervals."""
     figures = [name for name in trials[0].figures if name != "validation"]
     heads = ["student", "pictures", "loss", "settings", "validation RSUM"]
@@ -195,7 +227,9 @@ def _table(trials: Sequence[Trial]) -> str:
         for name in figures:
             alone = {(one.division, one.seed): one.figures[name] for one in same if one.setting == ALONE}
             differences = {(one.division, one.seed): one.figures[name] - alone[one.division, one.seed] for one in mine}
-            gained = [_interval(differences), f"{sum(v > 0 for v in differences.values())} of {len(differences)}"]
+            ratio = _measured(photographs, pictures) / pictures
+            above = f"{sum(v > 0 for v in differences.values())} of {len(differences)}"
+            gained = [_interval(differences, ratio), above]
             cells += [_mean(mine, name), *(["", ""] if setting == ALONE else gained)]
         lines.append(cells)
     return markdown_table(heads, lines, texts=4)
@@ -205,11 +239,17 @@ def _mean(trials: Sequence[Trial], name: str) -> str:
     return f"{statistics.mean(one.figures[name] for one in trials):.1f}"
 
 
-def _interval(differences: dict[tuple[int, int], float]) -> str:
-    """Return the mean over divisions (of the means over seeds) ± its 95 % interval (Student's t)."""
+def _interval(differences: dict[tuple[int, int], float], ratio: float) -> str:
+    """Return the mean over divisions (of the means over seeds) ± its 95 % interval.
+
+    It is the corrected resampled t interval (Nadeau and Bengio, Inference for the Generalization Error, Machine
+    Learning 52, 2003): divisions share photographs, so the variance of a mean over J is s² (1/J + `ratio`), `ratio`
+    that of test to training photographs, where s²/J would take them for independent.
+    """
     divisions = sorted({division for division, _ in differences})
     means = [statistics.mean(v for (d, _), v in differences.items() if d == division) for division in divisions]
-    half = float(stats.t.ppf(0.975, len(means) - 1)) * statistics.stdev(means) / math.sqrt(len(means))
+    spread = statistics.stdev(means) * math.sqrt(1 / len(means) + ratio)
+    half = float(stats.t.ppf(0.975, len(means) - 1)) * spread
     text = f"{statistics.mean(means):+.1f} ± {half:.1f}"
     return f"**{text}**" if abs(statistics.mean(means)) > half else text
 

@@ -18,10 +18,13 @@ from stores.hardware import resolve_device
 from train.run import run
 
 
-def train_all(trials: Mapping[str, TrainParameters], store: Path, work: Path) -> dict[str, dict[str, Any]]:
+def train_all(
+    trials: Mapping[str, TrainParameters], store: Path, work: Path, at_once: int | None = None
+) -> dict[str, dict[str, Any]]:
     """Run every trial in `work`/<its name>, going on where an earlier call was stopped.
 
-    Like a stage of DVC, it repeats what other parameters, data or code had produced.
+    Like a stage of DVC, it repeats what other parameters, data or code had produced. At most `at_once` run side by
+    side, where memory sets a limit.
 
     Returns:
         By name, what metrics.json says of the trial's one training.
@@ -31,7 +34,7 @@ def train_all(trials: Mapping[str, TrainParameters], store: Path, work: Path) ->
     """
     device = resolve_device(next(iter(trials.values())).train.device)
     cores = torch.get_num_threads()
-    jobs = min(cores, len(trials)) if device.type == "cpu" else 1
+    jobs = min(cores, len(trials), at_once or cores) if device.type == "cpu" else 1
     with (
         ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (max(1, cores // jobs),)) as pool,
         progress_bar() as bar,

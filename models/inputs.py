@@ -105,6 +105,10 @@ class Pixels(EachItem):
         self.prepare, self._augmented = Preprocessing(transform), augmented or transform
         self.augmented = augmented is not None
 
+    def __repr__(self) -> str:
+        """Tell the transform that items are measured by, whose name alone would not say what it does."""
+        return f"{type(self).__name__}({self.prepare.transform})"
+
     def present(self, items: Items, rows: Rows) -> NDArray[np.bool_] | None:
         return items.pictured(rows)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import partial
@@ -19,11 +20,25 @@ M = TypeVar("M", bound=nn.Module)
 
 def weights_digest(module: nn.Module) -> str:
     """Return the SHA-256 over a module's weights and buffers, by name."""
+    return tensors_digest(sorted(module.state_dict().items()))
+
+
+def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:
+    """Return the SHA-256 over tensors of any shapes and their names, in their order."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in named:
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def described(value: object) -> str:
+    """Return what a module, a transform or the like says of itself, the same in every process.
+
+    A module's layers and their settings, for example: with the weights' digest, what it computes. A user's own function
+    tells its name alone.
+    """
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def weights_file(path: str, spec: str) -> Path:

@@ -103,8 +103,8 @@ def _create(name: str, pretrained: bool) -> Any:
         return timm.create_model(name, pretrained=pretrained, num_classes=0)
     except Exception as error:  # timm and its hub have no common base for what they raise
         raise WeightsError(
-            f"timm:{name} could not be made: {shortened(error)} This machine must reach timm's hub once, or have a "
-            f"local file: for a teacher, teachers.image_weights (--image-weights)."
+            f"timm:{name} could not be made: {shortened(error)} This machine must reach timm's hub once; or copy the "
+            f"model's folder from there (config.json, model.safetensors) and name it, local-dir:<folder>."
         ) from None
 
 

@@ -143,6 +143,8 @@ def two_encoders(name: str) -> TwoEncoders:
 def named_encoders(family: str, name: str) -> tuple[str, str, int]:
     """Return the image encoder, the text encoder and D that `<image encoder>+<text encoder>[@<D>]` names.
 
+    Encoders may be called as the teachers of the same libraries are, `timm:…` and `sentence-transformers:…`.
+
     Raises:
         StudentError: the name is of another form.
     """
@@ -152,7 +154,8 @@ def named_encoders(family: str, name: str) -> tuple[str, str, int]:
         expected = f"{family}:<image encoder>+<text encoder>[@<dimensions>], such as {example}"
         raise StudentError(found=f"{family}:{name}", expected=expected)
     image, text, dim = parts.groups()
-    return image, text, int(dim or DIM)
+    text = re.sub(r"^(words:)?sentence-transformers:", r"\1", text)
+    return image.removeprefix("timm:"), text, int(dim or DIM)
 
 
 def augmented(settings: Mapping[str, Any]) -> Transform:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from refusals import refused
 from safetensors.torch import load_file
 from test_processes import finish, start
@@ -18,6 +19,7 @@ from tiny_students import Halved
 
 from models.checkpoint import read_record
 from stores import Store, StudentError, TrainingError, TrainParameters
+from stores.errors import WeightsError
 from stores.parameters import Student, Train
 from train.fit import frozen_towers
 from train.fit.stops import Stop, Stopped
@@ -63,6 +65,33 @@ def test_stored_outputs_train_as_the_towers_do(store: Store, tmp_path: Path, fre
     Halved.calls = 0
     run(replace(parameters, train=replace(parameters.train, learning_rate=1e-4)), store, tmp_path / "again")
     assert Halved.calls == len(freeze) * 3 * frozen_towers.PROBE, "another run reads what the first computed"
+
+
+@pytest.mark.parametrize(
+    ("modality", "member"), [("text", "tokenizer"), ("image", "eval_transform")], ids=["tokenizer", "transform"]
+)
+def test_outputs_of_items_seen_otherwise_are_other_outputs(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, modality: str, member: str
+) -> None:
+    """The same factory and weights: one text is tokenised otherwise, or every picture is a little brighter."""
+    student = replace(FROZEN.student, freeze=[modality])
+    parameters = replace(FROZEN, student=student, train=replace(FROZEN.train, epochs=1))
+    run(parameters, store, tmp_path / "run")
+    earlier, one = getattr(Halved, member), store.captions["text"][1].as_py()
+
+    def otherwise(self: Halved, given: Image.Image | list[str]) -> torch.Tensor:
+        if isinstance(given, list):
+            return earlier(self, [text[:7] if text == one else text for text in given])
+        return earlier(self, given) + 0.004
+
+    otherwise.__qualname__, otherwise.__name__ = earlier.__qualname__, earlier.__name__
+    monkeypatch.setattr(Halved, member, otherwise)
+    Halved.calls = 0
+    run(parameters, store, tmp_path / "otherwise")
+    assert Halved.calls == 1 + len(store.samples if modality == "image" else store.captions)
+    before, after = (np.load(path) for path in store.root.with_name("store.towers").glob("*/outputs.npy"))
+    rows = np.arange(len(before)) if modality == "image" else [1]
+    assert set(np.flatnonzero((before != after).any(axis=1))) >= set(rows)
 
 
 def test_what_is_augmented_is_not_stored(store: Store, tmp_path: Path) -> None:
@@ -198,3 +227,27 @@ def test_a_misspelt_pair_of_encoders_is_explained(name: str, problem: str) -> No
     with pytest.raises(StudentError, match="such as towers:efficientnet-lite0") as caught:
         load_student(Student(model=f"towers:{name}"))
     assert problem in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("timm:resnet18+minilm", ("resnet18", "minilm", 256)),
+        ("resnet18+sentence-transformers:folder@64", ("resnet18", "folder", 64)),
+        ("timm:resnet18+words:sentence-transformers:folder", ("resnet18", "words:folder", 256)),
+    ],
+    ids=["image", "text", "words"],
+)
+def test_encoders_are_called_as_teachers_are(name: str, expected: tuple[str, str, int]) -> None:
+    from models.two_encoders import named_encoders
+
+    assert named_encoders("towers", name) == expected
+
+
+def test_an_encoder_that_cannot_be_had_is_asked_for_as_a_student_can_name_it(tmp_path: Path) -> None:
+    from models.students import load_student
+
+    with refused(WeightsError) as caught:
+        load_student(Student(model=f"towers:local-dir:{tmp_path}/absent+minilm"))
+    assert caught.value.message.endswith("and name it, local-dir:<folder>.")
+    assert "--image-weights" not in caught.value.message, "students have no such option"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,10 @@ def test_threads_yield_unless_a_person_said_otherwise(
     finally:
         for name in VARIABLES:
             os.environ.pop(name, None)
+
+
+def test_studies_yield_before_they_load_torch() -> None:
+    code = "import os, sys, experiments; print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["3000", "False"]

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from models.loading import described
 from models.preprocessing import Preprocessing, Transform
 from models.teachers.teacher import Teacher
 from stores.hardware import ComputePrecision
@@ -29,7 +30,7 @@ class ImageTeacher(Teacher):
         """Know the teacher by the digest of its `weights` and by what its `transform` says of itself."""
         self._preprocessing = Preprocessing(transform)
         self.decodes_in_threads = self._preprocessing.decodes_in_threads
-        identity = [weights, repr(transform)]
+        identity = [weights, described(transform)]
         super().__init__(spec=spec, dim=dim, precision=precision, device=device, identity=identity)
 
     def preprocess(self, item: Image.Image) -> Tensor:

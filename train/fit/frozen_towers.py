@@ -7,7 +7,7 @@ beside the store, in `<store>.towers/<modality>-<digest>/`: `outputs.npy`, a row
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -18,11 +18,13 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
+from torch import Tensor
 
 from models.aligned import AlignedModel
 from models.batch_loader import item_batches
-from models.inputs import Input, Stored
-from models.loading import weights_digest
+from models.encoded import map_tensors
+from models.inputs import Input, Stored, Tokens
+from models.loading import described, tensors_digest, weights_digest
 from models.students import HalvedStudent, Parts
 from stores import Store, TrainingError, TrainParameters
 from stores.atomic import atomic_path, write_json
@@ -39,7 +41,12 @@ from train.fit.stops import Stop
 AT_ONCE: Final = 8192
 """Rows after which it is written down how far the outputs are."""
 PROBE: Final = 8
-"""Rows of a split, spread over it, that are computed again, to see that outputs on disk are this tower's and whole."""
+"""Rows of a split, spread over it, that are computed again, to see that outputs on disk are whole, and of this code."""
+TEXTS: Final = 5000
+"""Texts of a split, spread over it, by whose tokens a tokenizer is known, which may be any function: a small split's
+all, of a large one a second's worth, which a change of one text in a thousand escapes in 7 cases of 1,000."""
+BATCH: Final = 1000
+"""Texts that are tokenised at once."""
 AGREES: Final = 0.999
 """Cosine of a row on disk with the same row computed again, which rounds otherwise in another batch."""
 
@@ -133,14 +140,16 @@ class _FrozenTower:
         self._given: Input = student.inputs[modality]
         self._accelerator, self._stop = accelerator, stop
         modules = [part if isinstance(part, torch.nn.Module) else torch.nn.ParameterList([part]) for part in parts]
-        self._weights = [weights_digest(module) for module in modules]
+        computes = [(weights_digest(module), described(module)) for module in modules]
+        self._identity = [parameters.student.model, computes, described(self._given)]
 
     def table(self, store: Store, splits: Sequence[str]) -> OutputTable:
         """Return the tower's outputs of some splits of a store."""
         precision, source = precision_of(self._accelerator), store.manifest.source_fingerprint
-        digest = value_digest([self._parameters.student.model, self._weights, precision, source, DECODING])
-        folder = store.root.with_name(f"{store.root.name}.towers") / f"{self._modality}-{digest[:16]}"
         processes = self._stop.processes
+        seen = processes.once(lambda: tensors_digest(self._seen(store)))
+        digest = value_digest([*self._identity, precision, source, DECODING, seen])
+        folder = store.root.with_name(f"{store.root.name}.towers") / f"{self._modality}-{digest[:16]}"
         lock = FileLock(folder.with_suffix(".lock"))
         try:
             processes.alone(lambda: self._locked(lock))
@@ -151,6 +160,19 @@ class _FrozenTower:
             raise TrainingError(fault, path=folder, advice=advice) from None
         finally:
             lock.release()
+
+    def _seen(self, store: Store) -> Iterator[tuple[str, Tensor]]:
+        """Yield, by split, what the input makes of all texts or many, or of some items of another kind."""
+        given, modality = self._given, self._modality
+        for split in store.manifest.splits:
+            items = Mixture([store], split, {modality: given})
+            if not isinstance(given, Tokens):
+                rows = _spread(store.rows(split, given.level), PROBE)
+                yield from ((split, given.item(items, int(row), augment=False)) for row in rows)
+                continue
+            texts = [items.text(int(row)) for row in _spread(store.rows(split, given.level), TEXTS)]
+            for start in range(0, len(texts), BATCH):
+                yield from ((split, tokens) for tokens in given.tokens(texts[start : start + BATCH]))
 
     def _locked(self, lock: FileLock) -> None:
         """Wait for another run that computes the same outputs."""
@@ -166,7 +188,7 @@ class _FrozenTower:
         processes = self._stop.processes
         done: dict[str, int] = processes.once(lambda: json_object(state).get("rows", {}) if path.is_file() else {})
         # Of what is done, or of the first split where nothing is: that tells the shape of a row.
-        probed = {split: _spread(store.rows(split, level)[: done[split]]) for split in splits if done.get(split)}
+        probed = {split: _spread(store.rows(split, level)[: done[split]], PROBE) for split in splits if done.get(split)}
         probed = probed or {splits[0]: store.rows(splits[0], level)[:1]}
         probe = np.concatenate([self._computed(store, split, rows) for split, rows in probed.items()])
         table = OutputTable(path, level)
@@ -209,9 +231,9 @@ class _FrozenTower:
         return np.concatenate(found)
 
 
-def _spread(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return some of the rows, the first and the last among them."""
-    return rows[np.unique(np.linspace(0, len(rows) - 1, PROBE).astype(np.int64))]
+def _spread(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return so many of the rows, or all, the first and the last among them."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64))]
 
 
 def _agrees(path: Path, rows: NDArray[np.int64], probe: NDArray[np.float32]) -> bool:
