@@ -300,6 +300,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_place(
 def test_missing_splits_and_teachers_are_named_before_training(scenes_store: Store, tmp_path: Path) -> None:
     with refused(ParameterError, where="eval.validation", found="dev"):
         run(replace(QUICK, eval=Evaluation(validation="dev")), scenes_store, tmp_path / "run")
+    with refused(ParameterError, where="train.final_learning_rate", found=1e-5):
+        run(changed(learning_rate=1e-6), scenes_store, tmp_path / "run")
     with pytest.raises(StoreError, match="no features 'unicom-ViT-B-32'"):
         teachers = replace(QUICK.teachers, image="unicom:ViT-B/32")
         run(replace(QUICK, teachers=teachers), scenes_store, tmp_path / "run")
