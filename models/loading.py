@@ -1,10 +1,11 @@
-"""What the loading of models from elsewhere shares: weights files, their digest, and the words of errors."""
+"""What the loading of models from elsewhere shares: weights files, their digest, fixed parts, the words of errors."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -59,6 +60,17 @@ def made_with(state: Mapping[str, Tensor], make: Callable[[], M]) -> M:
             raise ValueError(f"{name} does not hold the {tuple(tensor.shape)} numbers that it claims")
     module = make()
     module.load_state_dict(dict(state), strict=True)
+    return module
+
+
+def keep_in_eval(module: nn.Module) -> None:
+    """Put a part of a student into evaluation mode for good, whatever mode the student comes into."""
+    module.eval()
+    # Every train() of the student or of what holds it comes by here.
+    module.train = partial(_unchanged, module)  # type: ignore[method-assign]
+
+
+def _unchanged(module: nn.Module, mode: bool = True) -> nn.Module:
     return module
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models.encoded import Encoded
 from models.inputs import Input, Padded, Pixels, Tensors, Tokens
+from models.loading import keep_in_eval
 from models.preprocessing import Transform
 from models.scoring import Cosine, OwnSimilarity, Scorer
 from stores import Store, parameters
@@ -164,7 +165,7 @@ def load_student(settings: parameters.Student) -> Any:
         for part in _parts(student, tower, settings.model):
             part.requires_grad_(False)
             if isinstance(part, nn.Module):
-                _keep_in_eval(part)
+                keep_in_eval(part)
     if settings.gradient_checkpointing:
         switch_on = getattr(student, "set_grad_checkpointing", None)
         if not callable(switch_on):
@@ -271,13 +272,3 @@ def _parts(student: Any, tower: str, spec: str) -> Parts:
             f"`towers`, such as {{'image': [modules and parameters], 'text': […]}} (docs/students.md)."
         )
     return parts
-
-
-def _keep_in_eval(module: nn.Module) -> None:
-    module.eval()
-    # Every train() of the student or of what holds it comes by here.
-    module.train = partial(_unchanged, module)  # type: ignore[method-assign]
-
-
-def _unchanged(module: nn.Module, mode: bool = True) -> nn.Module:
-    return module

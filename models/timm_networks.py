@@ -9,8 +9,9 @@ import timm
 import torch
 from timm.models import load_state_dict
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from models.loading import nearest, shortened, weights_file
+from models.loading import keep_in_eval, nearest, shortened, weights_file
 from models.packaged_weights import packaged_file
 from stores.errors import WeightsError
 
@@ -23,6 +24,9 @@ ELSEWHERE: Final = ("hf-hub:", "hf_hub:", "local-dir:")
 def timm_network(name: str, weights: str | None = None) -> Any:
     """Return timm's model `name` without its classifier: (n, 3, H, W) images to (n, W) pooled features.
 
+    Where it learns, its batch normalisation keeps the statistics of its weights: those of a batch are others, with
+    which it would learn what evaluation does not see, and one item's features would depend on the rest of its batch.
+
     Args:
         name: one of `PACKAGED_MODELS`, or as timm names it, such as `vit_small_patch14_dinov2.lvd142m`.
         weights: a file of its state dict, where timm's own weights are not wanted.
@@ -31,11 +35,15 @@ def timm_network(name: str, weights: str | None = None) -> Any:
         WeightsError: there is no such model, or its weights cannot be had.
     """
     if name in PACKAGED_MODELS and weights is None:
-        return _packaged(name)
-    _check_name(name)
-    network = _create(name, pretrained=weights is None)
-    if weights is not None:
-        _load_strictly(network, weights, f"timm:{name}")
+        network = _packaged(name)
+    else:
+        _check_name(name)
+        network = _create(name, pretrained=weights is None)
+        if weights is not None:
+            _load_strictly(network, weights, f"timm:{name}")
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            keep_in_eval(module)
     return network
 
 

@@ -56,6 +56,30 @@ def loading(stays: bool = False) -> Iterator[None]:
 
 
 @contextmanager
+def heard_interrupts() -> Iterator[None]:
+    """Let no Ctrl-C be lost while the block runs.
+
+    Where one falls into a finaliser or a weak reference's callback, Python prints it there and goes on, as if nobody
+    had asked; it is sent once more, a moment later.
+    """
+    earlier = sys.unraisablehook
+
+    def again(lost: sys.UnraisableHookArgs) -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            earlier(lost)
+            return
+        later = threading.Timer(0.02, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+        later.daemon = True
+        later.start()
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = earlier
+
+
+@contextmanager
 def resumable(advice: Callable[[], str] = lambda: GOES_ON) -> Iterator[None]:
     """Turn Ctrl-C (exit code 130, as shells expect) and a full or forbidden disk (2) into a word on how to go on.
 

@@ -19,6 +19,8 @@ from typing import Any, Final, TextIO
 
 import click
 
+from stores.commands import heard_interrupts
+
 _ERRORS: Final = "cusa.plain"
 _PLAIN: Final = dict(zip("…–·×→↑τ−±", ".-*x>^t-+", strict=True))
 """For what our own texts have; of a spinner's dots (braille) a star remains, of anything else a question mark."""
@@ -129,10 +131,10 @@ def _occupy_closed_descriptors() -> None:
 
 
 class Command(click.Command):
-    """A command on unfailing streams."""
+    """A command on unfailing streams that hears every Ctrl-C."""
 
     def main(self, *arguments: Any, **named: Any) -> Any:
-        with unfailing_streams():
+        with unfailing_streams(), heard_interrupts():
             return super().main(*arguments, **named)
 
     def invoke(self, context: click.Context) -> Any:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import forked
@@ -19,6 +20,7 @@ import pipeline.cli
 import pipeline.inspection.cli
 import train.cli
 from stores import Store
+from stores.commands import heard_interrupts
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SMALL = ["-S", "data.scenes={train: 24, val: 4, test: 8}", "-S", "extract.shard_size=8", "-S", "extract.workers=0"]
@@ -220,6 +222,18 @@ def test_a_fault_of_the_command_line_is_not_said_of_the_parameters_file(tmp_path
     assert by_hand.output.startswith("Error: train.batch_size: found 1, expected")
     (tmp_path / "own.yaml").write_text("train: {batch_size: 1}\n")
     assert "own.yaml, train.batch_size: found 1" in CliRunner().invoke(train.cli.main, arguments).output
+
+
+def test_an_interrupt_that_python_drops_comes_again() -> None:
+    class Anything:
+        pass
+
+    going = Anything()
+    callback = weakref.ref(going, lambda _: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt), heard_interrupts():
+        del going
+        assert callback() is None
+        time.sleep(60)
 
 
 def test_an_interrupt_while_libraries_load_ends_as_later(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

