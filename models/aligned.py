@@ -60,11 +60,10 @@ class AlignedModel(nn.Module):
         """Encode n items of one modality."""
         encoded = self.interface.encode(modality, tensors)
         vector = encoded.vector
-        if modality in self.heads:
-            encoded = encoded._replace(vector=self.heads[modality](vector))
-        if modality in self.uni_heads:
-            encoded = encoded._replace(uni=self.uni_heads[modality](vector))
-        return encoded
+        crossed = self.heads[modality](vector) if modality in self.heads else vector
+        uni = self.uni_heads[modality](vector) if modality in self.uni_heads else encoded.uni
+        # Named by its class: torch.compile cannot make what `_replace` does.
+        return Encoded(crossed, uni, encoded.parts, encoded.mask, encoded.shared)
 
     @property
     def scorer(self) -> Scorer:

@@ -52,6 +52,7 @@ class StudentOfHeads(nn.Module):
         self._encoders: dict[str, Student] = {}
         self.inputs: dict[str, Input] = {}
         widths = {name: self._opened(name, head, loaded) for name, head in settings.heads.items()}
+        self.inputs = _samples_first(self.inputs)
         self.heads = nn.ModuleDict(
             {name: FeatureHead(widths[name], self.embed_dim, head.hidden) for name, head in settings.heads.items()}
         )
@@ -90,6 +91,14 @@ class StudentOfHeads(nn.Module):
             raise StudentError(f"student.heads.{name}: how wide {head.features} is, and of which rows, is not known.")
         self.inputs[name] = Stored(head.features, head.level)
         return head.width
+
+
+def _samples_first(inputs: dict[str, Input]) -> dict[str, Input]:
+    """Return modalities in an order in which pairs are measured and shown: a sample's before the first caption's."""
+    levels = [given.level for given in inputs.values()]
+    if "sample" not in levels or "caption" not in levels[: levels.index("sample")]:
+        return inputs
+    return dict(sorted(inputs.items(), key=lambda item: item[1].level == "caption"))
 
 
 def with_widths(settings: parameters.Student, store: Store) -> parameters.Student:

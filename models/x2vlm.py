@@ -195,7 +195,7 @@ def squared(pixels: int) -> Transform:
 def _augmented(pixels: int) -> Transform:
     """Return the authors' augmentation but for the mirror: captions say left and right."""
     mean = tuple(round(255 * channel) for channel in OPENAI_DATASET_MEAN)
-    operations = rand_augment_ops(7, {"img_mean": mean}, transforms=_OPERATIONS)
+    operations = rand_augment_ops(7, hparams={"img_mean": mean}, transforms=_OPERATIONS)
     cropped = v2.RandomResizedCrop(pixels, scale=(0.5, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
     return _tensors(cropped, RandAugment(operations, num_layers=2))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.utils import set_seed
 from tiny_rerankers import SMALL, tiny_blip, tiny_x2vlm, x2vlm_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,8 +18,10 @@ from models.export import export_student, exported
 from models.inputs import Padded
 from models.matching import ScorerAsMatcher, matcher_of
 from models.students import load_student
+from stores import Store
 from stores.errors import StudentError, WeightsError
 from stores.parameters import Student
+from train.data.mixture import Mixture
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 LENGTHS = (7, 3, 5, 7)
@@ -156,6 +159,17 @@ def test_captions_are_cleaned_and_cut() -> None:
     assert texts.values.shape == (2, 20)
     assert texts.mask.sum(dim=1).tolist() == [6, 20]
     assert texts.values[0, :6].tolist() == [101, 1037, 3899, 3216, 3435, 102]
+
+
+def test_training_sees_images_augmented(scenes_store: Store) -> None:
+    given = tiny_x2vlm().inputs["image"]
+    items = Mixture([scenes_store], "train", {"image": given})
+    plain = given.item(items, 0, augment=False)
+    set_seed(0)
+    seen = torch.stack([given.item(items, 0, augment=True) for _ in range(20)])
+    assert seen.shape == (20, *plain.shape)
+    assert seen.isfinite().all()
+    assert all((one - other).abs().max() > 0.01 for one, other in zip([plain, *seen], seen, strict=False))
 
 
 def test_a_scorer_of_pairs_matches_too() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import forked
 import numpy as np
@@ -18,16 +19,19 @@ from torch import nn
 
 from models.aligned import AlignedModel
 from models.encoded import Encoded
+from models.scoring import OwnSimilarity
 from stores import CusaError, Store
+from stores.ownership import in_the_way
 from stores.parameters import Rerank
 from train.eval_cli import main as cusa_eval
 from train.evaluation import reranking
 from train.evaluation.embed import embed_split
+from train.evaluation.folder import SCORES
 from train.evaluation.kept_parts import PartsOfSplit, PartsPolicy
 from train.evaluation.rankings import first_ranks
 from train.evaluation.reranking import reranked
 from train.evaluation.second_stage import SecondStage, by_depth
-from train.evaluation.similarities import CosineSimilarities
+from train.evaluation.similarities import CosineSimilarities, similarities
 
 
 def own() -> sparse.csr_array:
@@ -124,6 +128,24 @@ def test_a_scoring_that_was_killed_goes_on(tmp_path: Path) -> None:
     assert going_on.pairs < whole.pairs
     assert np.array_equal(found.texts_of_images.scores, expected.texts_of_images.scores)
     assert np.array_equal(found.images_of_texts.scores, expected.images_of_texts.scores)
+
+
+def test_a_kill_as_scores_begin_leaves_nothing_that_the_next_run_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = np.memmap
+
+    def killed(*arguments: Any, **named: Any) -> None:
+        made(*arguments, **named)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "memmap", killed)
+    with pytest.raises(KeyboardInterrupt):
+        scored(Product(), tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        similarities(OwnSimilarity(torch.cdist), *items(), torch.device("cpu"), tmp_path)
+    assert {path.name for path in tmp_path.glob("*.partial")} == {"pairs.partial", "scores.partial"}
+    assert in_the_way(tmp_path, SCORES) == []
 
 
 def test_tokens_that_do_not_fit_lie_on_disk(scenes_store: Store, tmp_path: Path) -> None:

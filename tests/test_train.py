@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,24 @@ def test_training_on_a_gpu_in_bf16(scenes_store: Store, tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in kept if tensor.is_floating_point()} == {torch.float32}
 
 
+def test_a_compiled_student_trains_as_it_does_by_itself(
+    scenes_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced as ever; inductor, which takes a C++ compiler 20 seconds, is left out."""
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    student = Student(model="tiny_students:Dropping")
+    measured = [
+        run(replace(changed(compile=compiled, micro_batch=7), student=student), scenes_store, tmp_path / str(compiled))
+        for compiled in (False, True)
+    ]
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    assert measured[1] == measured[0]
+    one, other = (load_file(tmp_path / name / "best.safetensors") for name in ("False", "True"))
+    torch.testing.assert_close(other, one, rtol=0, atol=0)
+
+
 def test_another_run_s_folder_is_not_taken(scenes_store: Store, tmp_path: Path) -> None:
     run(changed(epochs=1), scenes_store, tmp_path / "run")
     best = (tmp_path / "run" / "best.safetensors").read_bytes()
@@ -281,6 +300,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_place(
 def test_missing_splits_and_teachers_are_named_before_training(scenes_store: Store, tmp_path: Path) -> None:
     with refused(ParameterError, where="eval.validation", found="dev"):
         run(replace(QUICK, eval=Evaluation(validation="dev")), scenes_store, tmp_path / "run")
+    with refused(ParameterError, where="train.final_learning_rate", found=1e-5):
+        run(changed(learning_rate=1e-6), scenes_store, tmp_path / "run")
     with pytest.raises(StoreError, match="no features 'unicom-ViT-B-32'"):
         teachers = replace(QUICK.teachers, image="unicom:ViT-B/32")
         run(replace(QUICK, teachers=teachers), scenes_store, tmp_path / "run")

@@ -26,7 +26,9 @@ FILE: Final = click.Path(path_type=Path)
 @click.option("--image-teacher", help="family:name  [teachers.image]")
 @click.option("--text-teacher", help="family:name  [teachers.text]")
 @click.option("-S", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override any parameter.")
-@click.option("--overwrite", is_flag=True, help="Remove another run's files from the folder, and train anew.")
+@click.option(
+    "--overwrite", is_flag=True, help="Train anew where the folder holds another run, whose files go; the same goes on."
+)
 @click.option("--show", is_flag=True, help="Print the results of the finished run again, and nothing more.")
 def main(
     params: Path | None,

@@ -199,8 +199,8 @@ class _Scoring:
         going_on = self._place.exists() and {name: known.get(name) for name in self._about} == self._about
         done, seconds = (int(known["finished"]), float(known["seconds"])) if going_on else (0, 0.0)
         mode: Literal["r+", "w+"] = "r+" if going_on else "w+"
+        self._save(done, seconds)  # before there are scores, as in `similarities`
         scores: Any = np.memmap(self._place, np.float32, mode, shape=(len(self._keys),))
-        self._save(scores, done, seconds)
         started = saved = time.monotonic()
         count = self._texts.size
         images, starts = np.unique(self._keys[done:] // count, return_index=True)
@@ -210,11 +210,13 @@ class _Scoring:
             scores[part] = self._of_image(image, self._keys[part] % count)
             if (now := time.monotonic()) - saved > _SAVE_EVERY:
                 saved = now
-                self._save(scores, part.stop, seconds + now - started)
+                scores.flush()
+                self._save(part.stop, seconds + now - started)
             try:
                 pause()
             except BaseException:
-                self._save(scores, part.stop, seconds + time.monotonic() - started)
+                scores.flush()
+                self._save(part.stop, seconds + time.monotonic() - started)
                 raise
         found = np.array(scores)
         del scores
@@ -222,8 +224,7 @@ class _Scoring:
         self._state.unlink()
         return found, seconds + time.monotonic() - started
 
-    def _save(self, scores: Any, finished: int, seconds: float) -> None:
-        scores.flush()
+    def _save(self, finished: int, seconds: float) -> None:
         write_json(self._state, {**self._about, "finished": finished, "seconds": seconds})
 
     @torch.inference_mode()

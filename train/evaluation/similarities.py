@@ -164,10 +164,11 @@ def _filled(
     known = json_object(state)
     going_on = place.exists() and {name: known.get(name) for name in about} == about
     done = int(known["finished"]) if going_on else 0
+    # Before there are scores: it shows that their file is ours, and that of new ones nothing is finished.
+    write_json(state, {**about, "finished": done})
     scores: NDArray[np.float32] = np.memmap(
         place, np.float32, "r+" if going_on else "w+", shape=(first.size, second.size)
     )
-    write_json(state, {**about, "finished": done})
     for top in range(done, first.size, side):
         rows = on_device(first.take(slice(top, top + side)), device)
         for left in range(0, second.size, side):

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from models.aligned import AlignedModel
 from models.batch_loader import item_batches
-from models.encoded import map_tensors
 from models.inputs import Input, Stored, Tokens
 from models.loading import described, tensors_digest, weights_digest
 from models.students import HalvedStudent, Parts

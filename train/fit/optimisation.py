@@ -18,6 +18,7 @@ from models.aligned import AlignedModel
 from models.encoded import Encoded
 from models.inputs import Tensors
 from models.matching import match_in_training
+from stores.errors import ParameterError
 from stores.hardware import exact_dtype
 from stores.parameters import Train
 from train.data.batches import Batch, TrainingData
@@ -158,6 +159,17 @@ def make_optimizer(model: nn.Module, settings: Train) -> torch.optim.AdamW:
         {"params": [p for p in learned if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+
+
+def check_schedule(settings: Train) -> None:
+    """Refuse a learning rate that would rise to its end, as where the usual one is lowered below the final one.
+
+    Raises:
+        ParameterError: the final rate is greater than the highest.
+    """
+    if (final := settings.final_learning_rate) > settings.learning_rate:
+        expected = f"at most train.learning_rate, {settings.learning_rate}"
+        raise ParameterError(where="train.final_learning_rate", found=final, expected=expected)
 
 
 def learning_rate(step: int, steps: int, settings: Train) -> float:

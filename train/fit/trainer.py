@@ -46,7 +46,7 @@ from train.fit.epoch import Epoch, EpochProgress, StepMetrics
 from train.fit.frozen_towers import read_frozen_outputs
 from train.fit.grad_cache import check_cacheable
 from train.fit.live import LiveView
-from train.fit.optimisation import Optimisation
+from train.fit.optimisation import Optimisation, check_schedule
 from train.fit.processes import Processes, precision_of
 from train.fit.run_folder import Facts, describe
 from train.fit.stops import Stop, Stopped
@@ -75,6 +75,7 @@ class Training:
         self._processes: Processes = stop.processes
         self._settings = parameters.train
         check_weighable(parameters)
+        check_schedule(self._settings)
         set_seed(derived_seed(self._settings.seed))
         teachers = parameters.teachers
         slugs = {"image": teacher_slug(teachers.image, "image"), "text": teacher_slug(teachers.text, "text")}
