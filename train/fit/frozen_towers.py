@@ -22,6 +22,7 @@ from torch import Tensor
 
 from models.aligned import AlignedModel
 from models.batch_loader import item_batches
+from models.encoded import tensors_of
 from models.inputs import Input, Stored, Tokens
 from models.loading import described, tensors_digest, weights_digest
 from models.students import HalvedStudent, Parts
@@ -167,7 +168,7 @@ class _FrozenTower:
             items = Mixture([store], split, {modality: given})
             if not isinstance(given, Tokens):
                 rows = _spread(store.rows(split, given.level), PROBE)
-                yield from ((split, given.item(items, int(row), augment=False)) for row in rows)
+                yield from ((split, tensor) for tensor in tensors_of(given.batch(items, rows)))
                 continue
             texts = [items.text(int(row)) for row in _spread(store.rows(split, given.level), TEXTS)]
             for start in range(0, len(texts), BATCH):
