@@ -50,7 +50,11 @@ def test_an_interval_counts_what_divisions_share() -> None:
 def test_make_says_first_that_there_are_no_photographs(tmp_path: Path) -> None:
     makefile = Path(__file__).parents[1] / "Makefile"
     done = subprocess.run(
-        ["make", "-f", str(makefile), "photos"], cwd=tmp_path, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "-f", str(makefile), "photos"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.startswith("Skipped: there is no ../shared/")
     assert not list(tmp_path.iterdir()), "nothing is installed for it"
