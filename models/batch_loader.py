@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from models.encoded import moved
 from models.inputs import Input, Items, Rows, Tensors
@@ -49,9 +49,11 @@ class BatchLoader(Generic[B]):
         """Begin a pass at once. A variable that holds it through an error keeps the processes alive.
 
         Raises:
-            CusaError: a batch cannot be made, or a process is lost.
+            CusaError: a batch cannot be made, or a process is lost. What fails here, in no other process, is raised as
+                it is: its traceback leads to a plug-in's line.
         """
-        return reported(iter(self._batches))
+        batches = iter(self._batches)
+        return reported(batches) if self._batches.num_workers else batches
 
 
 def item_batches(
@@ -78,7 +80,7 @@ def reported(batches: Iterator[B | CusaError]) -> Iterator[B]:
 
 
 class _Batches(Dataset[Any]):
-    """The batch of a draw, or the error of a user's fault in its place: raised here, it would lose its fields."""
+    """The batch of a draw; in a process, a user's fault in its place, which would lose its fields if it were raised."""
 
     def __init__(self, make: Callable[[Any], Any]) -> None:
         self._make = make
@@ -87,6 +89,8 @@ class _Batches(Dataset[Any]):
         try:
             return self._make(draw)
         except CusaError as error:
+            if get_worker_info() is None:
+                raise
             return error
 
 

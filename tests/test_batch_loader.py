@@ -49,6 +49,15 @@ def test_a_fault_is_told_as_it_is(workers: int) -> None:
     assert (told.value.path, told.value.found, told.value.message.count("cusa-extract")) == ("train.tar", 5, 1)
 
 
+def test_what_fails_here_keeps_its_traceback() -> None:
+    def of_a_plug_in(draw: int) -> int:
+        raise RuntimeError("a plug-in's own")
+
+    with pytest.raises(RuntimeError, match=r"^a plug-in's own$") as told:
+        list(BatchLoader(of_a_plug_in, [5], 0, CPU))
+    assert told.traceback[-1].name == "of_a_plug_in"
+
+
 def test_a_lost_process_is_one_sentence() -> None:
     with pytest.raises(CusaError, match=r"^Inputs could not be prepared \(.*\)\. What is finished is kept") as told:
         list(BatchLoader(lost, [5], 1, CPU))

@@ -106,13 +106,14 @@ class Encoder:
         batches = [rows[at : at + size] for at in range(0, len(rows), size) if wanted[at : at + size].any()]
         if self._workers and self._teacher.decodes_in_threads and self._teacher.device.type == "cpu":
             return self._decoded_between(batches)
-        workers = min(self._workers, len(batches))
-        workers = min(workers, processes_that_fit(self._batch_bytes)) if workers else 0
+        if not (workers := min(self._workers, len(batches))):
+            return iter(BatchLoader(self._decoded, batches, 0, self._teacher.device))
+        workers = min(workers, processes_that_fit(self._batch_bytes))
         return iter(BatchLoader(self._decoded, batches, workers, self._teacher.device, self._prefetched(workers)))
 
     def _prefetched(self, workers: int) -> int:
         """Return how many batches each of the processes may have ready, where two windows are in hand."""
-        return max(1, min(_PREFETCH, _PREFETCHED_BYTES // max(1, 2 * workers * self._batch_bytes)))
+        return max(1, min(_PREFETCH, _PREFETCHED_BYTES // (2 * workers * self._batch_bytes)))
 
     @cached_property
     def _batch_bytes(self) -> int:

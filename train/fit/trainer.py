@@ -232,7 +232,7 @@ class Training:
         waiting: list[dict[str, Tensor]] = []
         looked = asked = time.monotonic()
         waited = 0.0
-        for step, batch in enumerate(self.data.loader, self._done.step):
+        for step, batch in zip(range(self._done.step, self._steps), self.data.loader, strict=True):
             waited += time.monotonic() - asked
             waiting.append(self.step(batch, epoch, step))
             stop, last = self._stop.asked(), step + 1 == self._steps
